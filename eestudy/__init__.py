@@ -1,0 +1,44 @@
+"""Early-exit networks: train them by different strategies, measure them honestly.
+
+Start reading at ``study.py``: one run from top to bottom. Importing this package loads no torch; each name below is
+imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> the module it lives in. A module's own name gives the module.
+_NAMES = {
+    "RunConfig": "config",
+    "EestudyError": "config",
+    "Study": "grids",
+    "load_study": "grids",
+    "request": "grids",
+    "Store": "store",
+    "Backbone": "models",
+    "MultiExit": "models",
+    "Run": "study",
+    "run": "study",
+    "budgets": "study",
+    "tradeoffs": "study",
+}
+_MODULES = (
+    "config", "grids", "store", "data", "models", "heads", "methods", "training", "evaluation", "study", "runner", "report",
+)  # fmt: skip
+
+__all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604  (names resolved by __getattr__)
+
+
+def __getattr__(name: str):
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"eestudy.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"eestudy.{name}")
+    raise AttributeError(f"module 'eestudy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

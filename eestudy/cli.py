@@ -1,0 +1,183 @@
+"""The command line: plan, run, status, table, book, doctor. Exit status 0, 1 (a run failed), 2 (a mistake), 130 (Ctrl-C)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from eestudy.config import EestudyError
+
+EXAMPLES = """examples:
+  eestudy plan params/smoke.yaml               what would run, what is done, and what it costs
+  eestudy run params/smoke.yaml --workers 2    execute it; what is done is skipped
+  eestudy table smoke                          the budget table of a study that has run
+  eestudy book params/smoke.yaml               run it and build the book in _build/html
+  papermill book/run.ipynb out.ipynb -p architecture vit1d -p dataset mnist1d -p strategy mixed
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line and exit status 2 for a mistake, without the usage in front."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"eestudy: {message} (eestudy --help shows what there is)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the return value is the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return COMMANDS[options.command](options)
+    except EestudyError as error:
+        print(f"eestudy: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "eestudy: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr
+        )
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="eestudy",
+        description="How to train an early-exit network: a study to read, rerun and change.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, text in (
+        ("plan", "list a study's runs: done or not, with estimated training FLOPs"),
+        ("run", "execute a study's notebooks and write its tables"),
+        ("status", "how much of a study is done"),
+        ("book", "run a study, execute the chapters on it and build the book"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("params", type=Path, help="the study's YAML, such as params/smoke.yaml")
+        command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
+        if name in ("run", "book"):
+            cores = os.cpu_count() or 1
+            command.add_argument(
+                "--workers",
+                type=_positive,
+                default=1,
+                help=f"local processes at a time (default 1; {cores} cores here)",
+            )
+    command = commands.add_parser(
+        "table", help="print a study's budget table", description="print a budget table"
+    )
+    command.add_argument("study", help="a study whose tables are in book/results, such as smoke")
+    command.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
+    command.add_argument("--rule", default="max-probability", help="exit rule (default max-probability)")
+    commands.add_parser("doctor", help="versions, devices, data sets and the store of this machine")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; it must be a whole number above 0")
+    return int(text)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from eestudy.grids import load_study
+    from eestudy.store import Store
+    from eestudy.study import prepare
+
+    study, store = load_study(options.params), Store(options.store)
+    total = 0.0
+    trained: set[str] = set()
+    print(f"{'run':<44} {'state':<8} {'training GFLOPs':>16}")
+    for config in study.configs:
+        plan = prepare(config)
+        todo = 0.0
+        for phase, phase_id in zip(plan.phases, plan.phase_ids, strict=True):
+            if phase_id not in trained and not store.folder("phases", phase_id).done():
+                todo += plan.step_flops[phase.name] * phase.epochs * len(plan.data.train)
+            trained.add(phase_id)
+        state = "done" if store.folder("runs", config.id).done() else "to train" if todo else "shared"
+        print(f"{config.id:<44} {state:<8} {todo / 1e9:>16,.1f}")
+        total += todo
+    print(
+        f"{len(study.configs)} runs; {total / 1e9:,.1f} GFLOPs are left to train (shared phases counted once)"
+    )
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from eestudy.grids import load_study
+    from eestudy.runner import run_study
+
+    return _report(run_study(load_study(options.params), options.workers, store=options.store))
+
+
+def _report(failures: list) -> int:
+    for failure in failures:
+        print(f"eestudy: failed: {failure.title}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from eestudy.grids import load_study
+    from eestudy.store import Store
+
+    study, store = load_study(options.params), Store(options.store)
+    done = [config for config in study.configs if store.folder("runs", config.id).done()]
+    print(f"{study.name}: {len(done)} of {len(study.configs)} runs are done in {store.path}")
+    for config in study.configs:
+        if config not in done:
+            print(f"  not done: {config.id}")
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from eestudy.report import tables
+
+    frame = tables.budget_frame(tables.load(options.study), options.protocol, options.rule)
+    print(frame.to_string())
+    return 0
+
+
+def _book(options: argparse.Namespace) -> int:
+    from eestudy.book import build
+    from eestudy.grids import load_study
+
+    return _report(build(load_study(options.params), options.workers, store=options.store))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import torch
+
+    from eestudy import data
+    from eestudy.environment import commit, hardware, versions
+    from eestudy.store import Store
+
+    print(f"versions  {versions()}; commit {commit()}")
+    print(f"device    {hardware()}, {torch.get_num_threads()} threads")
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    print(f"gpu       {', '.join(gpus) or 'none'}")
+    store = Store()
+    store.check_writable()
+    print(f"store     {store.path} (writable)")
+    for name in data.LOADERS:
+        found = data.load(name)
+        sizes = f"{len(found.train)} train, {len(found.validation)} validation, {len(found.test)} test"
+        print(f"data      {name}: {sizes}, inputs {found.input_shape}, {found.num_classes} classes")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "plan": _plan,
+    "run": _run,
+    "status": _status,
+    "table": _table,
+    "book": _book,
+    "doctor": _doctor,
+}

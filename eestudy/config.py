@@ -1,0 +1,218 @@
+"""What defines a run: validated, frozen and hashed. No torch here.
+
+A setting belongs in `RunConfig` when it changes the result; how a run is executed (device, workers, store) does not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+# Raised when a default or a rule changes so that an old result no longer answers for the same settings.
+SCHEMA = 1
+
+ARCHITECTURES = ("mlp", "resnet1d", "vit1d", "resnet-tiny")
+DATASETS = ("digits", "mnist1d")
+STRATEGIES = ("disjoint", "joint", "mixed")
+METHODS = ("sdn",)
+HEADS = ("auto", "pooled", "token", "vector")
+EXIT_RULES = ("max-probability", "entropy", "margin", "patience")
+
+# Fields that take one name out of a fixed set.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "architecture": ARCHITECTURES,
+    "dataset": DATASETS,
+    "strategy": STRATEGIES,
+    "method": METHODS,
+    "head": HEADS,
+    "weighting": ("equal", "depth-linear"),
+    "match": ("epochs", "flops", "patience"),
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("cosine", "one-cycle", "constant"),
+    "augmentation": ("none", "shift"),
+    "precision": ("float32", "bfloat16"),
+}
+# Fields bounded from below, from above; None is no bound, "(" an open one.
+BOUNDS: dict[str, tuple[float | None, float | None, str]] = {
+    "seed": (0, None, "["),
+    "epochs": (1, None, "["),
+    "train_size": (1, None, "["),
+    "head_layers": (1, 2, "["),
+    "phase_split": (0, 1, "("),
+    "patience": (1, None, "["),
+    "batch_size": (2, None, "["),
+    "lr": (0, None, "("),
+    "weight_decay": (0, None, "["),
+    "momentum": (0, 1, "["),
+    "warmup": (0, 1, "["),
+    "clip": (0, None, "("),
+}
+
+
+class EestudyError(ValueError):
+    """A mistake in what the user gave: one line that names the field, the value and what is valid."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks for this: a notebook shows the line alone, not the way through the package.
+        return [f"{type(self).__name__}: {self}"]
+
+
+def nearest(value: object, names: Iterable[str]) -> str:
+    """The names closest to `value` as the end of an error line; all of them when none is close."""
+    names = list(names)
+    close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(close)}" if close else f"valid: {', '.join(names)}"
+
+
+def check_name(field: str, value: object, names: Iterable[str]) -> str:
+    """`value` if it is one of `names`; EestudyError with the nearest ones otherwise."""
+    names = list(names)
+    if value not in names:
+        raise EestudyError(f"{field}: unknown name {value!r}; {nearest(value, names)}")
+    return str(value)
+
+
+class RunConfig(BaseModel):
+    """Everything that defines the result of one training run.
+
+    Raises EestudyError (a ValueError) with one line when a field is unknown, of the wrong type or out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    architecture: str
+    dataset: str
+    strategy: str
+    method: str = "sdn"
+    seed: int = 0
+    epochs: int = 20  # of the whole run; `match` says how the phases share them
+    # what is learnt from
+    train_size: int | None = None  # stratified subset of the training split; None: all of it
+    dataset_args: dict[str, int | float | str] = {}
+    augmentation: str = "none"
+    # the network
+    architecture_args: dict[str, int | float | str] = {}
+    exits: tuple[int, ...] | str = "all"  # stages (from 1) that get a head; "all": every stage but the last
+    head: str = "auto"  # by the kind of the backbone's features
+    head_layers: int = 1
+    # the training
+    weighting: str = "equal"
+    match: str = "epochs"
+    phase_split: float = 0.5  # share of the epochs that phase 1 takes in disjoint and mixed
+    patience: int = 10  # epochs without a better validation accuracy; used by `match: patience`
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    momentum: float = 0.9  # sgd only
+    schedule: str = "cosine"
+    warmup: float = 0.05  # share of a phase's steps; cosine and constant
+    clip: float | None = 1.0  # norm of the gradient; None: no clipping
+    batch_size: int = 128
+    precision: str = "float32"
+    checkpoints: tuple[int, ...] = (0, 5, 10, 25, 50, 75, 100)  # per cent of a phase
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise EestudyError(_one_line(error)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any) -> Any:
+        # Python takes True for 1; in a YAML file it is a mistake.
+        if isinstance(value, bool):
+            raise ValueError("true and false are not valid here")
+        return value
+
+    @field_validator(*CHOICES)
+    @classmethod
+    def _known_name(cls, value: str, info: Any) -> str:
+        names = CHOICES[info.field_name]
+        if value not in names:
+            raise ValueError(f"unknown name {value!r}; {nearest(value, names)}")
+        return value
+
+    @field_validator(*BOUNDS)
+    @classmethod
+    def _in_bounds(cls, value: float | None, info: Any) -> float | None:
+        low, high, kind = BOUNDS[info.field_name]
+        if value is None:
+            return value
+        below = low is not None and (value < low or (kind == "(" and value == low))
+        above = high is not None and (value > high or (kind == "(" and value == high))
+        if below or above or value != value:
+            least = "above" if kind == "(" else "at least"
+            most = "below" if kind == "(" else "at most"
+            wanted = " and ".join(
+                f"{word} {bound:g}" for word, bound in ((least, low), (most, high)) if bound is not None
+            )
+            raise ValueError(f"{value} is out of range; it must be {wanted}")
+        return value
+
+    @field_validator("exits")
+    @classmethod
+    def _exits(cls, value: tuple[int, ...] | str) -> tuple[int, ...] | str:
+        if isinstance(value, str):
+            if value != "all":
+                raise ValueError(f"{value!r} is not valid; give 'all' or a list of stages such as [2, 4]")
+            return value
+        if not value or min(value) < 1 or len(set(value)) < len(value):
+            raise ValueError(f"{list(value)} is not valid; stages count from 1, at least one, none twice")
+        return tuple(sorted(value))
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _checkpoints(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 0 <= share <= 100 for share in value):
+            raise ValueError(f"{list(value)} is not valid; each is a whole per cent of a phase, 0 to 100")
+        return tuple(sorted({*value, 100}))
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A copy with `changes`, validated again."""
+        return RunConfig(**{**self.model_dump(), **changes})
+
+    def identity(self) -> dict[str, Any]:
+        """What is hashed: the fields that differ from their default, and the schema version.
+
+        Leaving the defaults out keeps old ids when a later version adds a field. A changed default needs a new SCHEMA;
+        a test pins the defaults so that nobody forgets.
+        """
+        return {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
+
+    @property
+    def id(self) -> str:
+        """Readable names and a content hash: equal settings have an equal id, in any process."""
+        names = (self.architecture, self.dataset, self.strategy, f"s{self.seed}")
+        return "-".join([*names, content_hash(self.identity())])
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    field = str(first["loc"][0]) if first["loc"] else "settings"
+    fields = list(RunConfig.model_fields)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {field!r} (value {first['input']!r}); {nearest(field, fields)}"
+    if first["type"] == "missing":
+        hint = f"; valid: {', '.join(CHOICES[field])}" if field in CHOICES else ""
+        return f"{field}: missing, it has no default{hint}"
+    if first["type"] == "value_error":
+        return f"{field}: {first['ctx']['error']}"
+    return f"{field}: {first['input']!r} is not valid; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def content_hash(content: Any) -> str:
+    """Ten hex digits of the SHA-256 of `content` as JSON with sorted keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def named_seed(*names: object) -> int:
+    """A seed in [0, 2^63) from names such as (run seed, "phase-1", "order", epoch), never from the order of calls."""
+    text = "/".join(str(name) for name in names)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,49 @@
+"""Data sets that need no download: scikit-learn's digits and MNIST-1D."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from eestudy.config import EestudyError
+from eestudy.data.splits import SPLIT_SEED, DataSet, split_and_normalize
+
+
+def digits() -> DataSet:
+    """1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998, as shipped by scikit-learn).
+
+    The test split is a fifth, stratified; the data has no split of its own.
+    """
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 1, 8, 8)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, random_state=SPLIT_SEED, stratify=labels
+    )
+    return split_and_normalize("digits", images[train], labels[train], images[test], labels[test])
+
+
+def mnist1d(noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 5000) -> DataSet:
+    """MNIST-1D (Greydanus and Kobak 2024): ten templates of a line of 40 points, shifted, sheared and made noisy.
+
+    noise: deviation of the independent noise; correlated_noise: that of the smooth one; samples: how many are made,
+    a fifth of them for test. The generator's own seed (42) is kept, so the defaults give its published data set.
+    """
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    for name, value in (("noise", noise), ("correlated_noise", correlated_noise)):
+        if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise EestudyError(
+                f"dataset_args: {name}: {value!r} is not valid for mnist1d; it must be 0 or more"
+            )
+    if not isinstance(samples, int) or samples < 1000:
+        raise EestudyError(
+            f"dataset_args: samples: {samples!r} is not valid for mnist1d; it must be 1000 or more"
+        )
+    settings = get_dataset_args()
+    settings.num_samples = samples
+    settings.iid_noise_scale = noise
+    settings.corr_noise_scale = correlated_noise
+    made = make_dataset(settings)
+    x, x_test = made["x"][:, None], made["x_test"][:, None]
+    return split_and_normalize("mnist1d", x, made["y"], x_test, made["y_test"])

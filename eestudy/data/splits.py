@@ -1,0 +1,86 @@
+"""What a data set is, and how it is split: stratified, by a seed that never changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from eestudy.config import EestudyError
+
+SPLIT_SEED = 42
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs (N, ...) float32 and labels (N,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Facts and tensors of a data set. Only `train` is ever augmented."""
+
+    name: str
+    num_classes: int
+    input_shape: tuple[int, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+
+def split_and_normalize(
+    name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, validation: float = 0.1
+) -> DataSet:
+    """Splits validation off train, stratified, and normalizes all three by the mean and deviation of what is left.
+
+    x: (N, C, ...) of any real type, y: (N,) whole numbers from 0.
+    """
+    rest, held_out = train_test_split(
+        np.arange(len(y)), test_size=validation, random_state=SPLIT_SEED, stratify=y
+    )
+    mean, deviation = x[rest].mean(), x[rest].std()
+
+    def split(inputs: np.ndarray, labels: np.ndarray) -> Split:
+        normal = ((inputs - mean) / deviation).astype(np.float32)
+        return Split(torch.from_numpy(normal), torch.from_numpy(labels.astype(np.int64)))
+
+    return DataSet(
+        name=name,
+        num_classes=int(y.max()) + 1,
+        input_shape=tuple(x.shape[1:]),
+        train=split(x[rest], y[rest]),
+        validation=split(x[held_out], y[held_out]),
+        test=split(x_test, y_test),
+    )
+
+
+def subset(data: DataSet, train_size: int) -> DataSet:
+    """`data` with a stratified subset of `train_size` training samples; EestudyError if it has fewer."""
+    have = len(data.train)
+    if train_size == have:
+        return data
+    if not data.num_classes <= train_size < have:
+        raise EestudyError(
+            f"train_size: {train_size} is not valid for {data.name}; it has {data.num_classes} classes "
+            f"and {have} training samples after validation was split off"
+        )
+    # A class could be missed by the stratified draw when fewer samples are left out than there are classes.
+    left_out = max(have - train_size, data.num_classes)
+    kept, _ = train_test_split(
+        np.arange(have), test_size=left_out, random_state=SPLIT_SEED, stratify=data.train.y.numpy()
+    )
+    chosen = torch.from_numpy(np.sort(kept))
+    if len(chosen) < train_size:
+        missing = np.setdiff1d(np.arange(have), kept)[: train_size - len(chosen)]
+        chosen = torch.from_numpy(np.sort(np.concatenate([kept, missing])))
+    return dataclasses.replace(data, train=Split(data.train.x[chosen], data.train.y[chosen]))

@@ -1,0 +1,197 @@
+"""Many runs at once: a study's YAML, a grid of settings, a notebook's parameters. No torch here."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eestudy.config import STRATEGIES, EestudyError, RunConfig, content_hash, nearest
+
+
+@dataclass(frozen=True)
+class Study:
+    """A named tuple of runs, in the order in which they are best executed."""
+
+    name: str
+    configs: tuple[RunConfig, ...]
+
+    def pages(self) -> list[list[RunConfig]]:
+        """The runs grouped into notebooks: same settings, different seeds."""
+        groups: dict[str, list[RunConfig]] = {}
+        for config in self.configs:
+            groups.setdefault(content_hash(config.replace(seed=0).identity()), []).append(config)
+        return list(groups.values())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that also refuses a key given twice, where the first value would be lost in silence."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"key {twice[0]!r} is given twice", node.start_mark
+        )
+    return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; tags that would run code, unreadable and empty files raise EestudyError."""
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        near = ""
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+            near = "; " + nearest(
+                path.name, sorted(p.name for p in path.parent.glob("*.y*ml")) or ["(no YAML there)"]
+            )
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise EestudyError(f"{path}: {reason}{near}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise EestudyError(
+            f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}"
+        ) from None
+    if not isinstance(content, dict):
+        raise EestudyError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return content
+
+
+def load_study(path: str | Path) -> Study:
+    """The runs of a YAML file.
+
+    A study has `seeds`, `common` (settings of every run) and `grid`: a list of blocks whose lists multiply. A flat
+    file of RunConfig fields, with or without `seeds`, is a study of one combination.
+    """
+    content = read_yaml(path)
+    name = Path(path).stem
+    if "grid" not in content:
+        seeds = content.pop("seeds", None)
+        if seeds is not None and "seed" in content:
+            raise EestudyError(f"{path}: give seed or seeds, not both")
+        return Study(name, _expand(path, [content], {}, [content.get("seed", 0)] if seeds is None else seeds))
+    unknown = sorted(str(key) for key in set(content) - {"seeds", "common", "grid"})
+    if unknown:
+        raise EestudyError(
+            f"{path}: unknown key {unknown[0]!r}; {nearest(unknown[0], ['seeds', 'common', 'grid'])}"
+        )
+    common = content.get("common") or {}
+    if not isinstance(common, dict):
+        raise EestudyError(f"{path}: common: expected a mapping of settings, found {common!r}")
+    return Study(name, _expand(path, content["grid"], common, content.get("seeds", [0])))
+
+
+def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any) -> tuple[RunConfig, ...]:
+    if (
+        not isinstance(blocks, list)
+        or not blocks
+        or not all(isinstance(block, dict) and block for block in blocks)
+    ):
+        raise EestudyError(f"{path}: grid: expected a list of blocks with at least one, found {blocks!r}")
+    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+        raise EestudyError(f"{path}: seeds: expected a list of different whole numbers, found {seeds!r}")
+    configs: list[RunConfig] = []
+    for block in blocks:
+        settings = {**common, **block}
+        axes = {
+            key: value if isinstance(value, list) and key not in ("exits", "checkpoints") else [value]
+            for key, value in settings.items()
+        }
+        empty = [key for key, values in axes.items() if not values]
+        if empty:
+            raise EestudyError(f"{path}: {empty[0]}: the list is empty, so the grid holds no run")
+        for values in itertools.product(*axes.values()):
+            for seed in seeds:
+                try:
+                    configs.append(RunConfig(**dict(zip(map(str, axes), values, strict=True)), seed=seed))
+                except EestudyError as error:
+                    raise EestudyError(f"{path}: {error}") from None
+                except TypeError:
+                    raise EestudyError(f"{path}: seed: give it in seeds, not in the grid") from None
+    repeated = [config.id for config in configs if configs.count(config) > 1]
+    if repeated:
+        raise EestudyError(f"{path}: grid: the run {repeated[0]} is asked for twice")
+    # Runs that share a phase should not start side by side, where one would wait for the other: strategy by strategy.
+    order = {name: place for place, name in enumerate(STRATEGIES)}
+    return tuple(sorted(configs, key=lambda config: order[config.strategy]))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a notebook asks for: one RunConfig a seed, and how to execute them."""
+
+    configs: tuple[RunConfig, ...]
+    store: str | None
+    device: str | None
+
+
+def request(namespace: Mapping[str, Any]) -> Request:
+    """Reads a notebook's parameters out of its globals().
+
+    Takes every RunConfig field, `seeds`, `store` and `device`. A name that is none of these, in the parameters cell or
+    in the one papermill adds, raises EestudyError (papermill itself would only warn).
+    """
+    known = {*RunConfig.model_fields, "seeds", "store", "device"} - {"seed"}
+    for source in namespace.get("In", []):
+        for name in _assigned(source, known):
+            if name not in known:
+                raise EestudyError(f"unknown notebook parameter {name!r}; {nearest(name, sorted(known))}")
+    given = {name: namespace[name] for name in known if name in namespace}
+    given = {name: value for name, value in given.items() if not isinstance(value, types.ModuleType)}
+    store, device = given.pop("store", None), given.pop("device", None)
+    given = {name: _parsed(name, value) for name, value in given.items() if value is not None}
+    seeds = given.pop("seeds", [0])
+    return Request(_expand("parameters", [given], {}, seeds), store, device)
+
+
+def _parsed(name: str, value: Any) -> Any:
+    # papermill -p hands lists and mappings over as text.
+    if isinstance(value, str) and name in (
+        "seeds",
+        "exits",
+        "checkpoints",
+        "architecture_args",
+        "dataset_args",
+    ):
+        return yaml.safe_load(value)
+    return value
+
+
+def _assigned(source: str, known: set[str]) -> list[str]:
+    """Names that a cell assigns, if it is a parameters cell: papermill's own, or plain values for known names."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a cell with magics
+        return []
+    names = []
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names.append(node.targets[0].id)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.append(node.target.id)
+        elif not isinstance(node, ast.Expr):
+            return []
+    return names if source.startswith("# Parameters") or known & set(names) else []
+
+
+def project_root() -> Path:
+    """The checkout that the working folder, or else the package, lies in; the working folder when there is none."""
+    for start in (Path.cwd(), Path(__file__).parent):
+        for folder in (start, *start.parents):
+            if (folder / "_config.yml").is_file() and (folder / "params").is_dir():
+                return folder
+    return Path.cwd()

@@ -1,0 +1,96 @@
+"""Exit heads (internal classifiers): what turns a stage's features into logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eestudy.config import EestudyError, check_name
+
+POOLED_SIZE = 4  # each side of what an SDN head pools to
+
+
+class SDNPool(nn.Module):
+    """a * maxpool + (1 - a) * avgpool with a learned share a (Kaya et al. 2019, SDN).
+
+    (B, C, L) -> (B, C * size), (B, C, H, W) -> (B, C * size^2), with size at most 4.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = tuple(min(POOLED_SIZE, side) for side in feature_shape[1:])
+        self.share = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            size = self.size[0]
+            most, mean = F.adaptive_max_pool1d(x, size), F.adaptive_avg_pool1d(x, size)
+        else:
+            most, mean = F.adaptive_max_pool2d(x, self.size), F.adaptive_avg_pool2d(x, self.size)
+        return (self.share * most + (1 - self.share) * mean).flatten(1)
+
+
+class FirstToken(nn.Module):
+    """The class token, layer-normed: (B, T, D) -> (B, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x[:, 0])
+
+
+def pooled(feature_shape: tuple[int, ...], num_classes: int, layers: int) -> nn.Module:
+    """SDN pooling, then linear; a second layer puts a 3-wide convolution with BatchNorm and ReLU in front."""
+    channels, sides = feature_shape[0], feature_shape[1:]
+    pool = SDNPool(feature_shape)
+    last = nn.Linear(channels * int(torch.tensor(pool.size).prod()), num_classes)
+    if layers == 1:
+        return nn.Sequential(pool, last)
+    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if len(sides) == 1 else (nn.Conv2d, nn.BatchNorm2d)
+    first = nn.Sequential(conv(channels, channels, 3, padding=1, bias=False), norm(channels), nn.ReLU())
+    return nn.Sequential(first, pool, last)
+
+
+def token(feature_shape: tuple[int, ...], num_classes: int, layers: int) -> nn.Module:
+    """The layer-normed class token, then linear, or an MLP as wide as the token."""
+    width = feature_shape[1]
+    return nn.Sequential(FirstToken(width), *_mlp(width, num_classes, layers))
+
+
+def vector(feature_shape: tuple[int, ...], num_classes: int, layers: int) -> nn.Module:
+    """Linear, or an MLP as wide as the features."""
+    return nn.Sequential(*_mlp(feature_shape[0], num_classes, layers))
+
+
+def _mlp(width: int, num_classes: int, layers: int) -> list[nn.Module]:
+    hidden: list[nn.Module] = [nn.Linear(width, width), nn.GELU()] if layers == 2 else []
+    return [*hidden, nn.Linear(width, num_classes)]
+
+
+# name -> (kinds of features it reads, builder)
+HEADS: dict[str, tuple[tuple[str, ...], Callable[[tuple[int, ...], int, int], nn.Module]]] = {
+    "pooled": (("maps", "sequence"), pooled),
+    "token": (("tokens",), token),
+    "vector": (("vector",), vector),
+}
+
+
+def build_head(
+    name: str, kind: str, feature_shape: tuple[int, ...], num_classes: int, layers: int = 1
+) -> nn.Module:
+    """The head `name` for features of `kind` and shape (without the batch). "auto" takes the one made for the kind.
+
+    Raises EestudyError for an unknown name, a head that cannot read the kind, or layers other than 1 and 2.
+    """
+    fitting = [head for head, (kinds, _) in HEADS.items() if kind in kinds]
+    if name != "auto" and check_name("head", name, ["auto", *HEADS]) not in fitting:
+        raise EestudyError(f"head: {name!r} does not read {kind}; valid: auto, {', '.join(fitting)}")
+    if layers not in (1, 2):
+        raise EestudyError(f"head_layers: {layers} is out of range; it must be 1 or 2")
+    _, build = HEADS[fitting[0] if name == "auto" else name]
+    return build(feature_shape, num_classes, layers)

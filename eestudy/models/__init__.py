@@ -1,0 +1,49 @@
+"""Backbones by name, and MultiExit, which gives them exits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from eestudy.config import EestudyError, check_name, nearest
+from eestudy.models.backbone import Backbone
+from eestudy.models.cost import ExitCosts, exit_costs
+from eestudy.models.mlp import mlp
+from eestudy.models.multi_exit import MultiExit
+from eestudy.models.resnet import resnet1d, resnet_tiny
+from eestudy.models.vit import vit1d
+
+__all__ = ["BACKBONES", "Backbone", "ExitCosts", "MultiExit", "build_backbone", "exit_costs"]
+
+# name -> (builder, number of input dimensions without the batch; None: any)
+BACKBONES: dict[str, tuple[Callable[..., Backbone], int | None]] = {
+    "mlp": (mlp, None),
+    "resnet1d": (resnet1d, 2),
+    "vit1d": (vit1d, 2),
+    "resnet-tiny": (resnet_tiny, 3),
+}
+
+
+def build_backbone(
+    name: str, input_shape: tuple[int, ...], num_classes: int, **architecture_args: object
+) -> Backbone:
+    """The backbone `name` for inputs (B, *input_shape) and `num_classes` classes.
+
+    Raises EestudyError for an unknown name or argument, an argument that is not a whole number above 0, or an input
+    the backbone cannot take.
+    """
+    build, dims = BACKBONES[check_name("architecture", name, BACKBONES)]
+    known = list(inspect.signature(build).parameters)[2:]
+    for key, value in architecture_args.items():
+        if key not in known:
+            raise EestudyError(f"architecture_args: unknown key {key!r} for {name}; {nearest(key, known)}")
+        if not isinstance(value, int) or value < 1:
+            raise EestudyError(
+                f"architecture_args: {key}: {value!r} is not valid; it must be a whole number above 0"
+            )
+    if dims is not None and len(input_shape) != dims:
+        fitting = [other for other, (_, wanted) in BACKBONES.items() if wanted in (None, len(input_shape))]
+        raise EestudyError(
+            f"architecture: {name} does not take inputs of shape {tuple(input_shape)}; valid: {', '.join(fitting)}"
+        )
+    return build(tuple(input_shape), num_classes, **architecture_args)

@@ -1,0 +1,341 @@
+"""One run from top to bottom: config -> data -> network -> phases -> predictions -> tables. Start reading here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from eestudy import data, evaluation
+from eestudy.config import SCHEMA, EestudyError, RunConfig, content_hash, named_seed
+from eestudy.environment import describe, say
+from eestudy.methods import METHODS
+from eestudy.models import ExitCosts, MultiExit, build_backbone, exit_costs
+from eestudy.store import Arrays, Folder, Store
+from eestudy.training.cost import step_flops
+from eestudy.training.loop import checkpoint_name, train_phase
+from eestudy.training.phases import Phase, resolve
+from eestudy.training.strategies import STRATEGIES
+
+CURVE_FRACTIONS = tuple(
+    np.round(np.linspace(0.05, 1.3, 51), 3)
+)  # budgets of a trade-off curve, of the plain backbone
+
+
+def run(config: RunConfig, store: str | Path | Store | None = None, device: str | None = None) -> Run:
+    """Trains the run of `config`, or loads what of it is done.
+
+    store: a folder (default $EESTUDY_HOME or ./runs); device: "cpu", "cuda", ... (default: a GPU if there is one).
+    Raises EestudyError for settings that do not fit together and for a store that cannot be written.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    folder = store.folder("runs", config.id)
+    place = _device(device)
+    store.check_writable()
+    with folder.lock(say):
+        if not store.usable(folder):
+            plan = prepare(config)
+            folder.write_json("config.json", config.model_dump(mode="json"))
+            model = plan.model
+            for number, phase_id in enumerate(plan.phase_ids):
+                train_or_load(store, plan, number, phase_id, model, place)
+            _finish(folder, store, plan, model.eval(), place)
+    return Run(config, store)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config comes to: the data, the untrained network, its phases and their ids, FLOPs of a training step."""
+
+    config: RunConfig
+    data: data.DataSet
+    model: MultiExit
+    phases: tuple[Phase, ...]
+    phase_ids: tuple[str, ...]
+    step_flops: dict[str, float]  # of one sample, by phase name
+
+    @property
+    def training_flops(self) -> float:
+        """Of the whole run, if every phase trains all its epochs."""
+        samples = len(self.data.train)
+        return sum(self.step_flops[phase.name] * phase.epochs * samples for phase in self.phases)
+
+
+def prepare(config: RunConfig) -> Plan:
+    """Checks that a config's parts fit together, without training. Raises EestudyError where they do not."""
+    loaded = data.load(config.dataset, config.train_size, **config.dataset_args)
+    model = build_model(config, loaded)
+    skeletons = STRATEGIES[config.strategy](config.phase_split)
+    needed = {phase.name: phase for phase in (*STRATEGIES["joint"](1.0), *skeletons)}
+    flops = {name: step_flops(model, phase) for name, phase in needed.items()}
+    phases = resolve(skeletons, config, flops)
+    ids: list[str] = []
+    for place, phase in enumerate(phases):
+        ids.append(_phase_id(config, phase, place, ids[-1] if ids else None))
+    return Plan(config, loaded, model, phases, tuple(ids), flops)
+
+
+def build_model(config: RunConfig, loaded: data.DataSet) -> MultiExit:
+    """The untrained network. Backbone and heads are seeded by name: strategies start from the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(named_seed(config.seed, "backbone"))
+        backbone = build_backbone(
+            config.architecture, loaded.input_shape, loaded.num_classes, **config.architecture_args
+        )
+    return MultiExit(
+        backbone,
+        config.exits,
+        config.head,
+        config.head_layers,
+        lambda stage: named_seed(config.seed, "head", stage),
+    )
+
+
+def _phase_id(config: RunConfig, phase: Phase, place: int, parent: str | None) -> str:
+    """Content address of a phase. What does not change its weights (the strategy's name, unused heads) is left out."""
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "parent": parent,
+        "place": place,
+        "phase": phase.identity(),
+        "seed": config.seed,
+        "data": [config.dataset, config.dataset_args, config.train_size],
+        "backbone": [config.architecture, config.architecture_args],
+    }
+    if phase.uses_heads:
+        content["heads"] = [config.head, config.head_layers, config.exits]
+    return f"{phase.name}-{content_hash(content)}"
+
+
+def train_or_load(
+    store: Store, plan: Plan, number: int, phase_id: str, model: MultiExit, device: torch.device
+) -> None:
+    """Brings `model` from the end of phase `number - 1` to the end of phase `number`, training only what is not done."""
+    phase, folder = plan.phases[number], store.folder("phases", phase_id)
+    with folder.lock(say):
+        if not store.usable(folder):
+            if not folder.has("environment.json"):
+                folder.write_json("environment.json", describe(device.type))
+            parent = plan.phase_ids[number - 1] if number else None
+            folder.write_json(
+                "config.json", {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
+            )
+            with torch.random.fork_rng(devices=[]):
+                train_phase(model, phase, plan.data, folder, plan.config.seed, number, device)
+            folder.finish()
+        else:
+            load_weights(model, folder.arrays(checkpoint_name(100)))
+
+
+def load_weights(model: MultiExit, arrays: Arrays) -> None:
+    """Copies a phase's checkpoint, the tensors it trained, into the network; the others stay."""
+    model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()}, strict=False)
+
+
+def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, device: torch.device) -> None:
+    """Predictions on clean validation and test data, the exits' table and where they come from; then `done`."""
+    arrays: Arrays = {}
+    for name, split in (("validation", plan.data.validation), ("test", plan.data.test)):
+        arrays[f"{name}.logits"] = predict_logits(model, split, device)
+        arrays[f"{name}.labels"] = split.y.numpy()
+    folder.write_arrays("predictions.safetensors", arrays)
+    costs = exit_costs(model)
+    stages = [*model.exit_stages, len(model.backbone.stages)]
+    exits = evaluation.exit_metrics(arrays["test.logits"], arrays["test.labels"])
+    exits = exits.assign(stage=stages, flops=costs.flops, params=costs.params)
+    folder.write_frame("exits.parquet", exits[["exit", "stage", "flops", "params", "accuracy", "nll", "ece"]])
+    summaries = [store.folder("phases", phase_id).json("summary.json") for phase_id in plan.phase_ids]
+    spent = [
+        plan.step_flops[phase.name] * summary["samples"]
+        for phase, summary in zip(plan.phases, summaries, strict=True)
+    ]
+    folder.write_json(
+        "run.json",
+        {
+            "phases": list(plan.phase_ids),
+            "seconds": round(sum(summary["seconds"] for summary in summaries), 3),
+            "training_flops": float(sum(spent)),
+            "stage_flops": costs.stages,
+            "classifier_flops": costs.classifier,
+            "head_flops": costs.heads,
+        },
+    )
+    if not folder.has("environment.json"):
+        folder.write_json("environment.json", describe(device.type))
+    folder.finish()
+
+
+@torch.no_grad()
+def predict_logits(model: MultiExit, split: data.Split, device: torch.device, batch: int = 512) -> np.ndarray:
+    """Logits of every exit (K, N, C), float32, in eval mode."""
+    model.eval().to(device)
+    logits = [torch.stack(model(x.to(device))).float().cpu() for x in split.x.split(batch)]
+    return torch.cat(logits, dim=1).numpy()
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise EestudyError(
+            f"device: {name!r} is not available here; valid: cpu, or cuda where there is one"
+        ) from None
+
+
+class Run:
+    """A finished run: its weights, predictions and tables, read from the store."""
+
+    def __init__(self, config: RunConfig, store: Store) -> None:
+        self.config = config
+        self._store = store
+        self._folder = store.folder("runs", config.id)
+        self._facts = self._folder.json("run.json")
+
+    @property
+    def id(self) -> str:
+        return self.config.id
+
+    @property
+    def path(self) -> Path:
+        return self._folder.path
+
+    @property
+    def phases(self) -> list[str]:
+        """Ids of the phases, in order."""
+        return self._facts["phases"]
+
+    def model(self) -> MultiExit:
+        """The network with its final weights, in eval mode."""
+        loaded = data.load(self.config.dataset, self.config.train_size, **self.config.dataset_args)
+        model = build_model(self.config, loaded)
+        for phase in self.phases:
+            load_weights(model, self._store.folder("phases", phase).arrays(checkpoint_name(100)))
+        return model.eval().requires_grad_(False)
+
+    def data(self) -> data.DataSet:
+        """The data set the run was trained and tested on."""
+        return data.load(self.config.dataset, self.config.train_size, **self.config.dataset_args)
+
+    def history(self) -> pd.DataFrame:
+        """Training curves: run, phase, epoch, exit, split, loss, accuracy."""
+        frames = [
+            pd.DataFrame(self._store.folder("phases", phase).records()).assign(
+                phase=f"{number}-{phase.split('-')[0]}"
+            )
+            for number, phase in enumerate(self.phases, 1)
+        ]
+        frame = pd.concat(frames, ignore_index=True).assign(run=self.id)
+        return frame[["run", "phase", "epoch", "exit", "split", "loss", "accuracy"]]
+
+    def exits(self) -> pd.DataFrame:
+        """Test metrics by exit: run, exit, stage, flops, params (both cumulative), accuracy, nll, ece."""
+        frame = self._folder.frame("exits.parquet")
+        frame.insert(0, "run", self.id)
+        return frame
+
+    @cached_property
+    def _predictions(self) -> Arrays:
+        return self._folder.arrays("predictions.safetensors")
+
+    def predictions(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+        """Logits (K, N, C) float32 and labels (N,) of "validation" or "test", both without augmentation."""
+        if split not in ("validation", "test"):
+            raise EestudyError(f"split: {split!r} has no stored predictions; valid: validation, test")
+        return self._predictions[f"{split}.logits"], self._predictions[f"{split}.labels"]
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """Mean cost of leaving at each exit, (K,) FLOPs a sample: backbone so far and every head so far."""
+        return self._folder.frame("exits.parquet")["flops"].to_numpy(dtype=float)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """FLOPs part by part: "stages" (one a stage), "classifier", "heads" (one a head)."""
+        return {
+            "stages": self._facts["stage_flops"],
+            "classifier": self._facts["classifier_flops"],
+            "heads": self._facts["head_flops"],
+        }
+
+    @property
+    def backbone_flops(self) -> float:
+        """FLOPs of the plain backbone for one sample: 100 % of a budget."""
+        return float(sum(self._facts["stage_flops"]) + self._facts["classifier_flops"])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """seconds and training_flops of all phases; hardware, versions and commit that made the run."""
+        facts = {key: self._facts[key] for key in ("seconds", "training_flops")}
+        return {**facts, **self._folder.json("environment.json")}
+
+    def budgets(self, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
+        """Accuracy and mean cost at each budget: run, protocol, rule, budget, accuracy, flops (NaN: not reachable)."""
+        return budgets([self], protocol, rule)
+
+    def tradeoff(self, rule: str | None = None) -> pd.DataFrame:
+        """The calibrated accuracy-cost curve: run, protocol, rule, budget (of the backbone's FLOPs), accuracy, flops."""
+        rule = rule or METHODS[self.config.method].exit_rule
+        curve = evaluation.calibrated_curve(
+            self.predictions("validation"), self.predictions("test"), self.costs, self.backbone_flops, rule,
+            CURVE_FRACTIONS,
+        )  # fmt: skip
+        return curve.assign(run=self.id, protocol="calibrated", rule=rule)[
+            ["run", "protocol", "rule", "budget", "accuracy", "flops"]
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """One row of runs.csv."""
+        names = ("architecture", "dataset", "strategy", "method", "seed")
+        return {
+            "run": self.id,
+            **{name: getattr(self.config, name) for name in names},
+            "backbone_flops": self.backbone_flops,
+            **self.provenance,
+            "config": json.dumps(self.config.identity(), sort_keys=True),
+        }
+
+
+def budgets(runs: Sequence[Run], protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
+    """The budget table of one cell's seeds, one row a run and budget.
+
+    calibrated: thresholds fitted on each run's validation data, applied once to test. paper: one threshold for all
+    seeds, swept on test as in the published tables. rule: default, the method's.
+    """
+    if protocol not in ("calibrated", "paper"):
+        raise EestudyError(f"protocol: unknown name {protocol!r}; valid: calibrated, paper")
+    if not runs:
+        raise EestudyError("runs: the list is empty; a budget table needs at least one run")
+    rule = rule or METHODS[runs[0].config.method].exit_rule
+    if len({tuple(run.costs) for run in runs}) > 1:
+        raise EestudyError(
+            "runs: their exits cost different FLOPs, so they do not belong to one budget table"
+        )
+    if protocol == "paper":
+        frame = evaluation.paper_budgets(
+            [run.predictions("test") for run in runs], runs[0].costs, runs[0].backbone_flops, rule
+        )
+        frame = frame.assign(run=[runs[number].id for number in frame["run_index"]])
+    else:
+        frames = [
+            evaluation.calibrated_budgets(
+                run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, rule
+            ).assign(run=run.id)
+            for run in runs
+        ]
+        frame = pd.concat(frames, ignore_index=True)
+    columns = ["run", "protocol", "rule", "budget", "accuracy", "flops"]
+    return frame.assign(protocol=protocol, rule=rule)[columns]
+
+
+def tradeoffs(runs: Sequence[Run], rule: str | None = None) -> pd.DataFrame:
+    """The calibrated accuracy-cost curves of several runs, one below the other."""
+    return pd.concat([run.tradeoff(rule) for run in runs], ignore_index=True)

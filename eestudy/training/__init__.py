@@ -1,0 +1,1 @@
+"""Training: what a phase is, which strategies there are, and the one loop. Import from the modules."""
