@@ -35,12 +35,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:
-        raise yaml.constructor.ConstructorError(
-            None, None, f"key {twice[0]!r} is given twice", node.start_mark
-        )
+    seen: list[Any] = []
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise yaml.constructor.ConstructorError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+        seen.append(key)
     return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
 
 
@@ -80,10 +80,10 @@ def load_study(path: str | Path) -> Study:
     content = read_yaml(path)
     name = Path(path).stem
     if "grid" not in content:
-        seeds = content.pop("seeds", None)
-        if seeds is not None and "seed" in content:
+        if "seeds" in content and "seed" in content:
             raise EestudyError(f"{path}: give seed or seeds, not both")
-        return Study(name, _expand(path, [content], {}, [content.get("seed", 0)] if seeds is None else seeds))
+        seeds = content.pop("seeds", [content.pop("seed", 0)])
+        return Study(name, _expand(path, [content], {}, seeds))
     unknown = sorted(str(key) for key in set(content) - {"seeds", "common", "grid"})
     if unknown:
         raise EestudyError(
@@ -107,6 +107,8 @@ def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any
     configs: list[RunConfig] = []
     for block in blocks:
         settings = {**common, **block}
+        if "seed" in settings:
+            raise EestudyError(f"{path}: seed: give it in seeds, not in the grid")
         axes = {
             key: value if isinstance(value, list) and key not in ("exits", "checkpoints") else [value]
             for key, value in settings.items()
@@ -120,8 +122,6 @@ def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any
                     configs.append(RunConfig(**dict(zip(map(str, axes), values, strict=True)), seed=seed))
                 except EestudyError as error:
                     raise EestudyError(f"{path}: {error}") from None
-                except TypeError:
-                    raise EestudyError(f"{path}: seed: give it in seeds, not in the grid") from None
     repeated = [config.id for config in configs if configs.count(config) > 1]
     if repeated:
         raise EestudyError(f"{path}: grid: the run {repeated[0]} is asked for twice")

@@ -16,15 +16,18 @@ POOLED_SIZE = 4  # each side of what an SDN head pools to
 class SDNPool(nn.Module):
     """a * maxpool + (1 - a) * avgpool with a learned share a (Kaya et al. 2019, SDN).
 
-    (B, C, L) -> (B, C * size), (B, C, H, W) -> (B, C * size^2), with size at most 4.
+    (B, C, L) -> (B, C * size), (B, C, H, W) -> (B, C * size^2), with size at most 4. Features that are no larger than
+    that have nothing to pool; there is no share then.
     """
 
     def __init__(self, feature_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.size = tuple(min(POOLED_SIZE, side) for side in feature_shape[1:])
-        self.share = nn.Parameter(torch.tensor(0.5))
+        self.share = nn.Parameter(torch.tensor(0.5)) if self.size != tuple(feature_shape[1:]) else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.share is None:
+            return x.flatten(1)
         if x.ndim == 3:
             size = self.size[0]
             most, mean = F.adaptive_max_pool1d(x, size), F.adaptive_avg_pool1d(x, size)

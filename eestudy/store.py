@@ -129,7 +129,7 @@ class Folder:
         self._write(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     def write_arrays(self, name: str, arrays: Arrays, metadata: dict[str, Any] | None = None) -> None:
-        contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        contiguous = {key: value.copy(order="C") for key, value in arrays.items()}
         self._write(name, safetensors_bytes(contiguous, {"json": json.dumps(metadata or {}, sort_keys=True)}))
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:

@@ -55,8 +55,6 @@ def train_phase(
     """
     seeds = (seed, f"phase-{place}")
     model.to(device)
-    if len(model.input_shape) == 3:
-        model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(set_trainable(model, phase), phase)
     exits = phase_exits(model, phase)
     weights = exit_weights(phase.weighting, len(exits)).to(device)
@@ -244,6 +242,11 @@ def _load_state(
     for name, value in groups["optimizer"].items():
         number, slot = name.split("/")
         slots.setdefault(int(number), {})[slot] = value
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, slot in ((number, slot) for number in slots for slot in slots[number]):
+        like, value = trained[number], slots[number][slot]
+        if value.shape == like.shape:  # in the parameter's memory layout, which fused optimizers rely on
+            slots[number][slot] = torch.empty_like(like).copy_(value)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     device = next(model.parameters()).device
     best = {name: value.to(device) for name, value in groups["best"].items()}

@@ -1,0 +1,39 @@
+"""Shared by all tests: one thread, a store of small runs that are trained once, real data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import eestudy
+
+SMALL = {"epochs": 2, "batch_size": 64, "train_size": 256, "lr": 3e-3}
+CELLS = (("mlp", "digits"), ("resnet-tiny", "digits"), ("resnet1d", "mnist1d"), ("vit1d", "mnist1d"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that all tests share: a run asked for twice is trained once."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="session")
+def small_run(small_store: Path) -> Callable[..., eestudy.Run]:
+    """small_run(architecture, dataset, strategy, **settings) -> a run of two epochs on 256 samples."""
+
+    def make(architecture: str, dataset: str, strategy: str, **settings: object) -> eestudy.Run:
+        config = eestudy.RunConfig(
+            architecture=architecture, dataset=dataset, strategy=strategy, **{**SMALL, **settings}
+        )
+        return eestudy.run(config, store=small_store, device="cpu")
+
+    return make

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from eestudy import config as config_module
+from eestudy.config import CHOICES, EestudyError, RunConfig, content_hash, named_seed
+
+BASE = {"architecture": "mlp", "dataset": "digits", "strategy": "joint"}
+
+# A valid value other than the default for every field. A new field without an entry fails the test below.
+CHANGED = {
+    "architecture": "resnet-tiny", "dataset": "mnist1d", "strategy": "mixed", "seed": 1, "epochs": 21,
+    "train_size": 500, "dataset_args": {"noise": 0.5}, "augmentation": "shift", "architecture_args": {"width": 32},
+    "exits": [1, 2], "head": "vector", "head_layers": 2, "weighting": "depth-linear", "match": "flops",
+    "phase_split": 0.4, "patience": 3, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.5, "momentum": 0.5,
+    "schedule": "constant", "warmup": 0.1, "clip": None, "batch_size": 64, "precision": "bfloat16",
+    "checkpoints": [0, 100],
+}  # fmt: skip
+ONLY_ONE_VALUE = {"method"}
+
+
+def test_every_field_changes_the_id():
+    base = RunConfig(**BASE)
+    assert set(CHANGED) | ONLY_ONE_VALUE == set(RunConfig.model_fields)
+    ids = {RunConfig(**{**BASE, name: value}).id for name, value in CHANGED.items()}
+    assert len(ids | {base.id}) == len(CHANGED) + 1
+
+
+def test_defaults_are_pinned():
+    """A changed default silently re-labels old results. If this fails on purpose, raise config.SCHEMA too."""
+    defaults = {
+        name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()
+    }
+    defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    assert (config_module.SCHEMA, content_hash(defaults)) == (1, "23016bc52b")
+
+
+def test_id_is_the_same_in_another_process_and_for_another_key_order():
+    here = RunConfig(**BASE, dataset_args={"a": 1, "b": 2}).id
+    code = (
+        "from eestudy.config import RunConfig;"
+        "print(RunConfig(dataset_args={'b': 2, 'a': 1}, strategy='joint', dataset='digits', architecture='mlp').id)"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+    )
+    assert there.stdout.strip() == here
+
+
+def test_a_default_given_in_full_is_the_same_run():
+    assert RunConfig(**BASE, lr=1e-3, epochs=20).id == RunConfig(**BASE).id
+
+
+def test_exits_are_a_set():
+    assert RunConfig(**BASE, exits=[3, 1]).id == RunConfig(**BASE, exits=[1, 3]).id
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("architecture", "vit1", "architecture: unknown name 'vit1'; nearest: vit1d"),
+        ("dataset", "mnist-1d", "nearest: mnist1d"),
+        ("strategy", "mixd", "nearest: mixed"),
+        ("strategy", "zzz", "valid: disjoint, joint, mixed"),
+        ("epochs", -1, "epochs: -1 is out of range; it must be at least 1"),
+        ("epochs", 2.5, "epochs: 2.5 is not valid"),
+        ("epochs", "many", "epochs: 'many' is not valid"),
+        ("seed", True, "seed: true and false are not valid here"),
+        ("lr", 0, "lr: 0.0 is out of range; it must be above 0"),
+        ("lr", float("nan"), "out of range"),
+        ("phase_split", 1, "phase_split: 1.0 is out of range; it must be above 0 and below 1"),
+        ("exits", [0], "exits: [0] is not valid"),
+        ("exits", "some", "exits: 'some' is not valid; give 'all'"),
+        ("checkpoints", [120], "checkpoints: [120] is not valid"),
+        ("epochz", 3, "unknown key 'epochz' (value 3); nearest: epochs"),
+        ("architecture_args", {"width": None}, "architecture_args"),
+    ],
+)
+def test_a_mistake_gets_one_line_that_names_it(field, value, wanted):
+    with pytest.raises(EestudyError) as caught:
+        RunConfig(**{**BASE, field: value})
+    assert wanted in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(EestudyError, match="strategy: missing.*valid: disjoint, joint, mixed"):
+        RunConfig(architecture="mlp", dataset="digits")
+
+
+def test_text_from_papermill_becomes_numbers():
+    assert RunConfig(**BASE, lr="1e-3", epochs="7").epochs == 7
+
+
+def test_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig(**BASE).epochs = 3
+
+
+def test_names_without_torch_are_the_names_there_are():
+    from eestudy import data, evaluation, heads, methods, models
+    from eestudy.data.augmentation import AUGMENTATIONS
+    from eestudy.training.losses import WEIGHTINGS
+    from eestudy.training.strategies import STRATEGIES
+
+    assert set(CHOICES["architecture"]) == set(models.BACKBONES)
+    assert set(CHOICES["dataset"]) == set(data.LOADERS)
+    assert set(CHOICES["strategy"]) == set(STRATEGIES)
+    assert set(CHOICES["method"]) == set(methods.METHODS)
+    assert set(CHOICES["head"]) == {"auto", *heads.HEADS}
+    assert set(CHOICES["weighting"]) == set(WEIGHTINGS)
+    assert set(CHOICES["augmentation"]) == set(AUGMENTATIONS)
+    assert set(config_module.EXIT_RULES) == set(evaluation.RULES)
+
+
+def test_named_seeds_differ_by_every_name():
+    seeds = {named_seed(run, phase, purpose) for run in (0, 1) for phase in "ab" for purpose in ("order", "noise")}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert named_seed(0, "order") == named_seed(0, "order")

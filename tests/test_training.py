@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from eestudy import data
+from eestudy.config import EestudyError, RunConfig
+from eestudy.models import MultiExit, build_backbone
+from eestudy.store import Store
+from eestudy.study import prepare
+from eestudy.training import loop
+from eestudy.training.cost import step_flops
+from eestudy.training.freezing import phase_exits, phase_logits, set_trainable
+from eestudy.training.losses import exit_losses, exit_weights
+from eestudy.training.optim import lr_factor
+from eestudy.training.phases import resolve
+from eestudy.training.strategies import STRATEGIES, backbone_phase, heads_phase, together_phase
+
+from .conftest import CELLS, SMALL
+
+CPU = torch.device("cpu")
+
+
+def plan(strategy: str, architecture: str = "resnet-tiny", dataset: str = "digits", **settings: object):
+    return prepare(
+        RunConfig(architecture=architecture, dataset=dataset, strategy=strategy, **{**SMALL, **settings})
+    )
+
+
+def snapshot(model: MultiExit) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("architecture", "dataset"), CELLS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("head_layers", [1, 2])
+def test_a_phase_trains_what_it_says_and_leaves_the_rest_bit_for_bit(
+    tmp_path, architecture, dataset, strategy, head_layers
+):
+    """Every tensor, BatchNorm's buffers included: the paper's public code trained what it meant to freeze."""
+    made = plan(strategy, architecture, dataset, head_layers=head_layers, epochs=2, weight_decay=0.1)
+    for place, phase in enumerate(made.phases):
+        before = snapshot(made.model)
+        folder = Store(tmp_path).folder("phases", str(place))
+        loop.train_phase(made.model, phase, made.data, folder, 0, place, CPU)
+        for name, value in made.model.state_dict().items():
+            same = torch.equal(value, before[name])
+            trained = name.split(".")[0] in phase.trains
+            assert same != trained, f"{name} in phase {phase.name}"
+    for parameter in made.model.parameters():
+        assert torch.isfinite(parameter).all()
+
+
+def test_batchnorm_is_there_to_be_frozen():
+    """The test above covers running statistics only if the network has some."""
+    names = plan("disjoint").model.state_dict()
+    assert any("running_mean" in name and name.startswith("backbone") for name in names)
+
+
+def test_which_exits_a_phase_reads():
+    model = MultiExit(build_backbone("mlp", (1, 8, 8), 10))
+    x = torch.randn(4, 1, 8, 8)
+    everything = model(x)
+    for phase, exits in ((backbone_phase(1), [5]), (together_phase(1), [1, 2, 3, 4, 5]), (heads_phase(1), [1, 2, 3, 4])):
+        assert phase_exits(model, phase) == exits
+        logits = phase_logits(model, phase, x)
+        assert all(torch.equal(mine, everything[k - 1]) for mine, k in zip(logits, exits, strict=True))
+
+
+def test_the_loss_is_the_plain_mean():
+    logits = [torch.randn(6, 3) for _ in range(4)]
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    by_hand = [-sum(row.log_softmax(0)[label] for row, label in zip(exit_logits, y)) / 6 for exit_logits in logits]
+    losses = exit_losses(logits, y)
+    torch.testing.assert_close(losses, torch.stack(by_hand))
+    torch.testing.assert_close(losses @ exit_weights("equal", 4), torch.stack(by_hand).mean())
+    torch.testing.assert_close(exit_weights("depth-linear", 4), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+
+def test_strategies_as_the_paper_defines_them():
+    phases = {name: [(p.name, p.trains, p.exits) for p in make(0.5)] for name, make in STRATEGIES.items()}
+    backbone = ("backbone", ("backbone",), "last")
+    together = ("together", ("backbone", "heads"), "all")
+    heads = ("heads", ("heads",), "internal")
+    assert phases == {"disjoint": [backbone, heads], "joint": [together], "mixed": [backbone, together]}
+    for make in STRATEGIES.values():
+        assert sum(phase.share for phase in make(0.3)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 40])
+def test_match_epochs_splits_the_runs_epochs(epochs):
+    config = RunConfig(architecture="mlp", dataset="digits", strategy="mixed", epochs=epochs, phase_split=0.3)
+    resolved = resolve(STRATEGIES["mixed"](0.3), config, {})
+    assert sum(phase.epochs for phase in resolved) == max(2, epochs)
+    assert all(phase.epochs >= 1 for phase in resolved)
+
+
+def test_match_flops_spends_what_joint_spends():
+    joint = plan("joint", epochs=40, match="flops")
+    for strategy in ("disjoint", "mixed"):
+        assert plan(strategy, epochs=40, match="flops").training_flops == pytest.approx(joint.training_flops, rel=0.03)
+    cheaper = plan("disjoint", epochs=40)
+    assert cheaper.training_flops < 0.9 * joint.training_flops
+    assert sum(phase.epochs for phase in plan("disjoint", epochs=40, match="flops").phases) > 40
+
+
+def test_training_flops_against_the_formula():
+    """Forward once, backward twice (weights and inputs), but no input gradient for the first layer."""
+    model = MultiExit(build_backbone("mlp", (1, 8, 8), 10, width=32, depth=2))
+    first, second, classifier, head = 2 * 64 * 32, 2 * 32 * 32, 2 * 32 * 10, 2 * 32 * 10
+    assert step_flops(model, backbone_phase(1)) == 2 * first + 3 * second + 3 * classifier
+    assert step_flops(model, together_phase(1)) == 2 * first + 3 * second + 3 * classifier + 3 * head
+    assert step_flops(model, heads_phase(1)) == first + second + classifier + 2 * head
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "constant"])
+def test_learning_rate_schedules(schedule):
+    factors = [lr_factor(schedule, 0.1, step / 200) for step in range(200)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert max(factors) == pytest.approx(1, abs=1e-3)
+    assert factors[0] < 0.1
+    assert factors[-1] == (1 if schedule == "constant" else pytest.approx(0, abs=1e-3))
+    assert all(abs(a - b) < 0.2 for a, b in zip(factors, factors[1:]))
+
+
+def interrupted_after(monkeypatch, steps: int) -> None:
+    """Ctrl-C is noticed once `steps` steps of this call are done."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def counted():
+        calls = iter(range(10**9))
+        yield lambda: next(calls) >= steps  # asked once a step, as long as no state is due by time
+
+    monkeypatch.setattr(loop, "_interrupt_between_steps", counted)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_phase_ends_with_the_same_bits(tmp_path, monkeypatch, optimizer):
+    settings = {"optimizer": optimizer, "epochs": 3, "augmentation": "shift", "match": "patience", "patience": 2}
+    straight = plan("joint", **settings)
+    whole = Store(tmp_path).folder("phases", "whole")
+    loop.train_phase(straight.model, straight.phases[0], straight.data, whole, 0, 0, CPU)
+
+    broken = Store(tmp_path).folder("phases", "broken")
+    for steps in (2, 1, 3):
+        again = plan("joint", **settings)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupted_after(patch, steps)
+            loop.train_phase(again.model, again.phases[0], again.data, broken, 0, 0, CPU)
+        assert [name for name in broken.manifest() if name.startswith("state-")]
+    resumed = plan("joint", **settings)
+    loop.train_phase(resumed.model, resumed.phases[0], resumed.data, broken, 0, 0, CPU)
+
+    assert broken.records() == whole.records()
+    for name in whole.manifest():
+        if name.endswith(".safetensors"):
+            assert broken.manifest()[name]["sha256"] == whole.manifest()[name]["sha256"], name
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert not [name for name in broken.manifest() if name.startswith("state-")]
+
+
+def test_checkpoints_at_fixed_shares(tmp_path):
+    made = plan("joint", epochs=5, checkpoints=[0, 50, 100])
+    before = snapshot(made.model)
+    folder = Store(tmp_path).folder("phases", "p")
+    loop.train_phase(made.model, made.phases[0], made.data, folder, 0, 0, CPU)
+    names = [name for name in folder.manifest() if name.startswith("checkpoint")]
+    assert names == [loop.checkpoint_name(share) for share in (0, 50, 100)]
+    first, half, last = (folder.arrays(name) for name in names)
+    assert all((first[name] == value.numpy()).all() for name, value in before.items())
+    weight = "backbone.classifier.2.weight"
+    assert (half[weight] != first[weight]).any()
+    assert (half[weight] != last[weight]).any()
+
+
+def test_patience_stops_and_keeps_the_best(tmp_path):
+    made = plan("joint", epochs=60, match="patience", patience=3, lr=0.02)
+    folder = Store(tmp_path).folder("phases", "p")
+    loop.train_phase(made.model, made.phases[0], made.data, folder, 0, 0, CPU)
+    records = [record for record in folder.records() if record["split"] == "validation"]
+    exits = made.model.num_exits
+    by_epoch = [[r["accuracy"] for r in records if r["epoch"] == e + 1] for e in range(len(records) // exits)]
+    assert len(by_epoch) < 60
+    # Every exit was 3 epochs without improvement at the end, and not one epoch earlier.
+    def stale(epochs: int) -> int:
+        best = [max(range(epochs), key=lambda e: (by_epoch[e][k], -e)) for k in range(exits)]
+        return min(epochs - 1 - e for e in best)
+
+    assert stale(len(by_epoch)) == 3
+    assert stale(len(by_epoch) - 1) == 2
+    kept = loop.evaluate(made.model, made.phases[0], made.data.validation.x, made.data.validation.y)[1].mean()
+    assert float(kept) == pytest.approx(max(sum(row) / exits for row in by_epoch), abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    made = plan("joint", lr=1e30, clip=None, optimizer="sgd", epochs=3)
+    with pytest.raises(EestudyError, match=r"phase together: .* not finite in epoch \d, step \d+ of \d+, at learning"):
+        loop.train_phase(made.model, made.phases[0], made.data, Store(tmp_path).folder("phases", "p"), 0, 0, CPU)
+
+
+def test_history_is_what_the_weights_do(tmp_path):
+    """The last validation record equals a fresh evaluation of the final weights."""
+    made = plan("mixed", "vit1d", "mnist1d")
+    folder = Store(tmp_path).folder("phases", "p")
+    loop.train_phase(made.model, made.phases[1], made.data, folder, 0, 1, CPU)
+    losses, accuracies = loop.evaluate(made.model, made.phases[1], made.data.validation.x, made.data.validation.y)
+    last = [r for r in folder.records() if r["split"] == "validation" and r["epoch"] == made.phases[1].epochs]
+    assert [r["loss"] for r in last] == pytest.approx(losses.tolist(), rel=1e-5)
+    assert [r["accuracy"] for r in last] == pytest.approx(accuracies.tolist(), abs=1e-6)
+    assert all(math.isfinite(r["loss"]) for r in folder.records())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_learns(tmp_path, precision):
+    made = plan("joint", "resnet-tiny", "digits", epochs=6, train_size=None, precision=precision)
+    folder = Store(tmp_path).folder("phases", "p")
+    loop.train_phase(made.model, made.phases[0], made.data, folder, 0, 0, CPU)
+    assert folder.records()[-1]["accuracy"] > 0.9
+    for parameter in made.model.parameters():
+        assert parameter.dtype == torch.float32
+
+
+def test_set_trainable_returns_what_trains():
+    model = MultiExit(build_backbone("resnet-tiny", (1, 8, 8), 10))
+    assert len(set_trainable(model, heads_phase(1))) == len(list(model.heads.parameters()))
+    assert not model.backbone.training
+    assert model.heads.training
+    assert data.load("digits").num_classes == model.num_classes
