@@ -7,6 +7,7 @@ imported when it is first used.
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -26,13 +27,14 @@ _NAMES = {
     "tradeoffs": "study",
 }
 _MODULES = (
-    "config", "grids", "store", "data", "models", "heads", "methods", "training", "evaluation", "study", "runner", "report",
+    "config", "grids", "store", "data", "models", "heads", "methods", "training", "evaluation", "study", "runner",
+    "report",
 )  # fmt: skip
 
 __all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604  (names resolved by __getattr__)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(f"eestudy.{_NAMES[name]}"), name)
     if name in _MODULES:

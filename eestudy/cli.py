@@ -1,4 +1,7 @@
-"""The command line: plan, run, status, table, book, doctor. Exit status 0, 1 (a run failed), 2 (a mistake), 130 (Ctrl-C)."""
+"""The command line: plan, run, status, table, book, doctor.
+
+Exit status: 0, 1 (a run failed), 2 (a mistake in what was given), 130 (Ctrl-C).
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eestudy: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "eestudy: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr
-        )
+        print("eestudy: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
                 default=1,
                 help=f"local processes at a time (default 1; {cores} cores here)",
             )
-    command = commands.add_parser(
-        "table", help="print a study's budget table", description="print a budget table"
-    )
+    command = commands.add_parser("table", help="print a study's budget table", description="print a budget table")
     command.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     command.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
     command.add_argument("--rule", default="max-probability", help="exit rule (default max-probability)")
@@ -105,9 +104,7 @@ def _plan(options: argparse.Namespace) -> int:
         state = "done" if store.folder("runs", config.id).done() else "to train" if todo else "shared"
         print(f"{config.id:<44} {state:<8} {todo / 1e9:>16,.1f}")
         total += todo
-    print(
-        f"{len(study.configs)} runs; {total / 1e9:,.1f} GFLOPs are left to train (shared phases counted once)"
-    )
+    print(f"{len(study.configs)} runs; {total / 1e9:,.1f} GFLOPs are left to train (shared phases counted once)")
     return 0
 
 
@@ -138,10 +135,9 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from eestudy.report import tables
+    from eestudy.report import load, tables
 
-    frame = tables.budget_frame(tables.load(options.study), options.protocol, options.rule)
-    print(frame.to_string())
+    print(tables.budget_table(load(options.study), options.protocol, options.rule))
     return 0
 
 

@@ -39,7 +39,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
         if key in seen:
-            raise yaml.constructor.ConstructorError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            mark = key_node.start_mark
+            raise yaml.constructor.ConstructorError(problem=f"key {key!r} is given twice", problem_mark=mark)
         seen.append(key)
     return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
 
@@ -55,17 +56,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         near = ""
         if isinstance(error, FileNotFoundError) and path.parent.is_dir():
-            near = "; " + nearest(
-                path.name, sorted(p.name for p in path.parent.glob("*.y*ml")) or ["(no YAML there)"]
-            )
+            near = "; " + nearest(path.name, sorted(p.name for p in path.parent.glob("*.y*ml")) or ["(no YAML there)"])
         reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise EestudyError(f"{path}: {reason}{near}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise EestudyError(
-            f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}"
-        ) from None
+        raise EestudyError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(content, dict):
         raise EestudyError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     return content
@@ -86,9 +83,7 @@ def load_study(path: str | Path) -> Study:
         return Study(name, _expand(path, [content], {}, seeds))
     unknown = sorted(str(key) for key in set(content) - {"seeds", "common", "grid"})
     if unknown:
-        raise EestudyError(
-            f"{path}: unknown key {unknown[0]!r}; {nearest(unknown[0], ['seeds', 'common', 'grid'])}"
-        )
+        raise EestudyError(f"{path}: unknown key {unknown[0]!r}; {nearest(unknown[0], ['seeds', 'common', 'grid'])}")
     common = content.get("common") or {}
     if not isinstance(common, dict):
         raise EestudyError(f"{path}: common: expected a mapping of settings, found {common!r}")
@@ -96,11 +91,7 @@ def load_study(path: str | Path) -> Study:
 
 
 def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any) -> tuple[RunConfig, ...]:
-    if (
-        not isinstance(blocks, list)
-        or not blocks
-        or not all(isinstance(block, dict) and block for block in blocks)
-    ):
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) and block for block in blocks):
         raise EestudyError(f"{path}: grid: expected a list of blocks with at least one, found {blocks!r}")
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise EestudyError(f"{path}: seeds: expected a list of different whole numbers, found {seeds!r}")

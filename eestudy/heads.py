@@ -32,7 +32,8 @@ class SDNPool(nn.Module):
             size = self.size[0]
             most, mean = F.adaptive_max_pool1d(x, size), F.adaptive_avg_pool1d(x, size)
         else:
-            most, mean = F.adaptive_max_pool2d(x, self.size), F.adaptive_avg_pool2d(x, self.size)
+            height, width = self.size
+            most, mean = F.adaptive_max_pool2d(x, (height, width)), F.adaptive_avg_pool2d(x, (height, width))
         return (self.share * most + (1 - self.share) * mean).flatten(1)
 
 
@@ -83,9 +84,7 @@ HEADS: dict[str, tuple[tuple[str, ...], Callable[[tuple[int, ...], int, int], nn
 }
 
 
-def build_head(
-    name: str, kind: str, feature_shape: tuple[int, ...], num_classes: int, layers: int = 1
-) -> nn.Module:
+def build_head(name: str, kind: str, feature_shape: tuple[int, ...], num_classes: int, layers: int = 1) -> nn.Module:
     """The head `name` for features of `kind` and shape (without the batch). "auto" takes the one made for the kind.
 
     Raises EestudyError for an unknown name, a head that cannot read the kind, or layers other than 1 and 2.

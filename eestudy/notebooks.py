@@ -101,9 +101,7 @@ def execute(
             cell["metadata"].pop(key, None)
     if title:
         set_title(notebook, title)
-    write_atomically(
-        target, (json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
-    )
+    write_atomically(target, (json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
     running.unlink()
     failed.unlink(missing_ok=True)
     return None

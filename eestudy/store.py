@@ -172,9 +172,7 @@ class Folder:
             place.mkdir(parents=True, exist_ok=True)
             target = place / f"{self.id}-{time.time_ns()}"
             self.path.rename(target)
-        print(
-            f"eestudy: {self.path} is damaged: {reason}; set aside as {target}, made again", file=sys.stderr
-        )
+        print(f"eestudy: {self.path} is damaged: {reason}; set aside as {target}, made again", file=sys.stderr)
 
 
 class Store:
@@ -233,14 +231,7 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EestudyError(
-                f"{path}: the disk is full; free some space and run the same command again"
-            ) from None
-        if (
-            isinstance(error, (PermissionError, NotADirectoryError, FileExistsError))
-            or error.errno == errno.EROFS
-        ):
-            raise EestudyError(
-                f"{path}: cannot be written ({error.strerror}); set EESTUDY_HOME or --store"
-            ) from None
+            raise EestudyError(f"{path}: the disk is full; free some space and run the same command again") from None
+        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
+            raise EestudyError(f"{path}: cannot be written ({error.strerror}); set EESTUDY_HOME or --store") from None
         raise

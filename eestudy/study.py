@@ -17,16 +17,14 @@ from eestudy import data, evaluation
 from eestudy.config import SCHEMA, EestudyError, RunConfig, content_hash, named_seed
 from eestudy.environment import describe, say
 from eestudy.methods import METHODS
-from eestudy.models import ExitCosts, MultiExit, build_backbone, exit_costs
+from eestudy.models import MultiExit, build_backbone, exit_costs
 from eestudy.store import Arrays, Folder, Store
 from eestudy.training.cost import step_flops
 from eestudy.training.loop import checkpoint_name, train_phase
 from eestudy.training.phases import Phase, resolve
 from eestudy.training.strategies import STRATEGIES
 
-CURVE_FRACTIONS = tuple(
-    np.round(np.linspace(0.05, 1.3, 51), 3)
-)  # budgets of a trade-off curve, of the plain backbone
+CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
 
 
 def run(config: RunConfig, store: str | Path | Store | None = None, device: str | None = None) -> Run:
@@ -112,19 +110,15 @@ def _phase_id(config: RunConfig, phase: Phase, place: int, parent: str | None) -
     return f"{phase.name}-{content_hash(content)}"
 
 
-def train_or_load(
-    store: Store, plan: Plan, number: int, phase_id: str, model: MultiExit, device: torch.device
-) -> None:
-    """Brings `model` from the end of phase `number - 1` to the end of phase `number`, training only what is not done."""
+def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: MultiExit, device: torch.device) -> None:
+    """Brings `model` from the end of the phase before to the end of phase `number`, training only what is not done."""
     phase, folder = plan.phases[number], store.folder("phases", phase_id)
     with folder.lock(say):
         if not store.usable(folder):
             if not folder.has("environment.json"):
                 folder.write_json("environment.json", describe(device.type))
             parent = plan.phase_ids[number - 1] if number else None
-            folder.write_json(
-                "config.json", {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
-            )
+            folder.write_json("config.json", {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed})
             with torch.random.fork_rng(devices=[]):
                 train_phase(model, phase, plan.data, folder, plan.config.seed, number, device)
             folder.finish()
@@ -151,8 +145,7 @@ def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, device: 
     folder.write_frame("exits.parquet", exits[["exit", "stage", "flops", "params", "accuracy", "nll", "ece"]])
     summaries = [store.folder("phases", phase_id).json("summary.json") for phase_id in plan.phase_ids]
     spent = [
-        plan.step_flops[phase.name] * summary["samples"]
-        for phase, summary in zip(plan.phases, summaries, strict=True)
+        plan.step_flops[phase.name] * summary["samples"] for phase, summary in zip(plan.phases, summaries, strict=True)
     ]
     folder.write_json(
         "run.json",
@@ -184,9 +177,7 @@ def _device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
-        raise EestudyError(
-            f"device: {name!r} is not available here; valid: cpu, or cuda where there is one"
-        ) from None
+        raise EestudyError(f"device: {name!r} is not available here; valid: cpu, or cuda where there is one") from None
 
 
 class Run:
@@ -226,9 +217,7 @@ class Run:
     def history(self) -> pd.DataFrame:
         """Training curves: run, phase, epoch, exit, split, loss, accuracy."""
         frames = [
-            pd.DataFrame(self._store.folder("phases", phase).records()).assign(
-                phase=f"{number}-{phase.split('-')[0]}"
-            )
+            pd.DataFrame(self._store.folder("phases", phase).records()).assign(phase=f"{number}-{phase.split('-')[0]}")
             for number, phase in enumerate(self.phases, 1)
         ]
         frame = pd.concat(frames, ignore_index=True).assign(run=self.id)
@@ -280,7 +269,7 @@ class Run:
         return budgets([self], protocol, rule)
 
     def tradeoff(self, rule: str | None = None) -> pd.DataFrame:
-        """The calibrated accuracy-cost curve: run, protocol, rule, budget (of the backbone's FLOPs), accuracy, flops."""
+        """The calibrated accuracy-cost curve: run, protocol, rule, budget (share of the backbone), accuracy, flops."""
         rule = rule or METHODS[self.config.method].exit_rule
         curve = evaluation.calibrated_curve(
             self.predictions("validation"), self.predictions("test"), self.costs, self.backbone_flops, rule,
@@ -314,9 +303,7 @@ def budgets(runs: Sequence[Run], protocol: str = "calibrated", rule: str | None 
         raise EestudyError("runs: the list is empty; a budget table needs at least one run")
     rule = rule or METHODS[runs[0].config.method].exit_rule
     if len({tuple(run.costs) for run in runs}) > 1:
-        raise EestudyError(
-            "runs: their exits cost different FLOPs, so they do not belong to one budget table"
-        )
+        raise EestudyError("runs: their exits cost different FLOPs, so they do not belong to one budget table")
     if protocol == "paper":
         frame = evaluation.paper_budgets(
             [run.predictions("test") for run in runs], runs[0].costs, runs[0].backbone_flops, rule

@@ -9,7 +9,7 @@ import pytest
 
 import eestudy
 
-SMALL = {"epochs": 2, "batch_size": 64, "train_size": 256, "lr": 3e-3}
+SMALL = {"epochs": 2, "batch_size": 64, "train_size": 256}
 CELLS = (("mlp", "digits"), ("resnet-tiny", "digits"), ("resnet1d", "mnist1d"), ("vit1d", "mnist1d"))
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -78,20 +81,20 @@ def test_mistakes(name, size, args, wanted):
 @pytest.mark.parametrize("shape", [(64, 3, 16), (64, 2, 16, 24)])
 def test_shift_moves_each_sample_by_its_own_amount(shape):
     """Against the obvious loop: pad a sample with zeros and cut at its own offset."""
-    x = torch.arange(1.0, 1 + torch.tensor(shape).prod()).reshape(shape)
+    x = torch.arange(1.0, 1 + math.prod(shape)).reshape(shape)
     moved = AUGMENTATIONS["shift"](x, torch.Generator().manual_seed(0))
     reach = [max(1, size // 8) for size in shape[2:]]
     offsets = []
+    every = [torch.arange(2 * size + 1).tolist() for size in reach]
     for before, after in zip(x, moved):
-        padding = [pad for size in reversed(reach) for pad in (size, size)]
-        padded = torch.nn.functional.pad(before, padding)
-        found = [
-            offset
-            for offset in torch.cartesian_prod(*[torch.arange(2 * size + 1) for size in reach]).reshape(-1, len(reach))
-            if torch.equal(padded[(slice(None), *(slice(int(o), int(o) + s) for o, s in zip(offset, shape[2:])))], after)
-        ]
+        padded = torch.nn.functional.pad(before, [pad for size in reversed(reach) for pad in (size, size)])
+        found = []
+        for offset in itertools.product(*every):
+            cut = (slice(None), *(slice(start, start + size) for start, size in zip(offset, shape[2:])))
+            if torch.equal(padded[cut], after):
+                found.append(offset)
         assert len(found) == 1
-        offsets.append(tuple(found[0].tolist()))
+        offsets.append(found[0])
     assert len(set(offsets)) > 3
 
 

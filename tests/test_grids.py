@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_smoke_is_the_grid_it_says():
 def test_pages_that_share_a_phase_are_apart():
     """Disjoint and mixed share phase 1: with two workers they should not wait for each other."""
     pages = load_study(ROOT / "params/smoke.yaml").pages()
-    for first, second in zip(pages, pages[1:], strict=False):
+    for first, second in pairwise(pages):
         cells = [(page[0].architecture, page[0].dataset) for page in (first, second)]
         assert cells[0] != cells[1]
 

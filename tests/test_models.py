@@ -78,6 +78,7 @@ def test_a_head_that_cannot_read_the_features():
 
 def test_sdn_pooling_is_a_learned_mix():
     pool = SDNPool((2, 8, 8))
+    assert pool.share is not None
     x = torch.randn(3, 2, 8, 8)
     most, mean = nn.functional.max_pool2d(x, 2), nn.functional.avg_pool2d(x, 2)
     for share in (0.0, 0.3, 1.0):
@@ -188,5 +189,6 @@ def test_heads_start_the_same_whichever_others_there_are():
     backbone = build_backbone("mlp", (1, 8, 8), 10)
     few = MultiExit(backbone, [3], seed_of_head=lambda stage: stage)
     many = MultiExit(backbone, "all", seed_of_head=lambda stage: stage)
-    assert torch.equal(few.heads["3"][0].weight, many.heads["3"][0].weight)
-    assert not torch.equal(many.heads["2"][0].weight, many.heads["3"][0].weight)
+    one, rest = dict(few.named_parameters()), dict(many.named_parameters())
+    assert torch.equal(one["heads.3.0.weight"], rest["heads.3.0.weight"])
+    assert not torch.equal(rest["heads.2.0.weight"], rest["heads.3.0.weight"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,9 +25,7 @@ CPU = torch.device("cpu")
 
 
 def plan(strategy: str, architecture: str = "resnet-tiny", dataset: str = "digits", **settings: object):
-    return prepare(
-        RunConfig(architecture=architecture, dataset=dataset, strategy=strategy, **{**SMALL, **settings})
-    )
+    return prepare(RunConfig(architecture=architecture, dataset=dataset, strategy=strategy, **{**SMALL, **settings}))
 
 
 def snapshot(model: MultiExit) -> dict[str, torch.Tensor]:
@@ -63,7 +62,11 @@ def test_which_exits_a_phase_reads():
     model = MultiExit(build_backbone("mlp", (1, 8, 8), 10))
     x = torch.randn(4, 1, 8, 8)
     everything = model(x)
-    for phase, exits in ((backbone_phase(1), [5]), (together_phase(1), [1, 2, 3, 4, 5]), (heads_phase(1), [1, 2, 3, 4])):
+    for phase, exits in (
+        (backbone_phase(1), [5]),
+        (together_phase(1), [1, 2, 3, 4, 5]),
+        (heads_phase(1), [1, 2, 3, 4]),
+    ):
         assert phase_exits(model, phase) == exits
         logits = phase_logits(model, phase, x)
         assert all(torch.equal(mine, everything[k - 1]) for mine, k in zip(logits, exits, strict=True))
@@ -122,7 +125,7 @@ def test_learning_rate_schedules(schedule):
     assert max(factors) == pytest.approx(1, abs=1e-3)
     assert factors[0] < 0.1
     assert factors[-1] == (1 if schedule == "constant" else pytest.approx(0, abs=1e-3))
-    assert all(abs(a - b) < 0.2 for a, b in zip(factors, factors[1:]))
+    assert all(abs(a - b) < 0.2 for a, b in pairwise(factors))
 
 
 def interrupted_after(monkeypatch, steps: int) -> None:
@@ -147,9 +150,10 @@ def test_a_resumed_phase_ends_with_the_same_bits(tmp_path, monkeypatch, optimize
     broken = Store(tmp_path).folder("phases", "broken")
     for steps in (2, 1, 3):
         again = plan("joint", **settings)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             interrupted_after(patch, steps)
-            loop.train_phase(again.model, again.phases[0], again.data, broken, 0, 0, CPU)
+            with pytest.raises(KeyboardInterrupt):
+                loop.train_phase(again.model, again.phases[0], again.data, broken, 0, 0, CPU)
         assert [name for name in broken.manifest() if name.startswith("state-")]
     resumed = plan("joint", **settings)
     loop.train_phase(resumed.model, resumed.phases[0], resumed.data, broken, 0, 0, CPU)
@@ -185,6 +189,7 @@ def test_patience_stops_and_keeps_the_best(tmp_path):
     exits = made.model.num_exits
     by_epoch = [[r["accuracy"] for r in records if r["epoch"] == e + 1] for e in range(len(records) // exits)]
     assert len(by_epoch) < 60
+
     # Every exit was 3 epochs without improvement at the end, and not one epoch earlier.
     def stale(epochs: int) -> int:
         best = [max(range(epochs), key=lambda e: (by_epoch[e][k], -e)) for k in range(exits)]

@@ -17,9 +17,7 @@ def digits() -> DataSet:
     """
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 1, 8, 8)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=0.2, random_state=SPLIT_SEED, stratify=labels
-    )
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=SPLIT_SEED, stratify=labels)
     return split_and_normalize("digits", images[train], labels[train], images[test], labels[test])
 
 
@@ -33,13 +31,9 @@ def mnist1d(noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 
 
     for name, value in (("noise", noise), ("correlated_noise", correlated_noise)):
         if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise EestudyError(
-                f"dataset_args: {name}: {value!r} is not valid for mnist1d; it must be 0 or more"
-            )
+            raise EestudyError(f"dataset_args: {name}: {value!r} is not valid for mnist1d; it must be 0 or more")
     if not isinstance(samples, int) or samples < 1000:
-        raise EestudyError(
-            f"dataset_args: samples: {samples!r} is not valid for mnist1d; it must be 1000 or more"
-        )
+        raise EestudyError(f"dataset_args: samples: {samples!r} is not valid for mnist1d; it must be 1000 or more")
     settings = get_dataset_args()
     settings.num_samples = samples
     settings.iid_noise_scale = noise

@@ -45,9 +45,7 @@ def split_and_normalize(
 
     x: (N, C, ...) of any real type, y: (N,) whole numbers from 0.
     """
-    rest, held_out = train_test_split(
-        np.arange(len(y)), test_size=validation, random_state=SPLIT_SEED, stratify=y
-    )
+    rest, held_out = train_test_split(np.arange(len(y)), test_size=validation, random_state=SPLIT_SEED, stratify=y)
     mean, deviation = x[rest].mean(), x[rest].std()
 
     def split(inputs: np.ndarray, labels: np.ndarray) -> Split:

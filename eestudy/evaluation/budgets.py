@@ -68,9 +68,7 @@ def paper_budgets(
         raise ValueError("paper_budgets needs the predictions of at least one run, got none")
     shapes = [check_predictions(*pair)[0].shape for pair in predictions]
     if len({(shape[0], shape[2]) for shape in shapes}) > 1:
-        raise ValueError(
-            f"the runs of a cell must have equal exits and classes, got {[tuple(s) for s in shapes]}"
-        )
+        raise ValueError(f"the runs of a cell must have equal exits and classes, got {[tuple(s) for s in shapes]}")
     thresholds = paper_thresholds(rule, shapes[0][0], shapes[0][2])
     sweeps = [threshold_sweep(logits, labels, costs, thresholds, rule) for logits, labels in predictions]
     mean_cost = np.mean([cost for _, cost in sweeps], axis=0)
@@ -122,9 +120,7 @@ def calibrate(
     fit = _fitter((logits, labels), costs, rule, allocation)
     cheapest = check_costs(costs, len(logits))[0]
     if budget < cheapest:
-        raise ValueError(
-            f"budget of {budget:g} FLOPs is below the cost of the first exit, {cheapest:g} FLOPs"
-        )
+        raise ValueError(f"budget of {budget:g} FLOPs is below the cost of the first exit, {cheapest:g} FLOPs")
     return fit(float(budget))
 
 
@@ -193,9 +189,7 @@ def _calibrated(
 # ---------------------------------------------------------------- fitting
 
 
-def _fitter(
-    validation: Predictions, costs: Costs, rule: str, allocation: str | None
-) -> Callable[[float], np.ndarray]:
+def _fitter(validation: Predictions, costs: Costs, rule: str, allocation: str | None) -> Callable[[float], np.ndarray]:
     """Checks the validation data once and returns budget in FLOPs -> thresholds (K,)."""
     check_rule(rule)
     if allocation is None:
@@ -300,8 +294,6 @@ def _limits(budgets: Sequence[str], backbone_flops: float) -> dict[str, float]:
         except ValueError:
             percent = math.nan
         if not percent > 0 or (math.isinf(percent) and budget != "max"):
-            raise ValueError(
-                f"budget must be a % of the backbone's FLOPs such as '50', or 'max'; got {budget!r}"
-            )
+            raise ValueError(f"budget must be a % of the backbone's FLOPs such as '50', or 'max'; got {budget!r}")
         limits[str(budget)] = percent / 100 * backbone_flops
     return limits

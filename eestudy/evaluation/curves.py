@@ -128,6 +128,4 @@ def tradeoff_curve(
     curve = step_curve(scores(tensor, rule), is_correct(tensor, label_array))
     columns = {"threshold": curve.thresholds, "accuracy": curve.accuracy(), "cost": curve.cost(cost_array)}
     shares = curve.counts / len(label_array)
-    return pd.DataFrame(
-        columns | {f"share_{k + 1}": shares[:, k] for k in range(len(cost_array))}, copy=False
-    )
+    return pd.DataFrame(columns | {f"share_{k + 1}": shares[:, k] for k in range(len(cost_array))}, copy=False)

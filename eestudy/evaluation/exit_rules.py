@@ -126,9 +126,7 @@ class ExitRule:
         for value in values:
             _check_number(f"{self.name} threshold", value)
             if not (math.isinf(value) or low <= value <= high):
-                raise ValueError(
-                    f"{self.name} threshold must be in [{low:g}, {high:g}] or infinite, got {value!r}"
-                )
+                raise ValueError(f"{self.name} threshold must be in [{low:g}, {high:g}] or infinite, got {value!r}")
 
     def __call__(self, history: History) -> Tensor:
         """history: logits (b, C) of exits 1..k -> bool (b,), True for a sample that leaves at exit k."""
@@ -141,9 +139,7 @@ class ExitRule:
         if not isinstance(self.thresholds, tuple):
             return self.thresholds
         if k > len(self.thresholds):
-            raise ValueError(
-                f"the rule has thresholds for {len(self.thresholds)} exits, the model has exit {k}"
-            )
+            raise ValueError(f"the rule has thresholds for {len(self.thresholds)} exits, the model has exit {k}")
         return self.thresholds[k - 1]
 
 
@@ -281,7 +277,5 @@ def check_costs(costs: Sequence[float] | ArrayLike, num_exits: int) -> np.ndarra
     if array.shape != (num_exits,):
         raise ValueError(f"costs must hold one number for each of {num_exits} exits, got shape {array.shape}")
     if not np.isfinite(array).all() or array[0] <= 0 or (np.diff(array) < 0).any():
-        raise ValueError(
-            f"costs must be positive, finite and never fall from exit to exit, got {array.tolist()}"
-        )
+        raise ValueError(f"costs must be positive, finite and never fall from exit to exit, got {array.tolist()}")
     return array

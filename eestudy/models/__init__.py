@@ -24,9 +24,7 @@ BACKBONES: dict[str, tuple[Callable[..., Backbone], int | None]] = {
 }
 
 
-def build_backbone(
-    name: str, input_shape: tuple[int, ...], num_classes: int, **architecture_args: object
-) -> Backbone:
+def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **architecture_args: object) -> Backbone:
     """The backbone `name` for inputs (B, *input_shape) and `num_classes` classes.
 
     Raises EestudyError for an unknown name or argument, an argument that is not a whole number above 0, or an input
@@ -38,9 +36,7 @@ def build_backbone(
         if key not in known:
             raise EestudyError(f"architecture_args: unknown key {key!r} for {name}; {nearest(key, known)}")
         if not isinstance(value, int) or value < 1:
-            raise EestudyError(
-                f"architecture_args: {key}: {value!r} is not valid; it must be a whole number above 0"
-            )
+            raise EestudyError(f"architecture_args: {key}: {value!r} is not valid; it must be a whole number above 0")
     if dims is not None and len(input_shape) != dims:
         fitting = [other for other, (_, wanted) in BACKBONES.items() if wanted in (None, len(input_shape))]
         raise EestudyError(

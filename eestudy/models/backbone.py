@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,22 +59,18 @@ class Backbone(nn.Module):
             try:
                 state = _evaluated(stage, state)
             except Exception as error:
-                raise EestudyError(
-                    f"stages: stage {number} does not take what it is given: {error}"
-                ) from error
+                raise EestudyError(f"stages: stage {number} does not take what it is given: {error}") from error
             kinds = [name for name, dims in KINDS.items() if isinstance(state, Tensor) and state.ndim == dims]
         if kind is None:
             if len(kinds) != 1:
-                raise EestudyError(
-                    f"kind: cannot be told from the last stage; give one of {', '.join(KINDS)}"
-                )
+                raise EestudyError(f"kind: cannot be told from the last stage; give one of {', '.join(KINDS)}")
             kind = kinds[0]
         logits = _evaluated(classifier, state)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise EestudyError("classifier: expected logits of shape (B, C)")
         return cls(stages, classifier, input_shape, logits.shape[1], kind)
 
-    def features(self, state: Tensor) -> Tensor:
+    def features(self, state: Any) -> Tensor:
         """What a head reads: maps (B, C, H, W), a sequence (B, C, L), tokens (B, T, D) or vectors (B, D)."""
         return state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def exit_costs(model: MultiExit) -> ExitCosts:
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    state = torch.zeros(1, *model.input_shape, device=device)
+    state: Any = torch.zeros(1, *model.input_shape, device=device)
     stages, heads, flops, params = [], [], [], []
     spent = size = 0
     for number, stage in enumerate(model.backbone.stages, 1):
@@ -62,7 +63,7 @@ def exit_costs(model: MultiExit) -> ExitCosts:
     return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(flops), tuple(params))
 
 
-def _counted(call: Callable, state: object) -> tuple[object, int]:
+def _counted(call: Callable, state: Any) -> tuple[Any, int]:
     with FlopCounterMode(display=False) as counter:
         result = call(state)
     return result, counter.get_total_flops()

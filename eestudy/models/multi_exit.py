@@ -75,7 +75,7 @@ class MultiExit(nn.Module):
         exit_index = torch.full((len(x),), self.num_exits, device=x.device)
         final = torch.empty(0)
         history: list[Tensor] = []
-        state = x
+        state: Tensor | tuple[Tensor, ...] = x
         for number, stage in enumerate(self.backbone.stages, 1):
             state = stage(state)
             if str(number) not in self.heads:
@@ -101,9 +101,7 @@ def _kept(state: Tensor | tuple[Tensor, ...], keep: Tensor) -> Tensor | tuple[Te
 def exit_stages(exits: Iterable[int] | str, num_stages: int) -> tuple[int, ...]:
     """The stages that get a head, checked against how many there are."""
     if num_stages < 2:
-        raise EestudyError(
-            f"exits: the backbone has {num_stages} stage, so there is no place for an early exit"
-        )
+        raise EestudyError(f"exits: the backbone has {num_stages} stage, so there is no place for an early exit")
     stages = tuple(range(1, num_stages)) if exits == "all" else tuple(sorted(int(stage) for stage in exits))
     wrong = [stage for stage in stages if not 1 <= stage < num_stages]
     if wrong or not stages or len(set(stages)) < len(stages):

@@ -12,9 +12,7 @@ from eestudy.models.backbone import Backbone
 class Block(nn.Module):
     """Two 3-wide convolutions with BatchNorm, and a shortcut that is projected where the shape changes."""
 
-    def __init__(
-        self, conv: Callable[..., nn.Module], norm: type[nn.Module], before: int, after: int, stride: int
-    ):
+    def __init__(self, conv: Callable[..., nn.Module], norm: type[nn.Module], before: int, after: int, stride: int):
         super().__init__()
         self.body = nn.Sequential(
             conv(before, after, 3, stride=stride, padding=1, bias=False),
@@ -25,9 +23,7 @@ class Block(nn.Module):
         )
         same = before == after and stride == 1
         self.shortcut = (
-            nn.Identity()
-            if same
-            else nn.Sequential(conv(before, after, 1, stride=stride, bias=False), norm(after))
+            nn.Identity() if same else nn.Sequential(conv(before, after, 1, stride=stride, bias=False), norm(after))
         )
         self.relu = nn.ReLU()
 
@@ -37,16 +33,12 @@ class Block(nn.Module):
 
 def resnet_tiny(input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = 2) -> Backbone:
     """Three groups of `blocks` blocks, `width`, 2 and 4 times as wide, each half the size. Features: maps."""
-    return _resnet(
-        input_shape, num_classes, width, blocks, nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, "maps"
-    )
+    return _resnet(input_shape, num_classes, width, blocks, nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, "maps")
 
 
 def resnet1d(input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = 2) -> Backbone:
     """The same over a sequence (C, L). Features: sequences."""
-    return _resnet(
-        input_shape, num_classes, width, blocks, nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, "sequence"
-    )
+    return _resnet(input_shape, num_classes, width, blocks, nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, "sequence")
 
 
 def _resnet(

@@ -120,17 +120,13 @@ def train_phase(
             bar.update()
             with torch.no_grad():
                 sums[0] += losses
-                sums[1] += torch.stack(
-                    [(exit_logits.argmax(1) == y[chosen]).float().mean() for exit_logits in logits]
-                )
+                sums[1] += torch.stack([(exit_logits.argmax(1) == y[chosen]).float().mean() for exit_logits in logits])
             if place_in_epoch == steps_an_epoch - 1:
                 held_out = evaluate(model, phase, *validation)
                 set_trainable(model, phase)
                 _record(progress, exits, epoch + 1, sums / steps_an_epoch, held_out)
                 sums.zero_()
-                bar.set_postfix_str(
-                    f"loss {float(loss.detach()):.3f}, validation {float(held_out[1][-1]):.1%}"
-                )
+                bar.set_postfix_str(f"loss {float(loss.detach()):.3f}, validation {float(held_out[1][-1]):.1%}")
                 if phase.patience and _improved(progress, held_out[1].tolist()):
                     best = {name: value.clone() for name, value in trained_tensors(model, phase).items()}
 
@@ -183,9 +179,7 @@ def _improved(progress: Progress, accuracies: list[float]) -> bool:
     """Counts for each exit the epochs without a better validation accuracy; True if the mean is the best so far."""
     before = progress.best_of_exit or [-1.0] * len(accuracies)
     stale = progress.stale or [0] * len(accuracies)
-    progress.stale = [
-        0 if new > old else count + 1 for new, old, count in zip(accuracies, before, stale, strict=True)
-    ]
+    progress.stale = [0 if new > old else count + 1 for new, old, count in zip(accuracies, before, stale, strict=True)]
     progress.best_of_exit = [max(pair) for pair in zip(accuracies, before, strict=True)]
     mean = sum(accuracies) / len(accuracies)
     better, progress.best = mean > progress.best, max(mean, progress.best)
@@ -243,10 +237,13 @@ def _load_state(
         number, slot = name.split("/")
         slots.setdefault(int(number), {})[slot] = value
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, slot in ((number, slot) for number in slots for slot in slots[number]):
-        like, value = trained[number], slots[number][slot]
-        if value.shape == like.shape:  # in the parameter's memory layout, which fused optimizers rely on
-            slots[number][slot] = torch.empty_like(like).copy_(value)
+    for place, values in slots.items():
+        like = trained[place]
+        # In the parameter's own memory layout, which fused optimizers rely on.
+        slots[place] = {
+            slot: torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            for slot, value in values.items()
+        }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     device = next(model.parameters()).device
     best = {name: value.to(device) for name, value in groups["best"].items()}

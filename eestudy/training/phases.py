@@ -29,12 +29,10 @@ class Phase:
     exits: str
     share: float
     epochs: int = 0  # 0 until `resolve`
-    patience: int | None = (
-        None  # epochs without a better validation accuracy at any exit; None: train them all
-    )
+    patience: int | None = None  # epochs without a better validation accuracy at any exit; None: train them all
     weighting: str = "equal"
     optimizer: str = "adamw"
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 0.01
     momentum: float = 0.9
     schedule: str = "cosine"

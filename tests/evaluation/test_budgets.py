@@ -231,9 +231,7 @@ def test_calibration_never_reads_the_test_set(rule):
     assert before.flops.tolist() == other_labels.flops.tolist()
     assert before.accuracy.tolist() != other_labels.accuracy.tolist()
     # A test set twice as long, of the same samples: not a digit changes, so no threshold did.
-    doubled = ev.calibrated_budgets(
-        validation, (logits.repeat(1, 2, 1), labels.repeat(2)), COSTS, BACKBONE, rule
-    )
+    doubled = ev.calibrated_budgets(validation, (logits.repeat(1, 2, 1), labels.repeat(2)), COSTS, BACKBONE, rule)
     np.testing.assert_allclose(doubled[["accuracy", "flops"]], before[["accuracy", "flops"]], rtol=1e-12)
     # And the numbers are those of the thresholds that validation alone gives.
     for budget, accuracy, flops in before[before.budget != "max"].to_numpy().tolist():

@@ -1,0 +1,305 @@
+"""Building the book: its sources copied, runs and chapters executed, then Sphinx. No torch here.
+
+Tracked files are read, never written. Everything is made in `_build/book`, which is kept: what did not change
+is not made again. The pages end up in `_build/html`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from eestudy import notebooks, runner
+from eestudy.config import EestudyError
+from eestudy.environment import say
+from eestudy.grids import Study, project_root
+from eestudy.store import Store, write_atomically
+
+SKIPPED = {"runs", "results", "__pycache__", ".ipynb_checkpoints"}  # of book/: made here, or nobody's source
+TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "latex2mathml")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a checkout's book is made."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """The copy that Sphinx reads."""
+        return self.root / "_build" / "book"
+
+    @property
+    def book(self) -> Path:
+        return self.folder / "book"
+
+    @property
+    def results(self) -> Path:
+        """What the chapters get as EESTUDY_RESULTS."""
+        return self.book / "results"
+
+    @property
+    def html(self) -> Path:
+        return self.root / "_build" / "html"
+
+
+def build(study: Study, workers: int = 1, store: Path | None = None) -> list[runner.Failure]:
+    """Runs what the study lacks, executes the chapters on its tables, builds the pages; returns what failed.
+
+    After a failure no pages are made, and the ones of an earlier build stay. EestudyError with one line when
+    Sphinx warns, a notebook holds an error, or a page would load something from another host.
+    """
+    stage = Stage(project_root())
+    for name in ("_config.yml", "_toc.yml", "book"):
+        if not (stage.root / name).exists():
+            raise EestudyError(f"{stage.root / name}: not found; run this inside a checkout of the study")
+    Store(stage.folder).check_writable()
+    clock = Clock()
+    with FileLock(stage.folder.parent / "book.lock"):
+        copied = copy_sources(stage, study.name)
+        clock.say(f"{copied} changed files copied to {stage.folder}")
+        runs_dir = stage.book / "runs" / study.name
+        failures = runner.run_study(
+            study, workers, runs_dir=runs_dir, results_dir=stage.results / study.name, store=store
+        )
+        clock.say(f"{len(runner.pages(study, runs_dir))} run pages, {len(failures)} failed")
+        failures = failures or execute_chapters(stage, study.name, workers, store, clock)
+        if failures:
+            clock.say("the book is not built, because a notebook failed")
+            return failures
+        write_toc(stage, study)
+        check_notebooks(stage)
+        build_pages(stage, clock)
+    index = stage.html / "index.html"
+    say(f"open {index.as_uri()}")
+    say(f"or serve it: {Path(sys.executable).name} -m http.server --directory {stage.html}")
+    return []
+
+
+class Clock:
+    """Progress lines with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def say(self, line: str) -> None:
+        say(f"[{time.monotonic() - self.started:.0f} s] {line}")
+
+
+def copy_sources(stage: Stage, study: str) -> int:
+    """Brings the copy up to date with book/ and _config.yml; returns how many files changed.
+
+    Chapters are left out: papermill writes them there. So are the tables of `study`, which the runner writes.
+    """
+    source = stage.root / "book"
+    wanted = {Path("_config.yml")}
+    for path in sorted(source.rglob("*")):
+        inside = path.relative_to(source)
+        chapter = inside.parts[0] == "chapters" and path.suffix == ".ipynb"
+        table = inside.parts[0] == "results" and len(inside.parts) > 2 and inside.parts[1] != study
+        if path.is_file() and not chapter and (table or not SKIPPED & set(inside.parts)):
+            wanted.add("book" / inside)
+    changed = 0
+    for file in wanted:
+        target, content = stage.folder / file, (stage.root / file).read_bytes()
+        if not target.is_file() or target.read_bytes() != content:
+            write_atomically(target, content)
+            changed += 1
+    for path in sorted(stage.book.rglob("*")):
+        inside = path.relative_to(stage.book)
+        made = inside.parts[0] in ("runs", "results") or (stage.root / "book" / inside).is_file()
+        if path.is_file() and not made:
+            path.unlink()
+            changed += 1
+    return changed
+
+
+def takes_study(notebook: Path) -> bool:
+    """Whether the cell tagged `parameters` assigns `study`: then the chapter reads a study's tables."""
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            names = (node for node in ast.walk(ast.parse("".join(cell["source"]))) if isinstance(node, ast.Name))
+            return any(node.id == "study" and isinstance(node.ctx, ast.Store) for node in names)
+    return False
+
+
+def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None, clock: Clock) -> list[runner.Failure]:
+    """Executes the chapters whose source, package or tables changed; returns what failed."""
+    environment = notebooks.pool_environment(workers, store or Store().path)
+    environment |= {"EESTUDY_RESULTS": str(stage.results.resolve())}
+    tables = [path for path in sorted((stage.results / study).glob("*")) if path.name in runner.TABLES]
+    package = notebooks.identity(*notebooks.package_files())
+    todo: dict[Path, tuple[dict[str, str], str]] = {}
+    chapters = sorted((stage.root / "book" / "chapters").glob("*.ipynb"))
+    for chapter in chapters:
+        given = {"study": study} if takes_study(chapter) else {}
+        made = notebooks.identity(notebooks.source_identity(chapter), given, package, *(tables if given else []))
+        if notebooks.made_from(_staged(stage, chapter)) != made:
+            todo[chapter] = (given, made)
+
+    def execute(chapter: Path) -> runner.Failure | None:
+        given, made = todo[chapter]
+        reason = notebooks.execute(chapter, _staged(stage, chapter), given, made, environment)
+        clock.say(f"chapter {chapter.stem}: {'failed' if reason else 'done'}")
+        return runner.Failure(f"chapter {chapter.stem}", reason) if reason else None
+
+    clock.say(f"{len(chapters)} chapters, {len(todo)} to execute")
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        return [failure for failure in pool.map(execute, todo) if failure]
+
+
+def _staged(stage: Stage, chapter: Path) -> Path:
+    return stage.book / "chapters" / chapter.name
+
+
+def write_toc(stage: Stage, study: Study) -> None:
+    """The committed _toc.yml with the run pages before its last part, a part a data set."""
+    toc = yaml.safe_load((stage.root / "_toc.yml").read_text(encoding="utf-8"))
+    toc["parts"][-1:-1] = run_parts(stage, runner.pages(study, stage.book / "runs" / study.name))
+    content = yaml.safe_dump(toc, sort_keys=False, allow_unicode=True).encode()
+    write_atomically(stage.folder / "_toc.yml", content)
+
+
+def run_parts(stage: Stage, pages: list[runner.Page]) -> list[dict[str, Any]]:
+    """The table of contents' parts for run pages: one a data set, each page with a short title of its own."""
+    parts: dict[str, list[dict[str, str]]] = {}
+    for page in pages:
+        config = page.configs[0]
+        names = [runner.TITLES.get(name, name) for name in (config.dataset, config.architecture)]
+        chapters = parts.setdefault(f"Runs on {names[0]}", [])
+        title = f"{names[1]}, {config.strategy}"
+        same = sum(chapter["title"].startswith(title) for chapter in chapters)
+        file = page.target.relative_to(stage.folder).with_suffix("").as_posix()
+        chapters.append({"file": file, "title": f"{title} ({same + 1})" if same else title})
+    return [{"caption": caption, "chapters": chapters} for caption, chapters in parts.items()]
+
+
+def check_notebooks(stage: Stage) -> None:
+    """EestudyError when a notebook of the book holds an error output, on which Sphinx is silent."""
+    found = []
+    toc = yaml.safe_load((stage.folder / "_toc.yml").read_text(encoding="utf-8"))
+    for chapter in (chapter for part in toc["parts"] for chapter in part["chapters"]):
+        notebook = stage.folder / f"{chapter['file']}.ipynb"
+        if notebook.is_file():
+            found += notebooks.error_outputs(notebook)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise EestudyError(f"an executed notebook holds an error: {found[0]}{more}")
+
+
+def build_pages(stage: Stage, clock: Clock) -> None:
+    """Sphinx with warnings as errors, or nothing when all inputs are as they were.
+
+    Always from nothing: a warm build forgets earlier warnings.
+    """
+    files = [
+        path
+        for path in sorted(stage.folder.rglob("*"))
+        if path.is_file() and path.parent != stage.folder and "_build" not in path.relative_to(stage.folder).parts
+    ]
+    files += [stage.folder / "_config.yml", stage.folder / "_toc.yml"]
+    names = [path.relative_to(stage.folder).as_posix() for path in files]
+    made = notebooks.identity({name: version(name) for name in TOOLS}, names, *files)
+    stamp = stage.html / ".made-from"
+    if stamp.is_file() and stamp.read_text() == made:
+        clock.say("pages are as they were")
+        return
+    clock.say("Sphinx reads and writes the pages")
+    html = sphinx(stage.folder)
+    loads = remote_loads(html)
+    if loads:
+        more = f" (and {len(loads) - 1} more)" if len(loads) > 1 else ""
+        raise EestudyError(f"a page would load something from another host: {loads[0]}{more}")
+    write_atomically(html / ".made-from", made.encode())
+    if stage.html.exists():
+        shutil.rmtree(stage.html)
+    html.replace(stage.html)
+    clock.say(f"{len(list((stage.html / 'book').rglob('*.html')))} pages written to {stage.html}")
+
+
+def sphinx(folder: Path) -> Path:
+    """Builds the book in `folder` cold; returns its pages' folder. EestudyError names the first warning."""
+    output = folder / "_build"
+    shutil.rmtree(output, ignore_errors=True)
+    program = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "build", str(folder), "-W", "--keep-going"]
+    ended = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
+    text = ANSI.sub("", ended.stdout)
+    log = folder / "sphinx.log"
+    write_atomically(log, text.encode())
+    if ended.returncode or not (output / "html" / "index.html").is_file():
+        lines = [line.strip() for line in text.splitlines() if re.search("WARNING|ERROR|Error", line)]
+        reason = lines[0] if lines else f"exit status {ended.returncode}"
+        raise EestudyError(f"Sphinx: {reason} ({len(lines)} such lines in {log})")
+    return output / "html"
+
+
+def remote_loads(html: Path) -> list[str]:
+    """What the pages under `html` would load from another host when looked at: "page: tag address", sorted.
+
+    Links that a reader may click are no loads. Scripts are trusted to load nothing themselves.
+    """
+    found = []
+    for path in sorted(html.rglob("*")):
+        if path.suffix == ".html":
+            loads = _Loads()
+            loads.feed(path.read_text(encoding="utf-8", errors="replace"))
+            found += [f"{path.relative_to(html)}: {load}" for load in loads.found]
+        elif path.suffix == ".css":
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found += [f"{path.relative_to(html)}: {load}" for load in _css_loads(text)]
+    return found
+
+
+class _Loads(HTMLParser):
+    """Collects addresses on other hosts that a browser fetches by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.in_style = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.in_style = tag == "style"
+        given = {name: value or "" for name, value in attrs}
+        names = ["src", "srcset", "poster", "data"] + (["href"] if tag in ("link", "image", "use") else [])
+        if tag == "link" and not {"canonical", "next", "prev", "author", "license"}.isdisjoint(
+            given.get("rel", "").split()
+        ):
+            return
+        self.found += [f"{tag} {given[name]}" for name in names if _elsewhere(given.get(name, ""))]
+        self.found += _css_loads(given.get("style", ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.in_style:
+            self.found += _css_loads(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_style = False
+
+
+def _elsewhere(address: str) -> bool:
+    return re.match(r"\s*(https?:)?//", address, re.IGNORECASE) is not None
+
+
+def _css_loads(text: str) -> list[str]:
+    addresses = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')\s;]+)", text)
+    return [f"css {address}" for address in addresses if _elsewhere(address)]

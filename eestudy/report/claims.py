@@ -1,0 +1,161 @@
+"""Claims of Kubaty et al. (2025) put to the test on a study's tables, and what may be said over all cells.
+
+Over cells, each cell's mean paired difference is one value; the t interval over cells and the t test's p,
+Holm-corrected over all pairs and budgets (`over_cells`), decide. A study of one cell is decided by its seeds.
+The definitions of "supported" and "contradicted" are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from eestudy.report import statistics as st
+from eestudy.report.tables import BUDGETS, budget_name
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A verdict ("supported", "contradicted", "not decided"), why in words, and the effects it rests on."""
+
+    name: str
+    statement: str
+    verdict: str
+    reason: str
+    effects: pd.DataFrame
+
+    def _repr_markdown_(self) -> str:
+        return f"**{self.name}: {self.verdict}.** {self.statement}\n\n- " + self.reason.replace("; ", "\n- ")
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.verdict}. {self.reason}"
+
+
+def over_cells(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Every pair at every budget that all cells reach ("max" is no budget); each cell's mean is one value.
+
+    One row each: a, b, pair, budget, mean, low, high (fractions), n, unit ("cells", or "seeds" in a study of
+    one cell), p, p_holm (over all rows), decision, verdict. No rows when no budget is reached everywhere.
+    """
+    single = comparisons["cell"].nunique() == 1
+    pairs = list(dict.fromkeys(zip(comparisons["a"], comparisons["b"], strict=True)))
+    records = []
+    for budget in _everywhere(comparisons, pairs):
+        for a, b in pairs:
+            here = (comparisons["a"] == a) & (comparisons["b"] == b) & (comparisons["budget"] == budget)
+            rows = comparisons[here]
+            record = {
+                "a": a,
+                "b": b,
+                "pair": f"{a} − {b}",
+                "budget": budget,
+                "unit": "seeds" if single else "cells",
+            }
+            if single:
+                record |= rows.iloc[0][["mean", "low", "high", "n", "p", "note"]].to_dict()
+            else:
+                d = st.paired_difference(rows.set_index("cell")["mean"], pd.Series(0.0, index=rows["cell"]))
+                note = d.note.replace("seed", "cell")
+                record |= {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": note}
+            records.append(record)
+    columns = ["a", "b", "pair", "budget", "unit", "mean", "low", "high", "n", "p", "note"]
+    frame = pd.DataFrame(records, columns=columns)
+    frame["p_holm"] = st.holm(frame["p"])
+    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
+    frame["verdict"] = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
+    return frame
+
+
+def _everywhere(comparisons: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[str]:
+    """The budgets (no "max") at which each of the pairs could be compared in every cell, smallest first."""
+    cells = comparisons["cell"].nunique()
+    compared = comparisons.dropna(subset="mean").groupby(["a", "b", "budget"])["cell"].nunique()
+    budgets = [budget for budget in BUDGETS if budget != "max"]
+    return [b for b in budgets if all(compared.get((*pair, b), 0) == cells for pair in pairs)]
+
+
+def c1(comparisons: pd.DataFrame) -> Claim:
+    """Supported: joint and disjoint each lose at one end of the budgets. Contradicted: one loses at both.
+
+    The early end is the smallest budget that every cell reaches, the late one the largest.
+    """
+    table = over_cells(comparisons)
+    table = table[(table["a"] == "joint") & (table["b"] == "disjoint")]
+    verdict = "not decided"
+    if len(table) > 1:
+        table = table.iloc[[0, -1]]
+        first, last = table["decision"]
+        if first and last:
+            verdict = "contradicted" if first == last else "supported"
+    statement = "Joint and disjoint are each suboptimal: one loses at early budgets, the other at late ones."
+    return Claim("C1", statement, verdict, _reason(table), table)
+
+
+def c2(comparisons: pd.DataFrame) -> Claim:
+    """Supported: mixed is better than both at every budget. Contradicted: worse than one somewhere."""
+    table = over_cells(comparisons)
+    table = table[(table["a"] == "mixed") & table["b"].isin(["joint", "disjoint"])]
+    verdict = "not decided"
+    if (table["decision"] == "worse").any():
+        verdict = "contradicted"
+    elif table["b"].nunique() == 2 and (table["decision"] == "better").all():
+        verdict = "supported"
+    statement = "Mixed gains over joint and over disjoint consistently, at every budget."
+    return Claim("C2", statement, verdict, _reason(table), table)
+
+
+def findings(comparisons: pd.DataFrame) -> str:
+    """What the corrected tests of the table decide, as a Markdown list, and how many they leave open."""
+    decided = comparisons[comparisons["decision"] != ""]
+    lines = [
+        f"- {row.cell} at {budget_name(row.budget)}: {row.a} against {row.b}: {row.verdict}."
+        for row in decided.itertuples()
+    ]
+    tested = int(comparisons["p"].notna().sum())
+    untested = len(comparisons) - tested
+    head = f"Of {len(comparisons)} comparisons the corrected tests decide {len(decided)}"
+    rest = f"{tested - len(decided)} were tested without a difference seen, {untested} could not be tested."
+    return "\n".join([f"{head}; {rest}", "", *lines])
+
+
+def answer(comparisons: pd.DataFrame) -> str:
+    """The strategies against each other over all cells, at each budget that all cells reach, as Markdown."""
+    table = over_cells(comparisons)
+    if table.empty:
+        return "No budget is reached by every strategy in every cell: nothing can be said over all cells."
+    lines = []
+    for budget, rows in table.groupby("budget", sort=False):
+        lines.append(f"- At {budget_name(str(budget))}:")
+        lines += [f"  - {row.a} against {row.b}: {row.verdict}." for row in rows.itertuples()]
+    reached = set(comparisons["budget"]) - set(table["budget"]) - {"max"}
+    left_out = [budget_name(b) for b in BUDGETS if b in reached]
+    unit = f"{table['n'].max()} {table['unit'].iloc[0]}"
+    head = f"Differences in accuracy over {unit}, Holm-corrected over these {len(table)} comparisons:"
+    end = f"Left out, because not every cell reaches it: {', '.join(left_out)}." if left_out else ""
+    return "\n".join([head, "", *lines, "", end]).strip()
+
+
+def limits(comparisons: pd.DataFrame) -> str:
+    """What the number of seeds cannot show: the smallest difference that a test in one cell could have
+    called.
+    """
+    counts = comparisons.loc[comparisons["n"] > 0, "n"]
+    if counts.empty or counts.max() < 2:
+        return "One seed a cell: no interval, no test; a difference between strategies may be noise."
+    n, sd = int(counts.median()), float(comparisons["sd"].median())
+    least = st.smallest_difference(n, sd)
+    return (
+        f"With {n} seeds, a paired difference whose standard deviation is the table's median "
+        f"({100 * sd:.1f} points) must reach {100 * least:.1f} points before even an uncorrected test in one "
+        f'cell calls it. A smaller true difference is likely to read "no difference seen" here: that is not '
+        "evidence of equality."
+    )
+
+
+def _reason(table: pd.DataFrame) -> str:
+    parts = [
+        f"{row.a} against {row.b} at {budget_name(row.budget)}: {row.verdict}, over {row.n} {row.unit}"
+        for row in table.itertuples()
+    ]
+    return "; ".join(parts) + "." if parts else "The strategies it speaks of are not compared in this study."

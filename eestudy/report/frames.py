@@ -1,0 +1,192 @@
+"""The tidy frames of a study: read from its folder, or collected from runs in a notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eestudy.config import STRATEGIES, EestudyError, nearest
+from eestudy.grids import project_root
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "runs": (
+        *("run", "architecture", "dataset", "strategy", "method", "seed", "backbone_flops"),
+        *("training_flops", "seconds", "hardware", "versions", "commit", "config"),
+    ),
+    "history": ("run", "phase", "epoch", "exit", "split", "loss", "accuracy"),
+    "exits": ("run", "exit", "stage", "flops", "params", "accuracy", "nll", "ece"),
+    "budgets": ("run", "protocol", "rule", "budget", "accuracy", "flops"),
+    "tradeoff": ("run", "protocol", "rule", "budget", "accuracy", "flops"),
+}
+FILES = {name: f"{name}.parquet" if name == "history" else f"{name}.csv" for name in COLUMNS}
+# What identifies a run to the reader; every frame of `Results` carries these columns beside its own.
+LABELS = ("cell", "architecture", "dataset", "strategy", "method", "seed")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one study, each joined with `LABELS` of its run; a table is read and checked on first
+    use.
+
+    A cell is architecture x data set (and what else varies in the study: the method, a training setting).
+    """
+
+    study: str
+    folder: Path | None = None
+    _frames: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """One row a run: its labels, plain backbone FLOPs a sample, training FLOPs, seconds, hardware,
+        versions.
+        """
+        return self._table("runs")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a run x phase x epoch x exit x split: loss, accuracy."""
+        return self._table("history")
+
+    @property
+    def exits(self) -> pd.DataFrame:
+        """One row a run x exit: cumulative FLOPs and parameters; accuracy, nll, ece on test."""
+        return self._table("exits")
+
+    @property
+    def budgets(self) -> pd.DataFrame:
+        """One row a run x protocol x rule x budget ("25" ... "100" per cent, "max"): accuracy, mean FLOPs, on
+        test.
+        """
+        return self._table("budgets")
+
+    @property
+    def tradeoff(self) -> pd.DataFrame:
+        """One row a run x nominal budget (fraction of the plain backbone): accuracy, realised mean FLOPs, on
+        test.
+        """
+        return self._table("tradeoff")
+
+    @property
+    def cells(self) -> list[str]:
+        return list(dict.fromkeys(self.runs["cell"]))
+
+    @property
+    def strategies(self) -> list[str]:
+        """The strategies there are, in the order used everywhere."""
+        return in_order(self.runs["strategy"])
+
+    def _table(self, name: str) -> pd.DataFrame:
+        key = f"{name}, labelled"
+        if key not in self._frames:
+            frame = self._read(name)
+            self._check(name, frame)
+            self._frames[key] = _with_cells(frame) if name == "runs" else self._labelled(name, frame)
+        return self._frames[key]
+
+    def _read(self, name: str) -> pd.DataFrame:
+        if name in self._frames:
+            return self._frames[name]
+        if self.folder is None:
+            raise EestudyError(f"results: the frame {name!r} was not collected")
+        path = self.folder / FILES[name]
+        if not path.is_file():
+            raise EestudyError(f"results: {path} is missing; make it with: {_command(self.study)}")
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype={"budget": str} if name == "budgets" else None)
+
+    def _check(self, name: str, frame: pd.DataFrame) -> None:
+        lacking = [c for c in COLUMNS[name] if c not in frame.columns]
+        where = FILES[name] if self.folder is None else self.folder / FILES[name]
+        if lacking:
+            raise EestudyError(f"results: {where} lacks the column {lacking[0]!r}; remake: {_command(self.study)}")
+        if frame.empty:
+            raise EestudyError(f"results: {where} has no rows; make them with: {_command(self.study)}")
+
+    def _labelled(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        labels = self.runs.set_index("run")[list(LABELS)]
+        unknown = set(frame["run"]) - set(labels.index)
+        if unknown:
+            raise EestudyError(f"results: {FILES[name]} has the run {min(unknown)!r}, runs.csv has not")
+        return frame.join(labels, on="run")
+
+
+def in_order(strategies: Iterable[str]) -> list[str]:
+    """Distinct strategies in the order of `config.STRATEGIES`, others after them."""
+    seen = list(dict.fromkeys(strategies))
+    return [s for s in STRATEGIES if s in seen] + [s for s in seen if s not in STRATEGIES]
+
+
+def results_folder(study: str) -> Path:
+    """$EESTUDY_RESULTS/<study> where that is set, <project root>/book/results/<study> otherwise."""
+    root = os.environ.get("EESTUDY_RESULTS")
+    return (Path(root) if root else project_root() / "book" / "results") / study
+
+
+def load(study: str) -> Results:
+    """The committed tables of `study`. EestudyError when there are none, with the command that makes them."""
+    if not isinstance(study, str) or not study or Path(study).name != study:
+        raise EestudyError(f"study: {study!r} is not a name such as 'smoke'")
+    folder = results_folder(study)
+    if not folder.is_dir():
+        made = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+        planned = [p.stem for p in (project_root() / "params").glob("*.yaml")]
+        known = list(dict.fromkeys([*made, *planned]))
+        if study in planned or not known:
+            raise EestudyError(f"study: {study!r} has no results in {folder}; make them with: {_command(study)}")
+        raise EestudyError(f"study: unknown name {study!r}; {nearest(study, known)}")
+    results = Results(study, folder)
+    _ = results.runs  # a folder without its runs is told at once, the other tables on first use
+    return results
+
+
+def collect(runs: Iterable[Any], budgets: pd.DataFrame | None = None) -> Results:
+    """The same frames from what `eestudy.run` returned, for a notebook that has no study folder.
+
+    `budgets`: from `eestudy.budgets(runs, protocol, rule)`, one protocol or several below each other.
+    """
+    runs = list(runs)
+    if not runs:
+        raise EestudyError("runs: an empty list has no results")
+    frames = {
+        "runs": pd.DataFrame([run.summary() for run in runs]),
+        "history": pd.concat([run.history() for run in runs], ignore_index=True),
+        "exits": pd.concat([run.exits() for run in runs], ignore_index=True),
+        "tradeoff": pd.concat([run.tradeoff() for run in runs], ignore_index=True),
+    }
+    if budgets is not None:
+        frames["budgets"] = budgets
+    return Results("notebook", None, frames)
+
+
+def _command(study: str) -> str:
+    return f"eestudy run params/{study}.yaml"
+
+
+def _with_cells(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs` with a column `cell`: what is compared at once. Two runs of a cell differ in strategy or seed
+    only.
+    """
+    cell = runs["architecture"] + " / " + runs["dataset"]
+    if runs["method"].nunique() > 1:
+        cell = cell + " / " + runs["method"]
+    runs = runs.assign(cell=cell)
+    same = runs.duplicated(["cell", "strategy", "seed"], keep=False)
+    if same.any():
+        # The study varies something else too: runs that differ in it must not be averaged.
+        settings = [json.loads(text) for text in runs["config"]]
+        frame = pd.DataFrame([{k: json.dumps(v) for k, v in s.items()} for s in settings], index=runs.index)
+        groups = frame.loc[same].groupby([cell[same], runs["strategy"][same], runs["seed"][same]])
+        varied = [c for c, n in groups.nunique().max().items() if n > 1 and c not in LABELS]
+        for name in varied:
+            runs["cell"] += f", {name} " + frame[name].str.strip('"')
+        left = runs[runs.duplicated(["cell", "strategy", "seed"])]
+        if len(left):
+            raise EestudyError(f"results: runs.csv has the run {left['run'].iloc[0]!r} twice")
+    return runs

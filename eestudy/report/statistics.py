@@ -1,0 +1,202 @@
+"""Means, paired differences and corrected tests over seeds, and the words a result may be told in.
+
+Intervals are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one seed, or with values that do
+not differ at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here
+warns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from eestudy.config import EestudyError
+
+LEVEL = 0.95  # of every interval
+ALPHA = 0.05  # of every corrected test
+FEWEST_CELLS = 5  # below, the chi-squared approximation of the Friedman statistic is too rough to report
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n values with its 95 % t interval; `low` and `high` are NaN when the spread is unknown."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    note: str = ""
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean of the paired differences a - b over n common seeds, its 95 % t interval and the paired t test's
+    p.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    n: int
+    unpaired: int = 0  # seeds that only one of the two has; they are left out
+    sd: float = math.nan  # standard deviation of the differences
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Friedman:
+    """Friedman's test over n cells; `ranks` is the mean rank of each treatment (1: the highest value)."""
+
+    statistic: float
+    p: float
+    n: int
+    ranks: dict[str, float]
+    note: str = ""
+
+
+def _finite(values: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
+    array = np.asarray(values, dtype=float).ravel()
+    return array[np.isfinite(array)]
+
+
+def _constant(values: np.ndarray) -> bool:
+    # Differences of equal accuracies may differ in their last bits: that is no spread.
+    return bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())))
+
+
+def mean_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float = LEVEL) -> Interval:
+    """Mean of `values` (n,), NaN left out, with its t interval at `level`."""
+    x = _finite(values)
+    if x.size == 0:
+        return Interval(math.nan, math.nan, math.nan, 0, "no value")
+    if x.size == 1:
+        return Interval(float(x[0]), math.nan, math.nan, 1, "one seed: no interval")
+    mean = float(x.mean())
+    if _constant(x):
+        return Interval(mean, math.nan, math.nan, x.size, f"the same in all {x.size} seeds: no interval")
+    half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    return Interval(mean, mean - half, mean + half, int(x.size))
+
+
+def paired_difference(
+    a: Mapping[int, float] | pd.Series, b: Mapping[int, float] | pd.Series, level: float = LEVEL
+) -> Paired:
+    """Differences a - b over the seeds that both have (seed -> value; NaN counts as missing), with t interval
+    and test.
+
+    Two-sided paired t test. When every difference is the same the test is not defined: p and the interval are
+    NaN.
+    """
+    left, right = (pd.Series(x, dtype=float).dropna() for x in (a, b))
+    common = left.index.intersection(right.index)
+    unpaired = len(left.index.union(right.index)) - len(common)
+    d = (left.loc[common] - right.loc[common]).to_numpy()
+    interval = mean_interval(d, level)
+    note = interval.note.replace("value", "common seed")
+    if math.isnan(interval.low):
+        return Paired(interval.mean, math.nan, math.nan, math.nan, interval.n, unpaired, note=note)
+    sd = float(d.std(ddof=1))
+    t = interval.mean / (sd / math.sqrt(d.size))
+    p = float(2 * stats.t.sf(abs(t), d.size - 1))
+    return Paired(interval.mean, interval.low, interval.high, p, interval.n, unpaired, sd)
+
+
+def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
+    """Holm-corrected p values (n,). A NaN (no test possible) stays NaN and does not count as a comparison."""
+    raw = np.asarray(p, dtype=float)
+    corrected = np.full(raw.shape, math.nan)
+    tested = np.isfinite(raw)
+    if tested.any():
+        corrected[tested] = multipletests(raw[tested], method="holm")[1]
+    return corrected
+
+
+def friedman(values: pd.DataFrame, fewest: int = FEWEST_CELLS) -> Friedman:
+    """Do the columns (treatments, at least 3) of `values` (cells x treatments) differ? Friedman's test over
+    the rows.
+
+    Rows with a NaN are left out. With fewer than `fewest` rows only the mean ranks are given.
+    """
+    complete = values.dropna()
+    n = len(complete)
+    ranks = {str(c): float(r) for c, r in complete.rank(axis=1, ascending=False).mean().items()} if n else {}
+    if values.shape[1] < 3:
+        return Friedman(math.nan, math.nan, n, ranks, "not tested: fewer than 3 treatments")
+    if n < fewest:
+        return Friedman(math.nan, math.nan, n, ranks, f"not tested: fewer than {fewest} cells")
+    if (complete.nunique(axis=1) == 1).all():
+        return Friedman(math.nan, math.nan, n, ranks, "not tested: all treatments tie in every cell")
+    statistic, p = stats.friedmanchisquare(*(complete[c].to_numpy() for c in complete.columns))
+    return Friedman(float(statistic), float(p), n, ranks)
+
+
+def smallest_difference(n: int, sd: float, alpha: float = ALPHA) -> float:
+    """The smallest mean of n paired differences (standard deviation `sd`) that one t test calls."""
+    if n < 2:
+        return math.nan
+    return float(stats.t.ppf(1 - alpha / 2, n - 1) * sd / math.sqrt(n))
+
+
+def points(value: float) -> str:
+    """A difference of two fractions in percentage points, signed, with one decimal: 0.0123 -> "+1.2"."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def spread(low: float, high: float, note: str = "") -> str:
+    """The interval in words, or why there is none."""
+    if math.isnan(low) or math.isnan(high):
+        return note or "no interval"
+    return f"95 % interval {points(low)} to {points(high)}"
+
+
+def decision(mean: float, p_corrected: float, alpha: float = ALPHA) -> str:
+    """ "better" or "worse" where the corrected test says so; "" otherwise (also where there is no test)."""
+    if not p_corrected < alpha:  # NaN too
+        return ""
+    return "better" if mean > 0 else "worse"
+
+
+def verdict(mean: float, low: float, high: float, p_corrected: float, note: str = "", alpha: float = ALPHA) -> str:
+    """What may be said of a paired difference (fractions): "better" or "worse" only where the corrected test
+    says so.
+
+    Examples: "better by 1.2 points (95 % interval +0.9 to +1.5)", "no difference seen (−0.3 points, 95 %
+    interval −1.2 to +0.6)". Without any common seed: "not compared".
+    """
+    if math.isnan(mean):
+        return "not compared (no common seed)"
+    word = decision(mean, p_corrected, alpha)
+    if word:
+        return f"{word} by {points(abs(mean)).lstrip('+')} points ({spread(low, high, note)})"
+    interval = spread(low, high, note)
+    if low > 0 or high < 0:  # the interval is of one comparison, the test is of all of them
+        return (
+            f"no difference seen after Holm's correction ({points(mean)} points, {interval} before it, "
+            f"corrected p {p_corrected:.2g})"
+        )
+    return f"no difference seen ({points(mean)} points, {interval})"
+
+
+def difficulty(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """How hard each sample is: the share of (seed, exit) pairs that classify it wrongly, (N,) in [0, 1].
+    Ours.
+
+    `logits`: one array (K, N, C) a seed, on the same samples; `labels` (N,).
+    """
+    if not len(logits):
+        raise EestudyError("difficulty: needs the logits of at least one seed")
+    wrong = [np.asarray(z).argmax(axis=-1) != np.asarray(labels)[None, :] for z in logits]
+    return np.concatenate(wrong, axis=0).mean(axis=0)

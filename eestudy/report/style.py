@@ -1,0 +1,134 @@
+"""One look for every figure: palette, markers, matplotlib settings, and bytes that depend on the data alone.
+
+Figures are white cards with dark text. The book's theme puts a light card behind every image on a dark page
+anyway, and dark on white keeps its contrast there; transparent figures with grey text had neither page's
+contrast.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by readers with any colour vision; each strategy has its marker and line
+# too.
+PALETTE = {"disjoint": "#0072B2", "joint": "#D55E00", "mixed": "#009E73"}
+MARKERS = {"disjoint": "o", "joint": "s", "mixed": "D"}
+OTHERS = (("#CC79A7", "^"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"))  # strategies added later
+INK = "#262626"
+FAINT = "#8c8c8c"
+WIDTH = 8.0  # inches; one width for all, so that text has one size on a page
+DPI = 180  # twice what a page column shows
+
+SETTINGS: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+    "figure.dpi": 100,
+    "savefig.dpi": DPI,
+    "axes.facecolor": "white",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+    "svg.hashsalt": "eestudy",
+    "svg.fonttype": "path",
+}
+
+
+class Plot(Figure):
+    """A figure that shows itself in a notebook as a PNG, without pyplot and with the same bytes for the same
+    data.
+    """
+
+    def __init__(self, height: float, shows: str) -> None:
+        super().__init__(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasAgg(self)
+        self.shows = shows  # in words, for who cannot see it
+
+    def png(self, dpi: int = DPI) -> bytes:
+        """The image, twice a page column's pixels, no date in it."""
+        with context():
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        return buffer.getvalue()
+
+    def svg(self) -> str:
+        """The image as SVG text with fixed ids and no date."""
+        with context():
+            buffer = io.StringIO()
+            self.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {"text/plain": repr(self), "image/png": self.png()}
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.shows}"
+
+
+@contextmanager
+def context() -> Iterator[None]:
+    """The settings above and nothing of the user's matplotlibrc; what was set before comes back after."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)
+        yield
+
+
+def colour(strategy: str) -> str:
+    """The colour of a strategy, the same in every figure."""
+    return PALETTE[strategy] if strategy in PALETTE else _other(strategy)[0]
+
+
+def marker(strategy: str) -> str:
+    """The marker of a strategy, the same in every figure."""
+    return MARKERS[strategy] if strategy in MARKERS else _other(strategy)[1]
+
+
+def _other(strategy: str) -> tuple[str, str]:
+    return OTHERS[sum(strategy.encode()) % len(OTHERS)]
+
+
+def depth_colours(count: int) -> list[Any]:
+    """`count` colours from light (first exit) to dark (last), readable on white."""
+    shades = mpl.colormaps["cividis_r"]
+    return [shades(0.12 + 0.88 * k / max(count - 1, 1)) for k in range(count)]
+
+
+def percent_axis(axes: Axes, label: str = "accuracy, %") -> None:
+    """Fractions in the data, per cent on the y axis."""
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    axes.set_ylabel(label)
+
+
+def flops_unit(largest: float) -> tuple[float, str]:
+    """Divisor and name of the unit in which `largest` FLOPs read well."""
+    for size, name in ((1e9, "GFLOPs"), (1e6, "MFLOPs"), (1e3, "kFLOPs")):
+        if largest >= size:
+            return size, name
+    return 1.0, "FLOPs"

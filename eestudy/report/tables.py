@@ -1,0 +1,270 @@
+"""The tables of the book, from the tidy frames of a study.
+
+Numbers come first (`comparisons`, ...: DataFrames of fractions), then the same as a reader sees them
+(`*_table`: accuracies in %, mean +- half of the 95 % interval over seeds, protocol and rule in the caption).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from eestudy.config import EestudyError, check_name
+from eestudy.report import statistics as st
+from eestudy.report.frames import Results, in_order
+
+PROTOCOLS = {
+    "calibrated": "thresholds fitted on validation data for each budget, applied once to test",
+    "paper": "one threshold for all seeds, swept on the test set, as in Kubaty et al. (2025)",
+}
+BUDGETS = ("25", "50", "75", "100", "max")
+DASH = "–"
+# What is compared with what, in this order.
+PAIRS = (("mixed", "joint"), ("mixed", "disjoint"), ("joint", "disjoint"))
+
+
+class Table(Styler):
+    """A Styler whose HTML and text are the same at every run (no random ids), for books and nbval."""
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.data.to_string()}"
+
+
+def table(frame: pd.DataFrame, caption: str, name: str) -> Table:
+    """`frame` (texts, as they shall read) as a Table; `name` makes its id, which is unique on a page."""
+    styled = Table(frame, uuid=f"eestudy-{name}", cell_ids=False, caption=caption)
+    # The book's theme knows this class and colours it for light and dark pages.
+    styled.set_table_attributes('class="dataframe"')
+    styled.set_table_styles([{"selector": "caption", "props": "caption-side: top; text-align: left;"}])
+    styled.format(escape="html")
+    for axis in (0, 1):
+        styled.format_index(escape="html", axis=axis)
+    return styled
+
+
+def percent(interval: st.Interval, expected: int | None = None) -> str:
+    """Accuracy in %: "81.3 ± 0.8", "81.3 (one seed)", "81.3 (1 of 2 seeds)" or a dash."""
+    if interval.n == 0:
+        return DASH
+    text = f"{100 * interval.mean:.1f}"
+    if not math.isnan(interval.low):
+        text += f" ± {100 * interval.half:.1f}"
+    if expected is not None and interval.n < expected:
+        return f"{text} ({interval.n} of {expected} seeds)"
+    return f"{text} (one seed)" if interval.n == 1 else text
+
+
+def select(frame: pd.DataFrame, protocol: str, rule: str) -> pd.DataFrame:
+    """The rows of one protocol and exit rule; EestudyError with the nearest name when there are none."""
+    check_name("protocol", protocol, frame["protocol"].unique())
+    rows = frame[frame["protocol"] == protocol]
+    check_name("rule", rule, rows["rule"].unique())
+    return rows[rows["rule"] == rule]
+
+
+def budget_name(budget: str) -> str:
+    return budget if budget == "max" else f"{budget} %"
+
+
+def _ordered(frame: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
+    """Rows (cell, strategy) in the order used everywhere."""
+    rows = [(c, s) for c in cells for s in in_order(frame.index.get_level_values("strategy")) if (c, s) in frame.index]
+    return frame.loc[rows]
+
+
+def budget_means(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
+    """One row a cell x strategy x budget: mean, low, high (fractions, over seeds), n seeds that reach it, of
+    `seeds`.
+    """
+    rows = select(results.budgets, protocol, rule)
+    records = []
+    for (cell, strategy, budget), group in rows.groupby(["cell", "strategy", "budget"], sort=False):
+        interval = st.mean_interval(group["accuracy"])
+        records.append(
+            {"cell": cell, "strategy": strategy, "budget": str(budget), "seeds": group["seed"].nunique()}
+            | {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+            | {"note": interval.note, "flops": group["flops"].mean()}
+        )
+    return pd.DataFrame(records)
+
+
+def budget_table(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> Table:
+    """Accuracy at matched budgets: rows cell x strategy, columns % of the plain backbone's FLOPs."""
+    means = budget_means(results, protocol, rule)
+    means["text"] = [percent(_interval(r), r.seeds) for r in means.itertuples()]
+    frame = means.pivot(index=["cell", "strategy"], columns="budget", values="text").fillna(DASH)
+    frame = _ordered(frame[[b for b in BUDGETS if b in frame.columns]], results.cells)
+    frame.columns = pd.Index([budget_name(b) for b in frame.columns], name="budget")
+    text = f"Accuracy on test, %, at a mean cost within the budget. {_protocol(protocol, rule)} "
+    text += _seeds(results)
+    if (frame == DASH).any(axis=None):
+        text += f" {DASH}: no threshold keeps the mean cost within this budget (exit 1 alone may cost more)."
+    if frame.map(lambda t: " of " in t).any(axis=None):
+        text += ' "1 of 2 seeds": the mean is over the seeds that reach the budget, so it is not comparable.'
+    return table(frame, text, f"budgets-{protocol}")
+
+
+def exit_table(results: Results) -> Table:
+    """Accuracy of every exit when all samples take it: rows cell x strategy, columns exits."""
+    records = [
+        {
+            "cell": cell,
+            "strategy": strategy,
+            "exit": number,
+            "text": percent(st.mean_interval(group["accuracy"])),
+        }
+        for (cell, strategy, number), group in results.exits.groupby(["cell", "strategy", "exit"], sort=False)
+    ]
+    frame = pd.DataFrame(records).pivot(index=["cell", "strategy"], columns="exit", values="text").sort_index(axis=1)
+    frame = _ordered(frame, results.cells)
+    frame.columns = pd.Index([f"exit {k}" for k in frame.columns], name="all samples take")
+    empty = " Empty: the backbone has fewer exits." if frame.isna().any(axis=None) else ""
+    text = f"Accuracy on test, %, of each exit by itself; no rule, no threshold. {_seeds(results)}{empty}"
+    return table(frame.fillna(""), text, "exits")
+
+
+def comparisons(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
+    """Paired differences between strategies at each budget, Holm-corrected over all rows.
+
+    One row a cell x pair x budget: `a`, `b`, mean, low, high, sd (of a - b, fractions of accuracy), n common
+    seeds, unpaired seeds, p, p_holm, `decision` ("better": a is; "worse"; "" undecided), `verdict` in words.
+    A budget that neither strategy reaches makes no row.
+    """
+    rows = select(results.budgets, protocol, rule)
+    records = []
+    for cell in results.cells:
+        for a, b in _pairs(results.strategies):
+            for budget in BUDGETS:
+                at = rows[(rows["cell"] == cell) & (rows["budget"] == budget)].dropna(subset="accuracy")
+                left, right = (at[at["strategy"] == s].set_index("seed")["accuracy"] for s in (a, b))
+                if left.empty and right.empty:
+                    continue
+                d = st.paired_difference(left, right)
+                records.append(
+                    {"cell": cell, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, "mean": d.mean}
+                    | {"low": d.low, "high": d.high, "sd": d.sd, "n": d.n, "unpaired": d.unpaired}
+                    | {"p": d.p, "note": d.note}
+                )
+    if not records:
+        raise EestudyError(f"comparisons: needs two strategies, the study {results.study!r} has {results.strategies}")
+    frame = pd.DataFrame(records)
+    frame["p_holm"] = st.holm(frame["p"])
+    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
+    frame["verdict"] = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
+    return frame
+
+
+def comparison_table(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> Table:
+    """`comparisons` for a reader: rows cell x pair, columns budgets: points, interval, corrected p."""
+    frame = comparisons(results, protocol, rule)
+    frame["text"] = [_difference(r) for r in frame.itertuples()]
+    wide = frame.pivot(index=["cell", "pair"], columns="budget", values="text").fillna(DASH)
+    order = [(c, p) for c in results.cells for p in dict.fromkeys(frame["pair"]) if (c, p) in wide.index]
+    wide = wide.loc[order, [b for b in BUDGETS if b in wide.columns]]
+    wide.columns = pd.Index([budget_name(b) for b in wide.columns], name="budget")
+    tested = int(frame["p"].notna().sum())
+    text = (
+        f"Difference in accuracy, points [95 % interval], paired over seeds; p of the paired t test, "
+        f"Holm-corrected over the {tested} tests of this table; * where it is below {st.ALPHA}. "
+        f"{_protocol(protocol, rule)} "
+        f"{DASH}: not compared (budget out of reach for one of the two, or no common seed)."
+    )
+    if frame["text"].str.contains("no spread").any():
+        text += " No spread: the difference is the same in all seeds, so there is neither interval nor test."
+    return table(wide, text, f"comparisons-{protocol}")
+
+
+def friedman_table(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> Table:
+    """Mean rank of each strategy over the cells at each budget, and Friedman's test where cells suffice."""
+    means = budget_means(results, protocol, rule)
+    means.loc[means["n"] < means["seeds"], "mean"] = np.nan  # a mean over fewer seeds is not comparable
+    records = {}
+    for budget in [b for b in BUDGETS if b in set(means["budget"])]:
+        at = means[means["budget"] == budget].pivot(index="cell", columns="strategy", values="mean")
+        test = st.friedman(at[in_order(at.columns)])
+        ranks = {f"rank of {s}": f"{test.ranks[s]:.2f}" if test.ranks else DASH for s in in_order(at.columns)}
+        p = f"{test.p:.3f}" if test.note == "" else test.note
+        records[budget_name(budget)] = {"cells": test.n, **ranks, "p (Friedman)": p}
+    frame = pd.DataFrame.from_dict(records, orient="index").rename_axis("budget")
+    text = f"Mean rank over cells (1: the highest accuracy in the cell). {_protocol(protocol, rule)}"
+    return table(frame, text, f"friedman-{protocol}")
+
+
+def runs_table(results: Results) -> Table:
+    """Provenance: what ran, how long, with how much arithmetic and on what; rows cell x strategy."""
+    runs = results.runs
+    frame = runs.groupby(["cell", "strategy"], sort=False).agg(
+        runs=("run", "count"),
+        seeds=("seed", lambda s: ", ".join(str(v) for v in sorted(s))),
+        seconds=("seconds", lambda s: f"{s.sum():.1f}"),
+        training=("training_flops", lambda s: engineering(s.sum())),
+        backbone=("backbone_flops", lambda s: engineering(s.mean())),
+        hardware=("hardware", lambda s: "; ".join(sorted(set(s.astype(str))))),
+        commit=("commit", lambda s: ", ".join(sorted({str(v)[:10] for v in s}))),
+    )
+    frame = _ordered(frame, results.cells)
+    frame = frame.rename(columns={"training": "training FLOPs", "backbone": "backbone FLOPs a sample"})
+    text = f"{len(runs)} runs. Seconds and training FLOPs are sums over seeds. FLOPs: multiply and add apart."
+    return table(frame, text, "runs")
+
+
+def engineering(value: float) -> str:
+    """A count with its SI prefix: 12345678 -> "12.3 M"."""
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def cost_table(results: Results) -> Table:
+    """What leaving at each exit of the first run costs: stage, FLOPs, share of the backbone, parameters."""
+    first = results.runs.iloc[0]
+    exits = results.exits[results.exits["run"] == first["run"]].sort_values("exit")
+    frame = pd.DataFrame(
+        {
+            "after stage": exits["stage"].astype(str),
+            "FLOPs a sample": exits["flops"].map(engineering),
+            "of the plain backbone": exits["flops"].map(lambda f: f"{100 * f / first['backbone_flops']:.1f} %"),
+            "parameters": exits["params"].map(engineering),
+        }
+    )
+    frame.index = pd.Index(exits["exit"], name="exit")
+    text = f"Cost of leaving at each exit, {first['cell']}: the backbone up to there and all heads on the way."
+    return table(frame, text, "costs")
+
+
+def _pairs(strategies: list[str]) -> list[tuple[str, str]]:
+    named = [pair for pair in PAIRS if set(pair) <= set(strategies)]
+    others = [(a, b) for b, a in combinations(strategies, 2) if (a, b) not in PAIRS and (b, a) not in PAIRS]
+    return named + others
+
+
+def _interval(row: Any) -> st.Interval:
+    return st.Interval(row.mean, row.low, row.high, row.n, row.note)
+
+
+def _difference(row: Any) -> str:
+    if math.isnan(row.mean):
+        return DASH
+    text = st.points(row.mean)
+    if math.isnan(row.p):
+        return f"{text} (no spread)" if row.n > 1 else f"{text} (one seed)"
+    text += f"{'*' if row.decision else ''} [{st.points(row.low)}, {st.points(row.high)}] p {row.p_holm:.2g}"
+    return f"{text}, {row.n} of {row.n + row.unpaired} seeds" if row.unpaired else text
+
+
+def _protocol(protocol: str, rule: str) -> str:
+    return f"Protocol {protocol} ({PROTOCOLS.get(protocol, 'as named')}), exit rule {rule}."
+
+
+def _seeds(results: Results) -> str:
+    counts = sorted(set(results.runs.groupby(["cell", "strategy"])["seed"].nunique()))
+    number = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
+    if counts[-1] == 1:
+        return "One seed: no interval."
+    return f"Mean ± half of the 95 % t interval over {number} seeds."

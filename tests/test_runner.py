@@ -1,0 +1,168 @@
+"""The whole way by papermill: small studies in a temporary folder, the real notebook, the real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from eestudy import notebooks
+from eestudy.cli import main
+from eestudy.grids import load_study
+from eestudy.runner import TABLES, Page, pages, run_study
+
+ROOT = Path(__file__).parents[1]
+STUDY = """
+seeds: [0, 1]
+common: {epochs: 2, train_size: 300, batch_size: 64}
+grid:
+  - {architecture: mlp, dataset: digits, strategy: [mixed, joint]}
+"""
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study, executed once."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "tiny.yaml").write_text(STUDY)
+    assert not execute(folder)
+    return folder
+
+
+def execute(folder: Path, name: str = "tiny.yaml", workers: int = 2) -> list:
+    return run_study(load_study(folder / name), workers, folder / "pages", folder / "results", folder / "store")
+
+
+def test_tables_and_pages_of_a_study(studied):
+    assert {path.name for path in (studied / "pages").iterdir()} == {
+        "mlp-digits-mixed.ipynb", "mlp-digits-joint.ipynb",
+    }  # fmt: skip
+    runs = pd.read_csv(studied / "results/runs.csv")
+    assert len(runs) == 4
+    assert set(runs["strategy"]) == {"mixed", "joint"}
+    exits = pd.read_csv(studied / "results/exits.csv")
+    assert len(exits) == 4 * 5
+    assert exits["accuracy"].between(0, 1).all()
+    budgets = pd.read_csv(studied / "results/budgets.csv")
+    assert len(budgets) == 4 * 2 * 4 * 5
+    for page in (studied / "pages").iterdir():
+        assert notebooks.error_outputs(page) == []
+        text = page.read_text()
+        assert "# MLP on digits" in text
+        assert str(studied) not in json.dumps(json.loads(text)["metadata"])
+
+
+def test_a_second_call_executes_nothing(studied, capfd):
+    before = {path: path.stat().st_mtime_ns for path in studied.rglob("*.ipynb")}
+    tables = {name: (studied / "results" / name).read_bytes() for name in TABLES}
+    assert not execute(studied)
+    assert {path: path.stat().st_mtime_ns for path in studied.rglob("*.ipynb")} == before
+    assert {name: (studied / "results" / name).read_bytes() for name in TABLES} == tables
+    assert "0 to execute" in capfd.readouterr().err
+
+
+def test_a_failed_run_is_listed_and_does_not_stop_the_others(tmp_path, capfd):
+    """One learning rate blows up; the other page and the tables are made all the same."""
+    text = STUDY.replace("strategy: [mixed, joint]", "strategy: joint, lr: [0.001, 1.0e30]")
+    (tmp_path / "half.yaml").write_text(text.replace("64}", "64, optimizer: sgd, clip: null}"))
+    failures = execute(tmp_path, "half.yaml")
+    assert len(failures) == 1
+    assert "not finite" in failures[0].reason
+    assert ".failed.ipynb" in failures[0].reason
+    assert len(list((tmp_path / "pages").glob("*.failed.ipynb"))) == 1
+    assert pd.read_csv(tmp_path / "results/runs.csv")["run"].nunique() == 2
+
+
+def test_a_study_that_cannot_work_starts_nothing(tmp_path, capsys, monkeypatch):
+    (tmp_path / "bad.yaml").write_text(STUDY.replace("batch_size: 64", "architecture_args: {depth: 1}"))
+    assert main(["run", str(tmp_path / "bad.yaml"), "--store", str(tmp_path / "store")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "no place for an early exit" in said
+    assert not list((tmp_path / "store").rglob("*.json"))
+    assert not (ROOT / "book/results/bad/runs.csv").exists()
+    for folder in (ROOT / "book/results/bad", ROOT / "book/runs/bad"):
+        folder.rmdir()
+
+
+def test_a_results_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(STUDY)
+    (tmp_path / "results").write_text("a file stands here")
+    with pytest.raises(ValueError, match=r"results.*cannot be written"):
+        execute(tmp_path)
+
+
+def test_two_pages_of_one_combination_get_two_names(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(STUDY.replace("strategy:", "lr: [0.1, 0.2], strategy:"))
+    names = [page.target.name for page in pages(load_study(tmp_path / "tiny.yaml"), tmp_path)]
+    assert sorted(names) == [
+        "mlp-digits-joint-2.ipynb", "mlp-digits-joint.ipynb", "mlp-digits-mixed-2.ipynb", "mlp-digits-mixed.ipynb",
+    ]  # fmt: skip
+
+
+def test_a_page_passes_on_what_differs_from_the_defaults():
+    configs = load_study(ROOT / "params/smoke.yaml").pages()[0]
+    parameters = Page(tuple(configs), Path("x.ipynb")).parameters
+    assert parameters["seeds"] == [0, 1]
+    assert "seed" not in parameters
+    assert parameters["train_size"] == 400
+
+
+def papermill(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "papermill", str(ROOT / "book/run.ipynb"), str(tmp_path / "out.ipynb"), *arguments]
+    environment = {**os.environ, "EESTUDY_HOME": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+
+def test_the_notebook_works_by_itself(tmp_path):
+    done = papermill(
+        tmp_path, "-p", "architecture", "vit1d", "-p", "dataset", "mnist1d", "-p", "strategy", "mixed",
+        "-p", "epochs", "2", "-p", "train_size", "200", "-p", "seeds", "[3]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path.name.rsplit("-", 1)[0] for path in (tmp_path / "store/runs").iterdir()] == ["vit1d-mnist1d-mixed-s3"]
+
+
+def test_the_notebook_refuses_a_parameter_it_does_not_know(tmp_path):
+    done = papermill(tmp_path, "-p", "epochz", "2")
+    assert done.returncode != 0
+    assert "EestudyError: unknown notebook parameter 'epochz'; nearest: epochs" in done.stderr
+    assert not (tmp_path / "store/phases").exists()
+
+
+def test_ctrl_c_stops_a_study_in_one_line_and_it_goes_on_later(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 100000"))
+    command = [sys.executable, "-c",
+               "import sys; from pathlib import Path; from eestudy import cli, runner; from eestudy.grids import *;"
+               "p = Path(sys.argv[1]);"
+               "real = runner.run_study;"
+               "runner.run_study = lambda s, w, store: real(s, w, p / 'pages', p / 'results', p / 'store');"
+               "sys.exit(cli.main(['run', str(p / 'tiny.yaml')]))", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("store/phases/*/config.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors.strip().splitlines()[-1]
+    assert "Traceback" not in errors
+    # Nothing is left running, and nothing half-made has a final name.
+    time.sleep(1)
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
+    assert not list(tmp_path.glob("pages/mlp-digits-*[a-z].ipynb")) or all(
+        ".running" in path.name for path in tmp_path.glob("pages/*.ipynb")
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
