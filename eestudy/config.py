@@ -185,6 +185,9 @@ class RunConfig(BaseModel):
         """
         return {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @property
     def id(self) -> str:
         """Readable names and a content hash: equal settings have an equal id, in any process."""

@@ -125,6 +125,12 @@ def test_bold_and_double_struck_are_characters_because_browsers_ignore_mathvaria
         assert "mathvariant" not in mathml.mathml(latex, False)
 
 
+def test_functions_and_colons_are_operators_with_room() -> None:
+    assert ("mo", "log") in tags(r"p \log p")
+    assert ("mo", ":") in tags(r"\{ k : k < K \}")
+    assert ("mi", "p") in tags(r"p \log p")
+
+
 def test_display_style_follows_the_kind_of_formula() -> None:
     assert 'display="block"' in mathml.mathml("x", True)
     assert 'display="inline"' in mathml.mathml("x", False)

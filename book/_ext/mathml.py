@@ -20,6 +20,7 @@ from sphinx.util.math import get_node_equation_number
 logger = logging.getLogger(__name__)
 
 LIMITS = {"max", "min", "sup", "inf", "lim", "arg\u2009max", "arg\u2009min"}
+FUNCTIONS = {"log", "ln", "exp", "det", "tanh", "cos", "sin", "argmin", "argmax", "softmax"}
 PARTS = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "msubsup": 3, "munderover": 3}
 # \bar, \hat, \tilde: the spacing characters sit at the right height; the ASCII ones touch the letter.
 ACCENTS = {"\u00af": "\u203e", "^": "\u02c6", "~": "\u02dc"}
@@ -65,6 +66,12 @@ def repair(element: ElementTree.Element) -> None:
     if tag == "mover" and (element[1].text or "") in ACCENTS:
         element[1].text = ACCENTS[element[1].text or ""]
         element[1].attrib.update({"stretchy": "false", "accent": "true"})
+    if tag == "mi" and element.text == ":":
+        element.tag = prefix + "mo"
+        element.attrib.update({"lspace": "0.278em", "rspace": "0.278em"})  # a relation
+    if tag in ("mi", "mo") and (element.text or "") in LIMITS | FUNCTIONS:
+        element.tag = prefix + "mo"
+        element.attrib.update({"form": "prefix", "lspace": "0.167em", "rspace": "0.167em"})
     if tag in ("msub", "msubsup") and len(element) and (element[0].text or "") in LIMITS:
         element.tag = prefix + {"msub": "munder", "msubsup": "munderover"}[tag]
         element[0].set("movablelimits", "true")

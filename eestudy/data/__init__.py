@@ -31,7 +31,7 @@ def load(name: str, train_size: int | None = None, **dataset_args: object) -> Da
     return data if train_size is None else subset(data, train_size)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _loaded(loader: Callable[..., DataSet], arguments: tuple[tuple[str, object], ...]) -> DataSet:
     # A study asks for one data set many times over; its tensors are never changed in place.
     return loader(**dict(arguments))
