@@ -14,7 +14,7 @@ unexport VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV PYTHONHOME PYTHONPATH PYTHON
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test study lab lint clean bench FORCE
+.PHONY: help setup book test study results lab lint clean bench FORCE
 # `make -j book test` still does one after the other: both use all the cores.
 .NOTPARALLEL:
 
@@ -39,6 +39,10 @@ lint: $(READY) ## formatter, linter, type checker
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+results: $(READY) ## for maintainers: rerun the committed studies, chapters and the README's table
+	@for study in smoke small; do .venv/bin/eestudy run "params/$$study.yaml" --workers $(WORKERS) || exit; done
+	@.venv/bin/eestudy refresh small
 
 bench: $(READY) ## speed and memory (benchmarks/*.py); wants a quiet machine
 	@found=no; for file in benchmarks/*.py; do \

@@ -141,8 +141,8 @@ def takes_study(notebook: Path) -> bool:
 
 def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None, clock: Clock) -> list[runner.Failure]:
     """Executes the chapters whose source, package or tables changed; returns what failed."""
-    environment = notebooks.pool_environment(workers, store or Store().path)
-    environment |= {"EESTUDY_RESULTS": str(stage.results.resolve())}
+    executor = notebooks.Executor(workers, store or Store().path)
+    executor.environment["EESTUDY_RESULTS"] = str(stage.results.resolve())
     tables = [path for path in sorted((stage.results / study).glob("*")) if path.name in runner.TABLES]
     package = notebooks.identity(*notebooks.package_files())
     todo: dict[Path, tuple[dict[str, str], str]] = {}
@@ -155,13 +155,17 @@ def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None,
 
     def execute(chapter: Path) -> runner.Failure | None:
         given, made = todo[chapter]
-        reason = notebooks.execute(chapter, _staged(stage, chapter), given, made, environment)
+        reason = executor.execute(chapter, _staged(stage, chapter), given, made)
         clock.say(f"chapter {chapter.stem}: {'failed' if reason else 'done'}")
         return runner.Failure(f"chapter {chapter.stem}", reason) if reason else None
 
     clock.say(f"{len(chapters)} chapters, {len(todo)} to execute")
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        return [failure for failure in pool.map(execute, todo) if failure]
+        try:
+            return [failure for failure in pool.map(execute, todo) if failure]
+        except BaseException:
+            executor.stop()
+            raise
 
 
 def _staged(stage: Stage, chapter: Path) -> Path:
@@ -183,10 +187,9 @@ def run_parts(stage: Stage, pages: list[runner.Page]) -> list[dict[str, Any]]:
         config = page.configs[0]
         names = [runner.TITLES.get(name, name) for name in (config.dataset, config.architecture)]
         chapters = parts.setdefault(f"Runs on {names[0]}", [])
-        title = f"{names[1]}, {config.strategy}"
-        same = sum(chapter["title"].startswith(title) for chapter in chapters)
+        title = f"{names[1]}, {config.strategy}" + (f" ({page.number})" if page.number > 1 else "")
         file = page.target.relative_to(stage.folder).with_suffix("").as_posix()
-        chapters.append({"file": file, "title": f"{title} ({same + 1})" if same else title})
+        chapters.append({"file": file, "title": title})
     return [{"caption": caption, "chapters": chapters} for caption, chapters in parts.items()]
 
 

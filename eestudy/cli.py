@@ -1,4 +1,4 @@
-"""The command line: plan, run, status, table, book, doctor.
+"""The command line: plan, run, status, table, book, refresh, doctor.
 
 Exit status: 0, 1 (a run failed), 2 (a mistake in what was given), 130 (Ctrl-C).
 """
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     command.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
     command.add_argument("--rule", default="max-probability", help="exit rule (default max-probability)")
+    text = "for maintainers: execute the chapters in place and write a study's results into README.md"
+    command = commands.add_parser("refresh", help=text, description=text)
+    command.add_argument("study", help="the study whose results the README shows, such as small")
     commands.add_parser("doctor", help="versions, devices, data sets and the store of this machine")
     return parser
 
@@ -148,6 +151,12 @@ def _book(options: argparse.Namespace) -> int:
     return _report(build(load_study(options.params), options.workers, store=options.store))
 
 
+def _refresh(options: argparse.Namespace) -> int:
+    from eestudy.refresh import refresh
+
+    return _report(refresh(options.study))
+
+
 def _doctor(options: argparse.Namespace) -> int:
     import torch
 
@@ -175,5 +184,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "table": _table,
     "book": _book,
+    "refresh": _refresh,
     "doctor": _doctor,
 }

@@ -144,7 +144,7 @@ def request(namespace: Mapping[str, Any]) -> Request:
     given = {name: namespace[name] for name in known if name in namespace}
     given = {name: value for name, value in given.items() if not isinstance(value, types.ModuleType)}
     store, device = given.pop("store", None), given.pop("device", None)
-    given = {name: _parsed(name, value) for name, value in given.items() if value is not None}
+    given = {name: _parsed(name, value) for name, value in given.items()}
     seeds = given.pop("seeds", [0])
     return Request(_expand("parameters", [given], {}, seeds), store, device)
 

@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,65 +47,89 @@ def made_from(notebook: Path) -> str | None:
         return None
 
 
-def execute(
-    source: Path,
-    target: Path,
-    parameters: Mapping[str, Any],
-    made: str,
-    environment: Mapping[str, str],
-    title: str | None = None,
-) -> str | None:
-    """Executes `source` with `parameters` into `target`; returns None, or one line that says what failed.
+class Executor:
+    """Executes notebooks in processes of their own, several at a time when called from several threads."""
 
-    The output gets its final name only when every cell ran; what failed is kept beside it as `*.failed.ipynb`.
-    made: identity to remember. title: replaces the first heading, which papermill does not fill in.
-    """
-    failed = target.with_suffix(".failed.ipynb")
-    running = target.with_suffix(".running.ipynb")
-    given = target.with_suffix(".parameters.json")
-    write_atomically(given, json.dumps(parameters).encode())  # JSON is YAML
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(source),
-        str(running),
-        "-f",
-        str(given),
-        "--no-progress-bar",
-    ]
-    process = subprocess.Popen(
-        [*command, "--cwd", str(source.parent)],
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C reaches us first, and the kernel through us
-    )
-    try:
-        _, errors = process.communicate()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    finally:
-        given.unlink(missing_ok=True)
-    if process.returncode:
-        if running.is_file():
-            running.replace(failed)
-        return f"{_reason(errors)} (notebook: {failed if failed.is_file() else 'not written'})"
-    notebook = json.loads(running.read_text(encoding="utf-8"))
-    notebook["metadata"]["eestudy"] = {"identity": made}
-    notebook["metadata"].pop("papermill", None)  # times and paths of this machine
-    for cell in notebook["cells"]:
-        for key in ("papermill", "execution"):
-            cell["metadata"].pop(key, None)
-    if title:
-        set_title(notebook, title)
-    write_atomically(target, (json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
-    running.unlink()
-    failed.unlink(missing_ok=True)
-    return None
+    def __init__(self, workers: int, home: Path) -> None:
+        """workers: how many share the cores; home: the store they all use."""
+        share = max(1, (os.cpu_count() or 1) // workers)
+        threads = {name: os.environ.get(name, str(share)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.environment = {**threads, "EESTUDY_HOME": str(home.resolve())}
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Ends what is running, kernels included. What they trained is in the store, up to the last saved state."""
+        self._stopped.set()
+        for process in list(self._running):
+            process.terminate()  # papermill takes its kernel along
+
+    def execute(
+        self, source: Path, target: Path, parameters: Mapping[str, Any], made: str, title: str | None = None
+    ) -> str | None:
+        """Executes `source` with `parameters` into `target`; returns None, or one line that says what failed.
+
+        The output gets its final name only when every cell ran; what failed is kept beside it as `*.failed.ipynb`.
+        made: identity to remember. title: replaces the first heading, which papermill does not fill in.
+        """
+        failed = target.with_suffix(".failed.ipynb")
+        running = target.with_suffix(".running.ipynb")
+        given = target.with_suffix(".parameters.json")
+        write_atomically(given, json.dumps(parameters).encode())  # JSON is YAML
+        command = [sys.executable, "-m", "papermill", str(source), str(running), "-f", str(given)]
+        try:
+            status, errors = self._call([*command, "--no-progress-bar", "--cwd", str(source.parent)])
+        finally:
+            given.unlink(missing_ok=True)
+        if self._stopped.is_set():
+            running.unlink(missing_ok=True)
+            return "stopped"
+        if status:
+            if running.is_file():
+                running.replace(failed)
+            return f"{_reason(errors)} (notebook: {failed if failed.is_file() else 'not written'})"
+        notebook = json.loads(running.read_text(encoding="utf-8"))
+        notebook["metadata"]["eestudy"] = {"identity": made}
+        notebook["metadata"].pop("papermill", None)  # times and paths of this machine
+        for cell in notebook["cells"]:
+            for key in ("papermill", "execution"):
+                cell["metadata"].pop(key, None)
+        if title:
+            set_title(notebook, title)
+        write_notebook(target, notebook)
+        running.unlink()
+        failed.unlink(missing_ok=True)
+        return None
+
+    def _call(self, command: list[str]) -> tuple[int, str]:
+        if self._stopped.is_set():
+            return 1, "stopped"
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C at the terminal reaches us alone; we pass it on
+        )
+        self._running.add(process)
+        try:
+            if self._stopped.is_set():
+                process.terminate()
+            _, errors = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            self._running.discard(process)
+        return process.returncode, errors
+
+
+def write_notebook(path: Path, notebook: Mapping[str, Any]) -> None:
+    """Writes a notebook's JSON the same way every time."""
+    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    write_atomically(path, text.encode())
 
 
 def set_title(notebook: dict[str, Any], title: str) -> None:
@@ -136,11 +161,3 @@ def _reason(errors: str) -> str:
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in errors.splitlines()]
     lines = [line for line in lines if line]
     return lines[-1] if lines else "papermill ended without a word"
-
-
-def pool_environment(workers: int, home: Path | None) -> dict[str, str]:
-    """Environment of each of `workers` processes: an equal share of the cores, and the store."""
-    share = max(1, (os.cpu_count() or 1) // workers)
-    names: Iterable[str] = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    environment = {name: os.environ.get(name, str(share)) for name in names}
-    return environment | ({"EESTUDY_HOME": str(home.resolve())} if home else {})

@@ -32,13 +32,14 @@ class Page:
 
     configs: tuple[RunConfig, ...]
     target: Path
+    number: int = 1  # among pages of the same architecture, data set and strategy, which differ in something else
 
     @property
     def title(self) -> str:
         """Such as "ViT-1D on MNIST-1D, mixed"."""
         first = self.configs[0]
         names = [TITLES.get(name, name) for name in (first.architecture, first.dataset)]
-        return f"{names[0]} on {names[1]}, {first.strategy}"
+        return f"{names[0]} on {names[1]}, {first.strategy}" + (f" ({self.number})" if self.number > 1 else "")
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -72,7 +73,7 @@ def pages(study: Study, runs_dir: Path) -> list[Page]:
         name = "-".join(getattr(configs[0], field) for field in ("architecture", "dataset", "strategy"))
         taken[name] = taken.get(name, 0) + 1
         suffix = f"-{taken[name]}" if taken[name] > 1 else ""
-        made.append(Page(tuple(configs), runs_dir / f"{name}{suffix}.ipynb"))
+        made.append(Page(tuple(configs), runs_dir / f"{name}{suffix}.ipynb", taken[name]))
     return made
 
 
@@ -121,20 +122,12 @@ def _check(todo: list[Page]) -> None:
 def _execute(
     notebook: Path, todo: list[Page], wanted: dict[Page, str], workers: int, store: Path | None
 ) -> Iterator[Failure]:
-    environment = notebooks.pool_environment(workers, store or Store().path)
+    executor = notebooks.Executor(workers, store or Store().path)
     started, ended = time.monotonic(), 0
     pool = ThreadPoolExecutor(max_workers=workers)
     try:
         futures = {
-            pool.submit(
-                notebooks.execute,
-                notebook,
-                page.target,
-                page.parameters,
-                wanted[page],
-                environment,
-                page.title,
-            ): page
+            pool.submit(executor.execute, notebook, page.target, page.parameters, wanted[page], page.title): page
             for page in todo
         }
         waiting = set(futures)
@@ -150,6 +143,9 @@ def _execute(
                 say(f"[{ended}/{len(todo)}] {futures[future].title}: {word} after {_minutes(spent)}{more}")
                 if reason:
                     yield Failure(futures[future].title, reason)
+    except BaseException:
+        executor.stop()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -7,6 +7,7 @@ import pytest
 
 from eestudy.config import EestudyError
 from eestudy.grids import load_study, read_yaml, request
+from eestudy.runner import Page
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,6 +102,20 @@ def test_a_notebook_request():
     asked = request(namespace("import eestudy", PARAMETERS, "# Parameters\nseeds = [5]\nlr = 0.1\n"))
     assert [(config.seed, config.lr) for config in asked.configs] == [(5, 0.1)]
     assert asked.store is None
+
+
+def test_none_is_a_value():
+    """clip: null means no clipping; it must not fall back to the default."""
+    assert request(namespace(PARAMETERS, "# Parameters\nclip = None\n")).configs[0].clip is None
+
+
+def test_what_a_page_passes_on_comes_back_as_the_same_runs():
+    for configs in load_study(ROOT / "params/smoke.yaml").pages():
+        changed = tuple(config.replace(clip=None, exits=[1, 2], lr=0.5) for config in configs)
+        cell = "# Parameters\n" + "\n".join(
+            f"{name} = {value!r}" for name, value in Page(changed, Path("x.ipynb")).parameters.items()
+        )
+        assert request(namespace(PARAMETERS, cell)).configs == changed
 
 
 def test_lists_come_from_papermill_as_text():

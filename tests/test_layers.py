@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study": _STUDIED,
     "runner": _RUN,
     "book": _RUN | {"runner"},
-    "cli": _RUN | {"runner", "book"},
+    "refresh": _RUN | {"runner"},
+    "cli": _RUN | {"runner", "book", "refresh"},
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }

@@ -1,0 +1,97 @@
+"""For maintainers: writes what is committed again, the chapters' outputs and the README's results. No torch here."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from eestudy import notebooks
+from eestudy.config import EestudyError
+from eestudy.environment import say
+from eestudy.grids import project_root
+from eestudy.report import claims, load, plots, tables
+from eestudy.runner import Failure
+from eestudy.store import Store, write_atomically
+
+BEGIN, END = "<!-- results: written by `eestudy refresh`, do not edit -->", "<!-- results end -->"
+FIGURE = "book/_static/results.png"
+
+
+def refresh(study: str, store: Path | None = None) -> list[Failure]:
+    """Executes every chapter in place on the committed tables, and writes `study` into the README."""
+    root = project_root()
+    say(f"README.md: the results of {study}")
+    write_readme(root, study)
+    executor = notebooks.Executor(1, store or Store().path)
+    failures = []
+    for chapter in sorted((root / "book" / "chapters").glob("*.ipynb")):
+        say(f"chapter {chapter.stem}")
+        with tempfile.TemporaryDirectory() as folder:
+            executed = Path(folder) / chapter.name
+            reason = executor.execute(chapter, executed, {}, "")
+            if reason:
+                failures.append(Failure(f"chapter {chapter.stem}", reason))
+                continue
+            notebook = json.loads(executed.read_text(encoding="utf-8"))
+        notebook["metadata"].pop("eestudy")  # what a committed chapter was made from, git knows
+        notebooks.write_notebook(chapter, notebook)
+    return failures
+
+
+def write_readme(root: Path, study: str) -> None:
+    """Replaces the part of README.md between the two marks, and the figure it shows."""
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise EestudyError(f"{path}: expected the marks {BEGIN!r} and {END!r} once each")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    results = load(study)
+    figure = plots.tradeoff_grid(tables.select(results.tradeoff, "calibrated", "max-probability"), results.runs)
+    write_atomically(root / FIGURE, figure.png())
+    write_atomically(path, f"{before}{BEGIN}\n{results_text(study)}{END}{after}".encode())
+
+
+def results_text(study: str) -> str:
+    """The README's table and findings as Markdown, from the committed tables alone."""
+    results = load(study)
+    comparisons = tables.comparisons(results, "calibrated", "max-probability")
+    frame = tables.budget_table(results).data
+    seeds = results.runs["seed"].nunique()
+    hardware = ", ".join(sorted(results.runs["hardware"].unique()))
+    columns = list(frame.columns)
+    lines = [
+        f"| cell | strategy | {' | '.join(columns)} |",
+        f"|---|---|{'---:|' * len(columns)}",
+        *(
+            f"| {cell} | {strategy} | {' | '.join(row)} |"
+            for (cell, strategy), row in zip(frame.index, frame.to_numpy().tolist(), strict=True)
+        ),
+    ]
+    minutes = results.runs["seconds"].sum() / 60
+    return "\n".join(
+        [
+            "",
+            "Accuracy on test in %, at a mean cost of at most that share of the plain backbone's FLOPs; mean ± half of"
+            f" the 95 % interval over {seeds} seeds; thresholds from validation data. Study `{study}`: "
+            f"{len(results.runs)} runs, {minutes:.0f} minutes of training, one core a run ({hardware}).",
+            "",
+            *lines,
+            "",
+            f"![Accuracy against mean cost for each strategy, with 95 % intervals]({FIGURE})",
+            "",
+            "What the Holm-corrected paired tests say (a verdict over cells needs the cells to agree):",
+            "",
+            *(f"- **{claim.name}, {claim.verdict}.** {claim.statement}" for claim in _claims(comparisons)),
+            f"- {claims.findings(comparisons).splitlines()[0]} The chapter _Six seeds_ lists them.",
+            "",
+            "",
+        ]
+    )
+
+
+def _claims(comparisons: pd.DataFrame) -> list[claims.Claim]:
+    return [claims.c1(comparisons), claims.c2(comparisons)]
