@@ -21,14 +21,14 @@ FIGURE = "book/_static/results.png"
 
 
 def refresh(study: str, store: Path | None = None) -> list[Failure]:
-    """Executes every chapter in place on the committed tables, and writes `study` into the README."""
+    """Executes run.ipynb and every chapter in place, on the committed tables, and writes `study` into the README."""
     root = project_root()
     say(f"README.md: the results of {study}")
     write_readme(root, study)
     executor = notebooks.Executor(1, store or Store().path)
     failures = []
-    for chapter in sorted((root / "book" / "chapters").glob("*.ipynb")):
-        say(f"chapter {chapter.stem}")
+    for chapter in [*sorted((root / "book" / "chapters").glob("*.ipynb")), root / "book" / "run.ipynb"]:
+        say(f"executing {chapter.stem}")
         with tempfile.TemporaryDirectory() as folder:
             executed = Path(folder) / chapter.name
             reason = executor.execute(chapter, executed, {}, "")
