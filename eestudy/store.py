@@ -138,7 +138,7 @@ class Folder:
         self._write(name, buffer.getvalue())
 
     def write_records(self, records: list[dict[str, Any]]) -> None:
-        self._write("records.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+        self._write("records.jsonl", "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
 
     def remove(self, name: str) -> None:
         manifest = self.manifest()
