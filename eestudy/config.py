@@ -16,11 +16,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 # Raised when a default or a rule changes so that an old result no longer answers for the same settings.
 SCHEMA = 1
 
-ARCHITECTURES = ("mlp", "resnet1d", "vit1d", "resnet-tiny")
-DATASETS = ("digits", "mnist1d")
+ARCHITECTURES = (
+    "mlp", "resnet1d", "vit1d", "resnet-tiny", "resnet20", "resnet32", "resnet56", "resnet110", "resnet18", "resnet34",
+    "resnet50", "resnet101", "wrn-28-10", "vgg16-bn", "msdnet", "vit-tiny", "vit-small", "vit-base",
+    "efficientnet-v2-s", "convnext-tiny", "swin-v2-t", "mobilenet-v3-large", "minilm",
+)  # fmt: skip
+DATASETS = (
+    "digits", "mnist1d", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenette", "imagenet",
+    "20newsgroups", "wordnet-supersense", "stsb", "diabetes",
+)  # fmt: skip
 STRATEGIES = ("disjoint", "joint", "mixed")
 METHODS = ("sdn",)
-HEADS = ("auto", "pooled", "token", "vector")
+HEADS = (
+    "auto", "pooled", "token", "vector", "cascading-pooled", "cascading-token", "cascading-vector", "msdnet",
+)  # fmt: skip
 EXIT_RULES = ("max-probability", "entropy", "margin", "patience")
 
 # Fields that take one name out of a fixed set.
@@ -42,7 +51,7 @@ BOUNDS: dict[str, tuple[float | None, float | None, str]] = {
     "seed": (0, None, "["),
     "epochs": (1, None, "["),
     "train_size": (1, None, "["),
-    "head_layers": (1, 2, "["),
+    "head_layers": (1, 5, "["),
     "phase_split": (0, 1, "("),
     "patience": (1, None, "["),
     "batch_size": (2, None, "["),

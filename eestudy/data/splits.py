@@ -16,19 +16,49 @@ SPLIT_SEED = 42
 
 
 @dataclass(frozen=True)
+class Normalization:
+    """Mean and deviation of each channel, on the scale of uint8 pixels: 0 to 255."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) -> float32, normalized; on the device they are on, in their memory layout."""
+        mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
+        deviation = torch.tensor(self.deviation, device=x.device).view(-1, 1, 1)
+        return x.to(torch.float32).sub_(mean).div_(deviation)
+
+
+@dataclass(frozen=True)
 class Split:
-    """Inputs (N, ...) float32 and labels (N,) int64."""
+    """Labels y (N,), int64 (float32 for regression), and inputs x (N, ...).
+
+    x is float32 and normalized already; or uint8 images, for which `normalization` is given; or int64 token ids.
+    """
 
     x: Tensor
     y: Tensor
+    normalization: Normalization | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
+    def raw(self, chosen: Tensor | slice) -> Tensor:
+        """The samples `chosen` as they lie in memory: what augmentation works on."""
+        return self.x[chosen]
+
+    def inputs(self, chosen: Tensor | slice = slice(None)) -> Tensor:
+        """What a network takes of the samples `chosen`: float32, normalized (token ids: int64)."""
+        raw = self.raw(chosen)
+        return self.normalization(raw) if self.normalization else raw
+
 
 @dataclass(frozen=True)
 class DataSet:
-    """Facts and tensors of a data set. Only `train` is ever augmented."""
+    """Facts and tensors of a data set. Only `train` is ever augmented.
+
+    task: "classification", or "regression" with num_classes 1 and real labels.
+    """
 
     name: str
     num_classes: int
@@ -36,6 +66,8 @@ class DataSet:
     train: Split
     validation: Split
     test: Split
+    task: str = "classification"
+    classes: tuple[str, ...] = ()  # their names, where the data set has some
 
 
 def split_and_normalize(

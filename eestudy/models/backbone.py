@@ -71,8 +71,11 @@ class Backbone(nn.Module):
         return cls(stages, classifier, input_shape, logits.shape[1], kind)
 
     def features(self, state: Any) -> Tensor:
-        """What a head reads: maps (B, C, H, W), a sequence (B, C, L), tokens (B, T, D) or vectors (B, D)."""
-        return state
+        """What a head reads: maps (B, C, H, W), a sequence (B, C, L), tokens (B, T, D) or vectors (B, D).
+
+        A state that is a tuple keeps its features first; a backbone for which that is not so has its own `features`.
+        """
+        return state[0] if isinstance(state, tuple) else state
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, *input_shape) -> logits (B, C)."""

@@ -43,6 +43,7 @@ def exit_costs(model: MultiExit) -> ExitCosts:
     state: Any = torch.zeros(1, *model.input_shape, device=device)
     stages, heads, flops, params = [], [], [], []
     spent = size = 0
+    previous: Any = None
     for number, stage in enumerate(model.backbone.stages, 1):
         state, cost = _counted(stage, state)
         stages.append(cost)
@@ -50,7 +51,7 @@ def exit_costs(model: MultiExit) -> ExitCosts:
         size += _size(stage)
         if str(number) in model.heads:
             head = model.heads[str(number)]
-            _, cost = _counted(head, model.backbone.features(state))
+            previous, cost = _counted(head, model.backbone.features(state), previous)
             heads.append(cost)
             spent += cost
             size += _size(head)
@@ -63,9 +64,9 @@ def exit_costs(model: MultiExit) -> ExitCosts:
     return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(flops), tuple(params))
 
 
-def _counted(call: Callable, state: Any) -> tuple[Any, int]:
+def _counted(call: Callable, *inputs: Any) -> tuple[Any, int]:
     with FlopCounterMode(display=False) as counter:
-        result = call(state)
+        result = call(*inputs)
     return result, counter.get_total_flops()
 
 

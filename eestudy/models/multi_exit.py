@@ -58,12 +58,30 @@ class MultiExit(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, *input_shape) -> K logits (B, C), one an exit."""
-        logits, state = [], x
+        logits: list[Tensor] = []
+        state = x
         for number, stage in enumerate(self.backbone.stages, 1):
             state = stage(state)
             if str(number) in self.heads:
-                logits.append(self.heads[str(number)](self.backbone.features(state)))
+                features = self.backbone.features(state)
+                logits.append(self.heads[str(number)](features, logits[-1] if logits else None))
         return [*logits, self.backbone.classifier(state)]
+
+    def reduced_features(self, x: Tensor) -> list[Tensor]:
+        """x (B, *input_shape) -> what each head reads of its stage (`Head.reduce`), K-1 tensors, batch first."""
+        reduced, state = [], x
+        for number, stage in enumerate(self.backbone.stages[: self.exit_stages[-1]], 1):
+            state = stage(state)
+            if str(number) in self.heads:
+                reduced.append(self.heads[str(number)].reduce(self.backbone.features(state)))
+        return reduced
+
+    def head_logits(self, reduced: list[Tensor]) -> list[Tensor]:
+        """What `reduced_features` gave -> logits (B, C) of the internal exits, K-1 of them."""
+        logits: list[Tensor] = []
+        for stage, features in zip(self.exit_stages, reduced, strict=True):
+            logits.append(self.heads[str(stage)].read(features, logits[-1] if logits else None))
+        return logits
 
     @torch.no_grad()
     def predict(self, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
@@ -80,7 +98,8 @@ class MultiExit(nn.Module):
             state = stage(state)
             if str(number) not in self.heads:
                 continue
-            history.append(self.heads[str(number)](self.backbone.features(state)))
+            features = self.backbone.features(state)
+            history.append(self.heads[str(number)](features, history[-1] if history else None))
             if not len(final):
                 final = history[-1].new_empty(len(x), self.num_classes)
             leaves = rule(history)
