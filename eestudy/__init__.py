@@ -21,6 +21,7 @@ _NAMES = {
     "Store": "store",
     "Backbone": "models",
     "MultiExit": "models",
+    "add_exits": "models",
     "Run": "study",
     "run": "study",
     "budgets": "study",

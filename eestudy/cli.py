@@ -1,6 +1,6 @@
-"""The command line: plan, run, status, table, book, refresh, doctor.
+"""The command line: plan, run, train, status, table, book, refresh, get, doctor.
 
-Exit status: 0, 1 (a run failed), 2 (a mistake in what was given), 130 (Ctrl-C).
+Exit status: 0, 1 (a run failed; doctor found damage), 2 (a mistake in what was given), 130 (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from eestudy.config import EestudyError
 EXAMPLES = """examples:
   eestudy plan params/smoke.yaml               what would run, what is done, and what it costs
   eestudy run params/smoke.yaml --workers 2    execute it; what is done is skipped
+  eestudy train my.yaml                        train without notebooks, with a progress bar
+  accelerate launch --num_processes 2 -m eestudy train my.yaml       the same on two GPUs
   eestudy table smoke                          the budget table of a study that has run
   eestudy book params/smoke.yaml               run it and build the book in _build/html
   papermill book/run.ipynb out.ipynb -p architecture vit1d -p dataset mnist1d -p strategy mixed
@@ -71,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
                 default=1,
                 help=f"local processes at a time (default 1; {cores} cores here)",
             )
+    text = "train a YAML's runs in this process, without notebooks; under `accelerate launch`, in several at once"
+    command = commands.add_parser("train", help=text, description=text)
+    command.add_argument("params", type=Path, help="RunConfig fields, or a study, such as params/smoke.yaml")
+    command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
+    command.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    command.add_argument("--workers", type=int, default=0, help="processes that read image files ahead (default 0)")
+    command.add_argument("--compile", default="auto", help="auto (default: on a GPU), always or never")
     command = commands.add_parser("table", help="print a study's budget table", description="print a budget table")
     command.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     command.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
@@ -78,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "for maintainers: execute the chapters in place and write a study's results into README.md"
     command = commands.add_parser("refresh", help=text, description=text)
     command.add_argument("study", help="the study whose results the README shows, such as small")
+    text = "download a data set into $EESTUDY_DATA, or ~/.cache/eestudy"
+    command = commands.add_parser("get", help=text, description=text)
+    command.add_argument("dataset", help="one that doctor shows as not found, such as cifar10")
     commands.add_parser("doctor", help="versions, devices, data sets and the store of this machine")
     return parser
 
@@ -116,6 +128,23 @@ def _run(options: argparse.Namespace) -> int:
     from eestudy.runner import run_study
 
     return _report(run_study(load_study(options.params), options.workers, store=options.store))
+
+
+def _train(options: argparse.Namespace) -> int:
+    from eestudy import study
+    from eestudy.environment import say
+    from eestudy.grids import load_study
+    from eestudy.training.execution import execution
+
+    asked = load_study(options.params)
+    main = execution(options.device).main  # of several processes, one speaks
+    for number, config in enumerate(asked.configs, 1):
+        if main:
+            say(f"[{number}/{len(asked.configs)}] {config.id}")
+        run = study.run(config, options.store, options.device, options.workers, options.compile)
+        if main:
+            print(run.exits().drop(columns="run").to_string(index=False, float_format="%.4g"), flush=True)
+    return 0
 
 
 def _report(failures: list) -> int:
@@ -157,33 +186,78 @@ def _refresh(options: argparse.Namespace) -> int:
     return _report(refresh(options.study))
 
 
+def _get(options: argparse.Namespace) -> int:
+    from eestudy import data
+    from eestudy.config import check_name
+    from eestudy.data.download import get
+    from eestudy.data.places import MissingData
+
+    source = data.SOURCES[check_name("dataset", options.dataset, data.SOURCES)]
+    try:
+        folder = source.find()
+    except MissingData:
+        folder = get(source)
+    print(f"{source.name} is in {folder}")
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     import torch
 
     from eestudy import data
+    from eestudy.data.places import MissingData
     from eestudy.environment import commit, hardware, versions
     from eestudy.store import Store
+    from eestudy.training.execution import fast_bfloat16
 
     print(f"versions  {versions()}; commit {commit()}")
     print(f"device    {hardware()}, {torch.get_num_threads()} threads")
+    fast = ", ".join(fast_bfloat16())
+    print(f"bfloat16  {f'fast on the processor: {fast}' if fast else 'slow on the processor'}")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     print(f"gpu       {', '.join(gpus) or 'none'}")
     store = Store()
     store.check_writable()
     print(f"store     {store.path} (writable)")
+    damaged = 0
     for name in data.LOADERS:
+        try:
+            print(f"data      {name}: {_facts(name)}")
+        except MissingData as error:
+            print(f"data      {str(error).removeprefix('dataset: ')}")
+        except EestudyError as error:
+            damaged = 1
+            print(f"data      {name} is damaged: {error}")
+    return damaged
+
+
+def _facts(name: str) -> str:
+    """Sizes of a data set, and where it is; big ones are not loaded, the sizes of their files have to do."""
+    from eestudy import data
+
+    if name in data.SOURCES:
+        source = data.SOURCES[name]
+        folder = source.find()
+        train, test = source.count(folder)
+        source.confirm(folder, train, test)
+        held_out = source.validation or -(-train // 10)  # a tenth, rounded up, as the split is made
+        shape, classes, where = source.input_shape, source.classes, f", in {folder}"
+    else:
         found = data.load(name)
-        sizes = f"{len(found.train)} train, {len(found.validation)} validation, {len(found.test)} test"
-        print(f"data      {name}: {sizes}, inputs {found.input_shape}, {found.num_classes} classes")
-    return 0
+        train, held_out, test = len(found.train) + len(found.validation), len(found.validation), len(found.test)
+        shape, classes, where = found.input_shape, found.num_classes, ""
+    sizes = f"{train - held_out} train, {held_out} validation, {test} test"
+    return f"{sizes}, inputs {shape}, {classes} classes{where}"
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "run": _run,
+    "train": _train,
     "status": _status,
     "table": _table,
     "book": _book,
     "refresh": _refresh,
+    "get": _get,
     "doctor": _doctor,
 }

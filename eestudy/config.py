@@ -14,12 +14,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 # Raised when a default or a rule changes so that an old result no longer answers for the same settings.
-SCHEMA = 1
+SCHEMA = 2
 
 ARCHITECTURES = (
     "mlp", "resnet1d", "vit1d", "resnet-tiny", "resnet20", "resnet32", "resnet56", "resnet110", "resnet18", "resnet34",
     "resnet50", "resnet101", "wrn-28-10", "vgg16-bn", "msdnet", "vit-tiny", "vit-small", "vit-base",
     "efficientnet-v2-s", "convnext-tiny", "swin-v2-t", "mobilenet-v3-large", "minilm",
+    "own",  # a model given to eestudy.run
 )  # fmt: skip
 DATASETS = (
     "digits", "mnist1d", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenette", "imagenet",
@@ -29,7 +30,10 @@ STRATEGIES = ("disjoint", "joint", "mixed")
 METHODS = ("sdn",)
 HEADS = (
     "auto", "pooled", "token", "vector", "cascading-pooled", "cascading-token", "cascading-vector", "msdnet",
+    "msdnet-wide",
 )  # fmt: skip
+# Joined by "+", such as crop+flip; always in this order.
+AUGMENTATIONS = ("shift", "crop", "flip", "cutout", "mixup", "cutmix")
 EXIT_RULES = ("max-probability", "entropy", "margin", "patience")
 
 # Fields that take one name out of a fixed set.
@@ -43,7 +47,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "match": ("epochs", "flops", "patience"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("cosine", "one-cycle", "constant"),
-    "augmentation": ("none", "shift"),
     "precision": ("float32", "bfloat16"),
 }
 # Fields bounded from below, from above; None is no bound, "(" an open one.
@@ -103,12 +106,17 @@ class RunConfig(BaseModel):
     # what is learnt from
     train_size: int | None = None  # stratified subset of the training split; None: all of it
     dataset_args: dict[str, int | float | str] = {}
-    augmentation: str = "none"
+    augmentation: str = "none"  # or some of AUGMENTATIONS, such as "crop+flip"
+    # Strengths: shift, crop, cutout in pixels; mixup, cutmix the a of Beta(a, a). Default: by the size of the input.
+    augmentation_args: dict[str, int | float] = {}
     # the network
     architecture_args: dict[str, int | float | str] = {}
-    exits: tuple[int, ...] | str = "all"  # stages (from 1) that get a head; "all": every stage but the last
+    # Which stages get a head: "all" but the last, their numbers (from 1), {every: n}, or {flops: [per cent, ...]} of
+    # the plain backbone's.
+    exits: tuple[int, ...] | dict[str, int | tuple[float, ...]] | str = "all"
     head: str = "auto"  # by the kind of the backbone's features
     head_layers: int = 1
+    head_args: dict[str, int] = {}  # width: of the hidden layers
     # the training
     weighting: str = "equal"
     match: str = "epochs"
@@ -166,7 +174,15 @@ class RunConfig(BaseModel):
 
     @field_validator("exits")
     @classmethod
-    def _exits(cls, value: tuple[int, ...] | str) -> tuple[int, ...] | str:
+    def _exits(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            if list(value) == ["every"] and isinstance(value["every"], int) and value["every"] >= 1:
+                return value
+            shares = value["flops"] if isinstance(value.get("flops"), tuple) else ()
+            different = sorted({share for share in shares if 0 < share < 100})
+            if list(value) == ["flops"] and different and different == sorted(shares):
+                return {"flops": tuple(sorted(shares))}
+            raise ValueError(f"{value} is not valid; give {{every: 2}}, or {{flops: [25, 50]}} in per cent")
         if isinstance(value, str):
             if value != "all":
                 raise ValueError(f"{value!r} is not valid; give 'all' or a list of stages such as [2, 4]")
@@ -174,6 +190,32 @@ class RunConfig(BaseModel):
         if not value or min(value) < 1 or len(set(value)) < len(value):
             raise ValueError(f"{list(value)} is not valid; stages count from 1, at least one, none twice")
         return tuple(sorted(value))
+
+    @field_validator("augmentation")
+    @classmethod
+    def _augmentation(cls, value: str) -> str:
+        if value == "none":
+            return value
+        given = value.split("+")
+        for name in given:
+            if name not in AUGMENTATIONS:
+                raise ValueError(f"unknown name {name!r}; {nearest(name, ['none', *AUGMENTATIONS])}")
+            if given.count(name) > 1:
+                raise ValueError(f"{value!r} names {name} twice")
+        return "+".join(name for name in AUGMENTATIONS if name in given)
+
+    @field_validator("augmentation_args")
+    @classmethod
+    def _augmentation_args(cls, value: dict[str, float], info: Any) -> dict[str, float]:
+        adjustable = [name for name in info.data.get("augmentation", "").split("+") if name not in ("none", "flip")]
+        for name, strength in value.items():
+            if name not in adjustable:
+                valid = ", ".join(adjustable) or "(none)"
+                raise ValueError(f"{name!r} is not an adjustable part of the augmentation; valid: {valid}")
+            if not 0 < strength < float("inf") or (name in ("shift", "crop", "cutout") and strength != int(strength)):
+                kind = "a whole number of pixels above 0" if name in ("shift", "crop", "cutout") else "a number above 0"
+                raise ValueError(f"{name}: {strength!r} is not valid; it must be {kind}")
+        return value
 
     @field_validator("checkpoints")
     @classmethod

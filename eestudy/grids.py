@@ -156,7 +156,9 @@ def _parsed(name: str, value: Any) -> Any:
         "exits",
         "checkpoints",
         "architecture_args",
+        "head_args",
         "dataset_args",
+        "augmentation_args",
     ):
         return yaml.safe_load(value)
     return value

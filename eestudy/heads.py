@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eestudy.config import EestudyError, check_name
+from eestudy.config import BOUNDS, EestudyError, check_name, nearest
 
 POOLED_SIZE = 4  # each side of what an SDN head pools to
 
@@ -26,10 +30,14 @@ class Head(nn.Sequential):
 
     def read(self, reduced: Tensor, previous: Tensor | None = None) -> Tensor:
         """What `reduce` gave and the logits (B, C) of the exit before, if there is one -> logits (B, C)."""
-        first = self[0]
-        x = first.read(reduced) if isinstance(first, Reader) else first(reduced)
-        for module in self[1:]:
-            x = module(x)
+        x = reduced
+        for place, module in enumerate(self):
+            if place == 0 and isinstance(module, Reader):
+                x = module.read(x)
+            elif isinstance(module, Cascade):
+                x = module(x, previous)
+            else:
+                x = module(x)
         return x
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:  # type: ignore[override]
@@ -94,51 +102,135 @@ class FirstToken(Reader):
         return self.norm(reduced)
 
 
-def pooled(feature_shape: tuple[int, ...], num_classes: int, layers: int) -> Head:
-    """SDN pooling, then linear; a second layer puts a 3-wide convolution with BatchNorm and ReLU in front."""
-    channels, sides = feature_shape[0], feature_shape[1:]
+class Cascade(nn.Module):
+    """The last layer of a head that also reads the exit before (Wołczyk et al. 2021, ZTW): (B, width) -> (B, C).
+
+    The logits of the exit before are layer-normed, so that exits of different confidence look alike, and detached, so
+    that no loss reaches an exit through a later one. The norm has no weights of its own; the linear layer has them. A
+    single output, as in regression, is taken as it is: normed, it would be 0 for every sample.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(num_classes, elementwise_affine=False) if num_classes > 1 else nn.Identity()
+        self.linear = nn.Linear(width + num_classes, num_classes)
+
+    def forward(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        if previous is None:
+            raise EestudyError("head: a cascading head after the first exit needs the logits of the exit before")
+        return self.linear(torch.cat([x, self.norm(previous.detach())], 1))
+
+
+def pooled(feature_shape: tuple[int, ...], num_classes: int, layers: int, width: int | None = None) -> Head:
+    """SDN pooling, then linear; layers - 1 3-wide convolutions with BatchNorm and ReLU in front (Kaya et al. 2019).
+
+    width: channels of the convolutions; default: as many as the features have.
+    """
     pool = SDNPool(feature_shape)
-    last = nn.Linear(channels * int(torch.tensor(pool.size).prod()), num_classes)
-    if layers == 1:
-        return Head(pool, last)
-    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if len(sides) == 1 else (nn.Conv2d, nn.BatchNorm2d)
-    first = nn.Sequential(conv(channels, channels, 3, padding=1, bias=False), norm(channels), nn.ReLU())
-    return Head(first, pool, last)
+    channels = [feature_shape[0]] + [width or feature_shape[0]] * (layers - 1)
+    # Made first: what the weights start as depends on the order.
+    last = nn.Linear(channels[-1] * prod(pool.size), num_classes)
+    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if len(feature_shape) == 2 else (nn.Conv2d, nn.BatchNorm2d)
+    front = [
+        nn.Sequential(conv(before, after, 3, padding=1, bias=False), norm(after), nn.ReLU())
+        for before, after in pairwise(channels)
+    ]
+    return Head(*front, pool, last)
 
 
-def token(feature_shape: tuple[int, ...], num_classes: int, layers: int) -> Head:
-    """The layer-normed class token, then linear, or an MLP as wide as the token."""
-    width = feature_shape[1]
-    return Head(FirstToken(width), *_mlp(width, num_classes, layers))
+def token(feature_shape: tuple[int, ...], num_classes: int, layers: int, width: int | None = None) -> Head:
+    """The layer-normed class token, then linear, or an MLP with GELU of `width` units, as wide as the token if None."""
+    return Head(FirstToken(feature_shape[1]), *_mlp(feature_shape[1], num_classes, layers, width))
 
 
-def vector(feature_shape: tuple[int, ...], num_classes: int, layers: int) -> Head:
-    """Linear, or an MLP as wide as the features."""
-    return Head(*_mlp(feature_shape[0], num_classes, layers))
+def vector(feature_shape: tuple[int, ...], num_classes: int, layers: int, width: int | None = None) -> Head:
+    """Linear, or an MLP with GELU of `width` units, as wide as the features if None."""
+    return Head(*_mlp(feature_shape[0], num_classes, layers, width))
 
 
-def _mlp(width: int, num_classes: int, layers: int) -> list[nn.Module]:
-    hidden: list[nn.Module] = [nn.Linear(width, width), nn.GELU()] if layers == 2 else []
-    return [*hidden, nn.Linear(width, num_classes)]
+def msdnet(feature_shape: tuple[int, ...], num_classes: int, layers: int) -> Head:
+    """The classifier of MSDNet for CIFAR (Huang et al. 2018): two strided convolutions (128 channels), pool, linear."""
+    return _strided(feature_shape[0], 128, num_classes, layers)
+
+
+def msdnet_wide(feature_shape: tuple[int, ...], num_classes: int, layers: int) -> Head:
+    """The classifier of MSDNet for ImageNet (Huang et al. 2018, appendix A): as wide as what it reads."""
+    return _strided(feature_shape[0], feature_shape[0], num_classes, layers)
+
+
+def _strided(channels: int, width: int, num_classes: int, layers: int) -> Head:
+    """Maps of 7 or 8 pixels a side, as published, reach the average pooling as 2 x 2; others are pooled whole too."""
+    body: list[nn.Module] = []
+    for before in (channels, width):
+        conv = nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        body += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return Head(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *_mlp(width, num_classes, layers))
+
+
+def _mlp(features: int, num_classes: int, layers: int, width: int | None = None) -> list[nn.Module]:
+    widths = [features] + [width or features] * (layers - 1)
+    hidden: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        hidden += [nn.Linear(before, after), nn.GELU()]
+    return [*hidden, nn.Linear(widths[-1], num_classes)]
 
 
 # name -> (kinds of features it reads, builder)
-HEADS: dict[str, tuple[tuple[str, ...], Callable[[tuple[int, ...], int, int], Head]]] = {
+HEADS: dict[str, tuple[tuple[str, ...], Callable[..., Head]]] = {
     "pooled": (("maps", "sequence"), pooled),
     "token": (("tokens",), token),
     "vector": (("vector",), vector),
+    "msdnet": (("maps",), msdnet),
+    "msdnet-wide": (("maps",), msdnet_wide),
+    "cascading-pooled": (("maps", "sequence"), pooled),
+    "cascading-token": (("tokens",), token),
+    "cascading-vector": (("vector",), vector),
 }
+# Those whose last layer is a Cascade, but at the first exit, which has none before it.
+CASCADING = ("cascading-pooled", "cascading-token", "cascading-vector")
 
 
-def build_head(name: str, kind: str, feature_shape: tuple[int, ...], num_classes: int, layers: int = 1) -> Head:
+def build_head(
+    name: str,
+    kind: str,
+    feature_shape: tuple[int, ...],
+    num_classes: int,
+    layers: int = 1,
+    head_args: Mapping[str, object] | None = None,
+    first: bool = True,
+) -> Head:
     """The head `name` for features of `kind` and shape (without the batch). "auto" takes the one made for the kind.
 
-    Raises EestudyError for an unknown name, a head that cannot read the kind, or layers other than 1 and 2.
+    layers: how many with weights, 1 to 5; of msdnet's, those after its convolutions. head_args: `width` of the hidden
+    layers. first: whether it is the network's first exit.
+    Raises EestudyError for an unknown name or argument, a head that cannot read the kind, layers out of range, and a
+    width where nothing is hidden.
     """
-    fitting = [head for head, (kinds, _) in HEADS.items() if kind in kinds]
+    fitting = heads_for(kind)
     if name != "auto" and check_name("head", name, ["auto", *HEADS]) not in fitting:
         raise EestudyError(f"head: {name!r} does not read {kind}; valid: auto, {', '.join(fitting)}")
-    if layers not in (1, 2):
-        raise EestudyError(f"head_layers: {layers} is out of range; it must be 1 or 2")
-    _, build = HEADS[fitting[0] if name == "auto" else name]
-    return build(feature_shape, num_classes, layers)
+    name = fitting[0] if name == "auto" else name
+    least, most, _ = BOUNDS["head_layers"]
+    if not isinstance(layers, int) or layers not in range(int(least or 1), int(most or layers) + 1):
+        raise EestudyError(f"head_layers: {layers} is out of range; it must be {least} to {most}")
+    _, build = HEADS[name]
+    head_args = dict(head_args or {})
+    known = list(inspect.signature(build).parameters)[3:]
+    for key, value in head_args.items():
+        if key not in known:
+            hint = nearest(key, known) if known else f"{name} takes none"
+            raise EestudyError(f"head_args: unknown key {key!r} for {name}; {hint}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise EestudyError(f"head_args: {key}: {value!r} is not valid; it must be a whole number above 0")
+        if layers == 1:
+            raise EestudyError(f"head_args: {key}: {value} has no effect on one layer; set head_layers to 2 or more")
+    head = build(feature_shape, num_classes, layers, **head_args)
+    if name in CASCADING and not first:
+        head[-1] = Cascade(cast(nn.Linear, head[-1]).in_features, num_classes)
+    return head
+
+
+def heads_for(kind: str) -> list[str]:
+    """The names of the heads that read features of `kind`; the first is what "auto" takes."""
+    return [name for name, (kinds, _) in HEADS.items() if kind in kinds]

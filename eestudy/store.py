@@ -1,7 +1,8 @@
 """Where runs live: content-addressed folders, written by one process at a time, safe to kill at any moment.
 
 A folder is `phases/<id>` or `runs/<id>` under $EESTUDY_HOME (default ./runs of the checkout). Every file is written to
-a temporary name, flushed to disk and renamed, then entered with its SHA-256 in `manifest.json`; `done` is written last.
+a temporary name, flushed to disk and renamed, then entered with its SHA-256 in `manifest.json`, which holds one of its
+own; `done` is written last. A file is compared with its SHA-256 whenever it is read.
 Nothing is pickled: tensors are safetensors, tables parquet, the rest JSON. No torch here.
 """
 
@@ -13,6 +14,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +24,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as safetensors_arrays
 from safetensors.numpy import save as safetensors_bytes
 
 from eestudy.config import EestudyError
 from eestudy.grids import project_root
 
 Arrays = dict[str, np.ndarray]
+Files = dict[str, dict[str, Any]]  # file name -> {bytes, sha256}
+
+MANIFEST = "manifest.json"
 
 
 def home() -> Path:
@@ -57,14 +62,17 @@ class Folder:
 
         `on_wait` gets one line if another process holds it now.
         """
+        lock = FileLock(self._lock_path)
         with _clear_os_errors(self._lock_path):
             self._lock_path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._lock_path)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                if on_wait:
-                    on_wait(f"another process works on {self.id}; waiting for it")
+                pass
+        if not lock.is_locked:
+            if on_wait:
+                on_wait(f"another process works on {self.id}; waiting for it")
+            with _clear_os_errors(self._lock_path):
                 lock.acquire()
         try:
             yield
@@ -73,9 +81,16 @@ class Folder:
 
     # reading
 
-    def manifest(self) -> dict[str, dict[str, Any]]:
-        """File name -> {bytes, sha256} of every file that was written whole."""
-        return self._json("manifest.json") if (self.path / "manifest.json").is_file() else {}
+    def manifest(self) -> Files:
+        """Every file that was written whole. EestudyError if the manifest is not as it was written."""
+        try:
+            content = (self.path / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            return {}
+        files = _entered(content)
+        if files is None:
+            raise self._damaged(f"{MANIFEST} (not as it was written)")
+        return files
 
     def has(self, name: str) -> bool:
         return name in self.manifest()
@@ -85,43 +100,56 @@ class Folder:
 
     def verify(self) -> str | None:
         """The name of the first file that is not as it was written, with the reason; None when all are whole."""
-        try:
-            manifest = self.manifest()
-        except ValueError:
-            return "manifest.json (not readable)"
-        for name, entry in manifest.items():
-            try:
-                content = (self.path / name).read_bytes()
-            except FileNotFoundError:
-                return f"{name} (missing)"
-            if len(content) != entry["bytes"]:
-                return f"{name} ({len(content)} bytes, {entry['bytes']} were written)"
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                return f"{name} (its SHA-256 is not the one it was written with)"
-        if self.done() and (self.path / "done").read_text() != _seal(manifest):
-            return "done (does not belong to manifest.json)"
-        return None
+        content = (self.path / MANIFEST).read_bytes() if (self.path / MANIFEST).exists() else _manifest({})
+        files = _entered(content)
+        if files is None:
+            return f"{MANIFEST} (not as it was written)"
+        if self.done() and (self.path / "done").read_bytes() != _seal(files):
+            return f"done (does not belong to {MANIFEST})"
+        return next((wrong for name, entry in files.items() if (wrong := self._checked(name, entry)[1])), None)
 
-    def _json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    def _checked(self, name: str, entry: dict[str, Any]) -> tuple[bytes, str]:
+        """The file's bytes, and what is wrong with it: "" if it is as it was written."""
+        try:
+            content = (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return b"", f"{name} (missing)"
+        if len(content) != entry["bytes"]:
+            return content, f"{name} ({len(content)} bytes, {entry['bytes']} were written)"
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            return content, f"{name} (its SHA-256 is not the one it was written with)"
+        return content, ""
+
+    def _damaged(self, reason: str) -> EestudyError:
+        return EestudyError(f"{self.path} is damaged: {reason}; running it again sets it aside and makes it again")
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes, as they were written. EestudyError if they are not, or if there is no such file (yet)."""
+        entry = self.manifest().get(name)
+        if entry is None:
+            raise EestudyError(f"{self.path}: has no {name}; running it again goes on and makes what is not there")
+        content, wrong = self._checked(name, entry)
+        if wrong:
+            raise self._damaged(wrong)
+        return content
 
     def json(self, name: str) -> Any:
-        return self._json(name)
+        return json.loads(self.read(name))
 
     def arrays(self, name: str) -> Arrays:
-        with safe_open(self.path / name, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        return safetensors_arrays(self.read(name))
 
     def metadata(self, name: str) -> dict[str, Any]:
-        with safe_open(self.path / name, framework="numpy") as file:
-            return json.loads((file.metadata() or {}).get("json", "{}"))
+        """What stands in the head of a safetensors file: its length (8 bytes, little endian), then JSON."""
+        content = self.read(name)
+        head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return json.loads(head["__metadata__"]["json"])
 
     def frame(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.path / name)
+        return pd.read_parquet(io.BytesIO(self.read(name)))
 
     def records(self) -> list[dict[str, Any]]:
-        text = (self.path / "records.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in self.read("records.jsonl").splitlines()]
 
     # writing
 
@@ -141,26 +169,34 @@ class Folder:
         self._write("records.jsonl", "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
 
     def remove(self, name: str) -> None:
-        manifest = self.manifest()
-        if manifest.pop(name, None) is not None:
-            self._replace("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+        files = self.manifest()
+        if files.pop(name, None) is not None:
+            self._replace(MANIFEST, _manifest(files))
             (self.path / name).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Marks the folder complete. Written last."""
-        self._replace("done", _seal(self.manifest()).encode())
+        self._replace("done", _seal(self.manifest()))
+
+    def sweep(self) -> None:
+        """Deletes what a killed process left: half-written files, and whole ones it had not yet entered."""
+        files = self.manifest()
+        for path in self.path.iterdir():
+            if path.name not in (MANIFEST, "done", *files):
+                path.unlink()
 
     def _write(self, name: str, content: bytes) -> None:
         entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         before = self.manifest().get(name)
         if before == entry:
             return
+        # A folder in which something changes is not done; `finish` says when it is again.
+        (self.path / "done").unlink(missing_ok=True)
         if before:
             # Never leave a moment in which the manifest speaks of other bytes than the file holds.
             self.remove(name)
         self._replace(name, content)
-        manifest = {**self.manifest(), name: entry}
-        self._replace("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+        self._replace(MANIFEST, _manifest({**self.manifest(), name: entry}))
 
     def _replace(self, name: str, content: bytes) -> None:
         write_atomically(self.path / name, content)
@@ -184,9 +220,8 @@ class Store:
     def check_writable(self) -> None:
         with _clear_os_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
 
     def folder(self, kind: str, folder_id: str) -> Folder:
         """`kind` is "phases" or "runs"."""
@@ -198,15 +233,32 @@ class Store:
             return False
         try:
             reason = folder.verify()
-        except (OSError, SafetensorError) as error:
+        except OSError as error:  # such as a disk that cannot be read
             reason = str(error)
         if reason:
             folder.set_aside(reason)
+            return False
+        if not folder.done():
+            folder.sweep()
         return folder.done()
 
 
-def _seal(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest() + "\n"
+def _manifest(files: Files) -> bytes:
+    content = {"files": files, "sha256": _seal(files).decode().strip()}
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _entered(content: bytes) -> Files | None:
+    """The files of a manifest; None if it is not what `_manifest` wrote, byte for byte."""
+    try:
+        files = json.loads(content)["files"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return files if content == _manifest(files) else None
+
+
+def _seal(files: Files) -> bytes:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest().encode() + b"\n"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -232,6 +284,8 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EestudyError(f"{path}: the disk is full; free some space and run the same command again") from None
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
-            raise EestudyError(f"{path}: cannot be written ({error.strerror}); set EESTUDY_HOME or --store") from None
-        raise
+        if error.errno == errno.EFBIG:
+            raise EestudyError(
+                f"{path}: larger than a file may be here; raise the limit (ulimit -f) and run the same command again"
+            ) from None
+        raise EestudyError(f"{path}: cannot be written ({error.strerror}); set EESTUDY_HOME or --store") from None

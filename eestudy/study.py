@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +18,14 @@ import torch
 
 from eestudy import data, evaluation
 from eestudy.config import SCHEMA, EestudyError, RunConfig, content_hash, named_seed
+from eestudy.data.augmentation import check as check_augmentation
 from eestudy.environment import describe, say
 from eestudy.methods import METHODS
 from eestudy.models import MultiExit, build_backbone, exit_costs
 from eestudy.store import Arrays, Folder, Store
+from eestudy.training.batches import clean_batches
 from eestudy.training.cost import step_flops
+from eestudy.training.execution import Execution, execution, warn_if_slow
 from eestudy.training.loop import checkpoint_name, train_phase
 from eestudy.training.phases import Phase, resolve
 from eestudy.training.strategies import STRATEGIES
@@ -27,25 +33,44 @@ from eestudy.training.strategies import STRATEGIES
 CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
 
 
-def run(config: RunConfig, store: str | Path | Store | None = None, device: str | None = None) -> Run:
+def run(
+    config: RunConfig,
+    store: str | Path | Store | None = None,
+    device: str | None = None,
+    workers: int = 0,
+    compile: str = "auto",
+    model: MultiExit | None = None,
+) -> Run:
     """Trains the run of `config`, or loads what of it is done.
 
-    store: a folder (default $EESTUDY_HOME or ./runs); device: "cpu", "cuda", ... (default: a GPU if there is one).
+    store: a folder (default $EESTUDY_HOME or ./runs); device: "cpu", "cuda", ... (default: a GPU if there is one);
+    workers, compile: see `training.execution`. model: your own network, for `architecture="own"`; a copy of it is
+    trained, from the weights it comes with, which are part of the run's identity.
     Raises EestudyError for settings that do not fit together and for a store that cannot be written.
     """
     store = store if isinstance(store, Store) else Store(store)
-    folder = store.folder("runs", config.id)
-    place = _device(device)
+    done = Run(config, store, model)
+    how = execution(device, workers, compile)
     store.check_writable()
-    with folder.lock(say):
-        if not store.usable(folder):
-            plan = prepare(config)
-            folder.write_json("config.json", config.model_dump(mode="json"))
-            model = plan.model
+    with _locked(done.folder, how):
+        if how.agreed(how.main and not store.usable(done.folder)):
+            warn_if_slow(config.precision, how.device)
+            plan = prepare(config, model)
+            if how.main:
+                done.folder.write_json("config.json", config.model_dump(mode="json"))
             for number, phase_id in enumerate(plan.phase_ids):
-                train_or_load(store, plan, number, phase_id, model, place)
-            _finish(folder, store, plan, model.eval(), place)
-    return Run(config, store)
+                train_or_load(store, plan, number, phase_id, plan.model, how)
+            if how.main:
+                _finish(done.folder, store, plan, plan.model.eval(), how)
+    return done
+
+
+@contextmanager
+def _locked(folder: Folder, how: Execution) -> Iterator[None]:
+    """Of several processes that train together, the first holds the lock; all leave together."""
+    with folder.lock(say) if how.main else nullcontext():
+        yield
+        how.wait()
 
 
 @dataclass(frozen=True)
@@ -66,35 +91,75 @@ class Plan:
         return sum(self.step_flops[phase.name] * phase.epochs * samples for phase in self.phases)
 
 
-def prepare(config: RunConfig) -> Plan:
+def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     """Checks that a config's parts fit together, without training. Raises EestudyError where they do not."""
     loaded = data.load(config.dataset, config.train_size, **config.dataset_args)
-    model = build_model(config, loaded)
+    check_augmentation(config.augmentation, loaded.input_shape, loaded.train.dtype)
+    network = build_model(config, loaded, model)
     skeletons = STRATEGIES[config.strategy](config.phase_split)
     needed = {phase.name: phase for phase in (*STRATEGIES["joint"](1.0), *skeletons)}
-    flops = {name: step_flops(model, phase) for name, phase in needed.items()}
+    flops = {name: step_flops(network, phase) for name, phase in needed.items()}
     phases = resolve(skeletons, config, flops)
+    own = fingerprint(network) if model else None
     ids: list[str] = []
     for place, phase in enumerate(phases):
-        ids.append(_phase_id(config, phase, place, ids[-1] if ids else None))
-    return Plan(config, loaded, model, phases, tuple(ids), flops)
+        ids.append(_phase_id(config, phase, place, ids[-1] if ids else None, network, own))
+    return Plan(config, loaded, network, phases, tuple(ids), flops)
 
 
-def build_model(config: RunConfig, loaded: data.DataSet) -> MultiExit:
+def build_model(config: RunConfig, loaded: data.DataSet, model: MultiExit | None = None) -> MultiExit:
     """The untrained network. Backbone and heads are seeded by name: strategies start from the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(named_seed(config.seed, "backbone"))
-        backbone = build_backbone(
-            config.architecture, loaded.input_shape, loaded.num_classes, **config.architecture_args
+    if model is not None:
+        network = copy.deepcopy(model).requires_grad_(True)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(named_seed(config.seed, "backbone"))
+            backbone = build_backbone(
+                config.architecture, loaded.input_shape, loaded.num_classes, **config.architecture_args
+            )
+        network = MultiExit(
+            backbone, config.exits, config.head, config.head_layers,
+            lambda stage: named_seed(config.seed, "head", stage), config.head_args,
+        )  # fmt: skip
+    _check_fit(config, network, loaded)
+    # The layout convolutions are fastest in; set here, so that training and loading see the same bits. Not for a user's
+    # own network, which may rely on the usual one (x.view).
+    images = len(loaded.input_shape) == 3 and model is None
+    return network.to(memory_format=torch.channels_last) if images else network
+
+
+def _check_fit(config: RunConfig, network: MultiExit, loaded: data.DataSet) -> None:
+    """EestudyError if the network does not take what the data set gives, or answers with another number of classes."""
+    given = torch.int64 if loaded.train.dtype == torch.int64 else torch.float32
+    if network.backbone.input_dtype != given:
+        words = {torch.int64: "token ids", torch.float32: "numbers"}
+        raise EestudyError(
+            f"architecture: {config.architecture} takes {words[network.backbone.input_dtype]}, "
+            f"but {loaded.name} gives {words[given]}"
         )
-    model = MultiExit(
-        backbone, config.exits, config.head, config.head_layers, lambda stage: named_seed(config.seed, "head", stage)
-    )
-    # Images: the layout convolutions are fastest in. Set here, so that training and loading see the same bits.
-    return model.to(memory_format=torch.channels_last) if len(loaded.input_shape) == 3 else model
+    for fact, own, wanted in (
+        ("inputs of shape", network.input_shape, loaded.input_shape),
+        ("logits for", network.num_classes, loaded.num_classes),
+    ):
+        if own != wanted:
+            raise EestudyError(f"model: has {fact} {own}, but {loaded.name} needs {wanted}")
 
 
-def _phase_id(config: RunConfig, phase: Phase, place: int, parent: str | None) -> str:
+def fingerprint(model: MultiExit) -> str:
+    """What a network of the user's own is known by: its modules as they print, its weights bit for bit."""
+    content = hashlib.sha256(str(model).encode())
+    for part in model.modules():
+        code = getattr(part, "code", "")  # of a module that torch.fx cut out
+        content.update(code.encode() if isinstance(code, str) else b"")
+    for name, value in model.state_dict().items():
+        content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:10]
+
+
+def _phase_id(
+    config: RunConfig, phase: Phase, place: int, parent: str | None, network: MultiExit, own: str | None
+) -> str:
     """Content address of a phase. What does not change its weights (the strategy's name, unused heads) is left out."""
     content: dict[str, Any] = {
         "schema": SCHEMA,
@@ -103,25 +168,28 @@ def _phase_id(config: RunConfig, phase: Phase, place: int, parent: str | None) -
         "phase": phase.identity(),
         "seed": config.seed,
         "data": [config.dataset, config.dataset_args, config.train_size],
-        "backbone": [config.architecture, config.architecture_args],
+        "backbone": [config.architecture, config.architecture_args, own],
     }
     if phase.uses_heads:
-        content["heads"] = [config.head, config.head_layers, config.exits]
+        content["heads"] = [config.head, config.head_layers, config.head_args, network.exit_stages]
     return f"{phase.name}-{content_hash(content)}"
 
 
-def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: MultiExit, device: torch.device) -> None:
+def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: MultiExit, how: Execution) -> None:
     """Brings `model` from the end of the phase before to the end of phase `number`, training only what is not done."""
     phase, folder = plan.phases[number], store.folder("phases", phase_id)
-    with folder.lock(say):
-        if not store.usable(folder):
-            if not folder.has("environment.json"):
-                folder.write_json("environment.json", describe(device.type))
-            parent = plan.phase_ids[number - 1] if number else None
-            folder.write_json("config.json", {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed})
+    with _locked(folder, how):
+        if how.agreed(how.main and not store.usable(folder)):
+            if how.main:
+                if not folder.has("environment.json"):
+                    folder.write_json("environment.json", describe(how.device.type))
+                parent = plan.phase_ids[number - 1] if number else None
+                content = {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
+                folder.write_json("config.json", content)
             with torch.random.fork_rng(devices=[]):
-                train_phase(model, phase, plan.data, folder, plan.config.seed, number, device)
-            folder.finish()
+                train_phase(model, phase, plan.data, folder, plan.config.seed, number, how)
+            if how.main:
+                folder.finish()
         else:
             load_weights(model, folder.arrays(checkpoint_name(100)))
 
@@ -131,11 +199,11 @@ def load_weights(model: MultiExit, arrays: Arrays) -> None:
     model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()}, strict=False)
 
 
-def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, device: torch.device) -> None:
+def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, how: Execution) -> None:
     """Predictions on clean validation and test data, the exits' table and where they come from; then `done`."""
     arrays: Arrays = {}
     for name, split in (("validation", plan.data.validation), ("test", plan.data.test)):
-        arrays[f"{name}.logits"] = predict_logits(model, split, device)
+        arrays[f"{name}.logits"] = predict_logits(model, split, how)
         arrays[f"{name}.labels"] = split.y.numpy()
     folder.write_arrays("predictions.safetensors", arrays)
     costs = exit_costs(model)
@@ -159,43 +227,38 @@ def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, device: 
         },
     )
     if not folder.has("environment.json"):
-        folder.write_json("environment.json", describe(device.type))
+        folder.write_json("environment.json", describe(how.device.type))
     folder.finish()
 
 
 @torch.no_grad()
-def predict_logits(model: MultiExit, split: data.Split, device: torch.device, batch: int = 512) -> np.ndarray:
-    """Logits of every exit (K, N, C), float32, in eval mode."""
-    model.eval().to(device)
-    logits = [torch.stack(model(x.to(device))).float().cpu() for x in split.x.split(batch)]
+def predict_logits(model: MultiExit, split: data.Split, how: Execution) -> np.ndarray:
+    """Logits of every exit (K, N, C), float32, in eval mode; all of them in this process."""
+    model.eval().to(how.device)
+    logits = [torch.stack(model(x)).float().cpu() for x, _ in clean_batches(split, how, model.memory_format)]
     return torch.cat(logits, dim=1).numpy()
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        raise EestudyError(f"device: {name!r} is not available here; valid: cpu, or cuda where there is one") from None
 
 
 class Run:
     """A finished run: its weights, predictions and tables, read from the store."""
 
-    def __init__(self, config: RunConfig, store: Store) -> None:
+    def __init__(self, config: RunConfig, store: Store, model: MultiExit | None = None) -> None:
+        if (config.architecture == "own") != (model is not None):
+            hint = "give yours: eestudy.run(config, model=...)" if model is None else 'architecture="own" trains it'
+            raise EestudyError(f"model: architecture is {config.architecture!r}; {hint}")
         self.config = config
         self._store = store
-        self._folder = store.folder("runs", config.id)
-        self._facts = self._folder.json("run.json")
+        self._own = model
+        self.id = f"{config.id}-{fingerprint(model)}" if model else config.id
+        self.folder = store.folder("runs", self.id)
 
-    @property
-    def id(self) -> str:
-        return self.config.id
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return self.folder.json("run.json")
 
     @property
     def path(self) -> Path:
-        return self._folder.path
+        return self.folder.path
 
     @property
     def phases(self) -> list[str]:
@@ -204,8 +267,7 @@ class Run:
 
     def model(self) -> MultiExit:
         """The network with its final weights, in eval mode."""
-        loaded = data.load(self.config.dataset, self.config.train_size, **self.config.dataset_args)
-        model = build_model(self.config, loaded)
+        model = build_model(self.config, self.data(), self._own)
         for phase in self.phases:
             load_weights(model, self._store.folder("phases", phase).arrays(checkpoint_name(100)))
         return model.eval().requires_grad_(False)
@@ -225,13 +287,13 @@ class Run:
 
     def exits(self) -> pd.DataFrame:
         """Test metrics by exit: run, exit, stage, flops, params (both cumulative), accuracy, nll, ece."""
-        frame = self._folder.frame("exits.parquet")
+        frame = self.folder.frame("exits.parquet")
         frame.insert(0, "run", self.id)
         return frame
 
     @cached_property
     def _predictions(self) -> Arrays:
-        return self._folder.arrays("predictions.safetensors")
+        return self.folder.arrays("predictions.safetensors")
 
     def predictions(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
         """Logits (K, N, C) float32 and labels (N,) of "validation" or "test", both without augmentation."""
@@ -242,7 +304,7 @@ class Run:
     @cached_property
     def costs(self) -> np.ndarray:
         """Mean cost of leaving at each exit, (K,) FLOPs a sample: backbone so far and every head so far."""
-        return self._folder.frame("exits.parquet")["flops"].to_numpy(dtype=float)
+        return self.folder.frame("exits.parquet")["flops"].to_numpy(dtype=float)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -262,7 +324,7 @@ class Run:
     def provenance(self) -> dict[str, Any]:
         """seconds and training_flops of all phases; hardware, versions and commit that made the run."""
         facts = {key: self._facts[key] for key in ("seconds", "training_flops")}
-        return {**facts, **self._folder.json("environment.json")}
+        return {**facts, **self.folder.json("environment.json")}
 
     def budgets(self, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
         """Accuracy and mean cost at each budget: run, protocol, rule, budget, accuracy, flops (NaN: not reachable)."""

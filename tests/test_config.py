@@ -18,6 +18,8 @@ CHANGED = {
     "phase_split": 0.4, "patience": 3, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.5, "momentum": 0.5,
     "schedule": "constant", "warmup": 0.1, "clip": None, "batch_size": 64, "precision": "bfloat16",
     "checkpoints": [0, 100],
+    "head_args": {"width": 8},
+    "augmentation_args": {"shift": 2},
 }  # fmt: skip
 ONLY_ONE_VALUE = {"method"}
 
@@ -100,17 +102,18 @@ def test_frozen():
 
 def test_names_without_torch_are_the_names_there_are():
     from eestudy import data, evaluation, heads, methods, models
-    from eestudy.data.augmentation import AUGMENTATIONS
+    from eestudy.data import augmentation
     from eestudy.training.losses import WEIGHTINGS
     from eestudy.training.strategies import STRATEGIES
 
-    assert set(CHOICES["architecture"]) == set(models.BACKBONES)
+    assert set(CHOICES["architecture"]) == {"own", *models.BACKBONES}
     assert set(CHOICES["dataset"]) == set(data.LOADERS)
     assert set(CHOICES["strategy"]) == set(STRATEGIES)
     assert set(CHOICES["method"]) == set(methods.METHODS)
     assert set(CHOICES["head"]) == {"auto", *heads.HEADS}
     assert set(CHOICES["weighting"]) == set(WEIGHTINGS)
-    assert set(CHOICES["augmentation"]) == set(AUGMENTATIONS)
+    made = (*augmentation.ON_RAW, *augmentation.ON_NORMAL, *augmentation.BLENDS)
+    assert made == config_module.AUGMENTATIONS  # which are joined in the order in which they are done
     assert set(config_module.EXIT_RULES) == set(evaluation.RULES)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from eestudy import data
 from eestudy.config import EestudyError
-from eestudy.data.augmentation import AUGMENTATIONS
+from eestudy.data import augmentation
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_mistakes(name, size, args, wanted):
 def test_shift_moves_each_sample_by_its_own_amount(shape):
     """Against the obvious loop: pad a sample with zeros and cut at its own offset."""
     x = torch.arange(1.0, 1 + math.prod(shape)).reshape(shape)
-    moved = AUGMENTATIONS["shift"](x, torch.Generator().manual_seed(0))
+    moved = augmentation.shift(x, torch.Generator().manual_seed(0), {})
     reach = [max(1, size // 8) for size in shape[2:]]
     offsets = []
     every = [torch.arange(2 * size + 1).tolist() for size in reach]

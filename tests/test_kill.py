@@ -26,7 +26,8 @@ def forked(config: RunConfig, store: Path) -> int:
     if child:
         return child
     try:
-        loop.STATE_EVERY = 0.0  # a saved state before every step: the most moments that can go wrong
+        # A saved state before every step: the most moments that can go wrong.
+        loop.STATE_EVERY, loop.SAVING_SHARE = 0.0, float("inf")
         eestudy.run(config, store=store, device="cpu")
     except BaseException:  # noqa: BLE001  (this is the top of a process)
         traceback.print_exc()

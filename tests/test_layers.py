@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "eestudy"
 
 # Room (a module or folder of eestudy/) -> the rooms it may import. A new room gets its line here.
 _GROUND = {"config"}
-_STORED = _GROUND | {"grids", "store"}
+_STORED = _GROUND | {"grids", "store", "pretrained"}
 _BUILT = _STORED | {"data", "models", "heads"}
 _TRAINED = _BUILT | {"training", "evaluation"}
 _STUDIED = _TRAINED | {"methods", "dynamics", "environment"}
@@ -24,12 +24,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "grids": _GROUND,
     "store": _GROUND | {"grids"},
+    "pretrained": _GROUND,  # the names of encoders and tokenizers, for models and data, which do not know each other
     "environment": _GROUND,
     "notebooks": _STORED,
     "data": _STORED,
     "heads": _STORED,
     "models": _STORED | {"heads"},  # never data: a model gets input_shape and num_classes
-    "training": _BUILT,  # never evaluation, and evaluation never training: study joins them
+    "training": _BUILT | {"environment"},  # never evaluation, and evaluation never training: study joins them
     "evaluation": _BUILT,
     "methods": _TRAINED,
     "dynamics": _TRAINED,
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }
-WITHOUT_TORCH = ("config", "grids", "store", "environment", "notebooks", "report", "cli", "__init__")
+WITHOUT_TORCH = ("config", "grids", "store", "pretrained", "environment", "notebooks", "report", "cli", "__init__")
 CATCH_ALL = {"utils", "util", "helpers", "misc", "common"}
 # What writes or reads pickles, or runs what it loads.
 UNSAFE = (

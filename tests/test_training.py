@@ -13,6 +13,7 @@ from eestudy.store import Store
 from eestudy.study import prepare
 from eestudy.training import loop
 from eestudy.training.cost import step_flops
+from eestudy.training.execution import Execution
 from eestudy.training.freezing import phase_exits, phase_logits, set_trainable
 from eestudy.training.losses import exit_losses, exit_weights
 from eestudy.training.optim import lr_factor
@@ -21,7 +22,7 @@ from eestudy.training.strategies import STRATEGIES, backbone_phase, heads_phase,
 
 from .conftest import CELLS, SMALL
 
-CPU = torch.device("cpu")
+CPU = Execution(torch.device("cpu"))
 
 
 def plan(strategy: str, architecture: str = "resnet-tiny", dataset: str = "digits", **settings: object):
@@ -76,7 +77,7 @@ def test_the_loss_is_the_plain_mean():
     logits = [torch.randn(6, 3) for _ in range(4)]
     y = torch.tensor([0, 1, 2, 0, 1, 2])
     by_hand = [-sum(row.log_softmax(0)[label] for row, label in zip(exit_logits, y)) / 6 for exit_logits in logits]
-    losses = exit_losses(logits, y)
+    losses = exit_losses(torch.stack(logits), y)
     torch.testing.assert_close(losses, torch.stack(by_hand))
     torch.testing.assert_close(losses @ exit_weights("equal", 4), torch.stack(by_hand).mean())
     torch.testing.assert_close(exit_weights("depth-linear", 4), torch.tensor([0.1, 0.2, 0.3, 0.4]))
@@ -115,7 +116,7 @@ def test_training_flops_against_the_formula():
     first, second, classifier, head = 2 * 64 * 32, 2 * 32 * 32, 2 * 32 * 10, 2 * 32 * 10
     assert step_flops(model, backbone_phase(1)) == 2 * first + 3 * second + 3 * classifier
     assert step_flops(model, together_phase(1)) == 2 * first + 3 * second + 3 * classifier + 3 * head
-    assert step_flops(model, heads_phase(1)) == first + second + classifier + 2 * head
+    assert step_flops(model, heads_phase(1)) == first + 2 * head  # nothing behind the last head runs
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "constant"])
@@ -197,7 +198,7 @@ def test_patience_stops_and_keeps_the_best(tmp_path):
 
     assert stale(len(by_epoch)) == 3
     assert stale(len(by_epoch) - 1) == 2
-    kept = loop.evaluate(made.model, made.phases[0], made.data.validation.x, made.data.validation.y)[1].mean()
+    kept = loop.Validation(made.model, made.phases[0], made.data, CPU, cached=False).measured()[1].mean()
     assert float(kept) == pytest.approx(max(sum(row) / exits for row in by_epoch), abs=1e-6)
 
 
@@ -212,7 +213,7 @@ def test_history_is_what_the_weights_do(tmp_path):
     made = plan("mixed", "vit1d", "mnist1d")
     folder = Store(tmp_path).folder("phases", "p")
     loop.train_phase(made.model, made.phases[1], made.data, folder, 0, 1, CPU)
-    losses, accuracies = loop.evaluate(made.model, made.phases[1], made.data.validation.x, made.data.validation.y)
+    losses, accuracies = loop.Validation(made.model, made.phases[1], made.data, CPU, cached=False).measured()
     last = [r for r in folder.records() if r["split"] == "validation" and r["epoch"] == made.phases[1].epochs]
     assert [r["loss"] for r in last] == pytest.approx(losses.tolist(), rel=1e-5)
     assert [r["accuracy"] for r in last] == pytest.approx(accuracies.tolist(), abs=1e-6)

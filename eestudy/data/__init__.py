@@ -1,4 +1,4 @@
-"""Data sets by name: whole tensors in memory, split once and for all."""
+"""Data sets by name, split once and for all: whole tensors in memory, or files read when they are asked for."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from eestudy.config import EestudyError, check_name, nearest
-from eestudy.data import small
+from eestudy.data import imagenet, small, tabular, text, vision, wordnet
+from eestudy.data.places import Source
 from eestudy.data.splits import DataSet, Split, subset
 
-__all__ = ["LOADERS", "DataSet", "Split", "load"]
+__all__ = ["LOADERS", "SOURCES", "DataSet", "Split", "load"]
 
-LOADERS: dict[str, Callable[..., DataSet]] = {"digits": small.digits, "mnist1d": small.mnist1d}
+LOADERS: dict[str, Callable[..., DataSet]] = {
+    "digits": small.digits,
+    "mnist1d": small.mnist1d,
+    "fashion-mnist": vision.fashion_mnist,
+    "cifar10": vision.cifar10,
+    "cifar100": vision.cifar100,
+    "svhn": vision.svhn,
+    "tiny-imagenet": imagenet.tiny_imagenet,
+    "imagenette": imagenet.imagenette,
+    "imagenet": imagenet.imagenet,
+    "20newsgroups": text.newsgroups,
+    "wordnet-supersense": wordnet.wordnet_supersense,
+    "stsb": text.stsb,
+    "diabetes": tabular.diabetes,
+}
+# Of those whose files are got from elsewhere: what is known before they are read.
+SOURCES: dict[str, Source] = {**vision.SOURCES, **imagenet.SOURCES, **text.SOURCES, **wordnet.SOURCES}
 
 
 def load(name: str, train_size: int | None = None, **dataset_args: object) -> DataSet:

@@ -21,23 +21,25 @@ def digits() -> DataSet:
     return split_and_normalize("digits", images[train], labels[train], images[test], labels[test])
 
 
-def mnist1d(noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 5000) -> DataSet:
+def mnist1d(noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 5000, hardness: float = 1.0) -> DataSet:
     """MNIST-1D (Greydanus and Kobak 2024): ten templates of a line of 40 points, shifted, sheared and made noisy.
 
     noise: deviation of the independent noise; correlated_noise: that of the smooth one; samples: how many are made,
-    a fifth of them for test. The generator's own seed (42) is kept, so the defaults give its published data set.
+    a fifth of them for test. hardness: what both noises are multiplied by, 0 for none, 1 as published; networks that
+    pool over the whole line need 2 or more to leave something to be told apart (they reach 99 % at 1).
+    The generator's own seed (42) is kept, so the defaults give its published data set.
     """
     from mnist1d.data import get_dataset_args, make_dataset
 
-    for name, value in (("noise", noise), ("correlated_noise", correlated_noise)):
+    for name, value in (("noise", noise), ("correlated_noise", correlated_noise), ("hardness", hardness)):
         if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise EestudyError(f"dataset_args: {name}: {value!r} is not valid for mnist1d; it must be 0 or more")
     if not isinstance(samples, int) or samples < 1000:
         raise EestudyError(f"dataset_args: samples: {samples!r} is not valid for mnist1d; it must be 1000 or more")
     settings = get_dataset_args()
     settings.num_samples = samples
-    settings.iid_noise_scale = noise
-    settings.corr_noise_scale = correlated_noise
+    settings.iid_noise_scale = noise * hardness
+    settings.corr_noise_scale = correlated_noise * hardness
     made = make_dataset(settings)
     x, x_test = made["x"][:, None], made["x_test"][:, None]
     return split_and_normalize("mnist1d", x, made["y"], x_test, made["y_test"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,8 +42,15 @@ class Split:
     y: Tensor
     normalization: Normalization | None = None
 
+    streamed: ClassVar[bool] = False  # True: x does not hold the samples, they are read when they are asked for
+
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the samples as they lie in memory."""
+        return self.x.dtype
 
     def raw(self, chosen: Tensor | slice) -> Tensor:
         """The samples `chosen` as they lie in memory: what augmentation works on."""
@@ -51,6 +60,17 @@ class Split:
         """What a network takes of the samples `chosen`: float32, normalized (token ids: int64)."""
         raw = self.raw(chosen)
         return self.normalization(raw) if self.normalization else raw
+
+    def batches(self, order: Sequence[Tensor], workers: int = 0) -> Iterator[Tensor]:
+        """`raw` of each of the batches of sample numbers in `order`, in this order; `workers` processes read ahead.
+
+        The same bits for any number of workers; samples in memory need none.
+        """
+        return (self.raw(chosen) for chosen in order)
+
+    def part(self, chosen: Tensor) -> Split:
+        """The samples `chosen` (numbers, int64) as a split of their own."""
+        return dataclasses.replace(self, x=self.x[chosen], y=self.y[chosen])
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,16 @@ class DataSet:
     classes: tuple[str, ...] = ()  # their names, where the data set has some
 
 
+def hold_out(y: np.ndarray, share: float = 0.1, task: str = "classification") -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the samples that stay in training, and of those held out for validation: stratified, fixed.
+
+    y: whole numbers (N,); for regression real ones, which have no strata.
+    """
+    strata = None if task == "regression" else y
+    rest, held_out = train_test_split(np.arange(len(y)), test_size=share, random_state=SPLIT_SEED, stratify=strata)
+    return rest, held_out
+
+
 def split_and_normalize(
     name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, validation: float = 0.1
 ) -> DataSet:
@@ -77,7 +107,7 @@ def split_and_normalize(
 
     x: (N, C, ...) of any real type, y: (N,) whole numbers from 0.
     """
-    rest, held_out = train_test_split(np.arange(len(y)), test_size=validation, random_state=SPLIT_SEED, stratify=y)
+    rest, held_out = hold_out(y, validation)
     mean, deviation = x[rest].mean(), x[rest].std()
 
     def split(inputs: np.ndarray, labels: np.ndarray) -> Split:
@@ -94,23 +124,65 @@ def split_and_normalize(
     )
 
 
+def split_images(
+    name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, classes: Sequence[str]
+) -> DataSet:
+    """Splits validation off train, stratified; the images stay uint8 and are normalized when they are asked for.
+
+    x: uint8 (N, C, H, W), y: whole numbers (N,) below the number of `classes`, their names.
+    """
+    rest, held_out = hold_out(y)
+    train = torch.from_numpy(x[rest])
+    normalization = channel_normalization(train)
+
+    def split(images: Tensor, labels: np.ndarray) -> Split:
+        return Split(images, torch.from_numpy(labels.astype(np.int64)), normalization)
+
+    return DataSet(
+        name=name,
+        num_classes=len(classes),
+        input_shape=tuple(x.shape[1:]),
+        train=split(train, y[rest]),
+        validation=split(torch.from_numpy(x[held_out]), y[held_out]),
+        test=split(torch.from_numpy(x_test), y_test),
+        classes=tuple(classes),
+    )
+
+
+def channel_normalization(x: Tensor) -> Normalization:
+    """Mean and deviation of each channel over all images and pixels. x: uint8 (N, C, H, W)."""
+    # From counts of the 256 values, which are exact; and a float copy of the images would be four times their size.
+    counts = np.zeros((x.shape[1], 256))
+    for images in x.split(1000):
+        for channel, pixels in enumerate(images.unbind(1)):
+            counts[channel] += torch.bincount(pixels.flatten(), minlength=256).numpy()
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    values = np.arange(256)
+    mean = (shares * values).sum(axis=1)
+    deviation = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
+    return Normalization(tuple(mean.tolist()), tuple(deviation.tolist()))
+
+
 def subset(data: DataSet, train_size: int) -> DataSet:
-    """`data` with a stratified subset of `train_size` training samples; EestudyError if it has fewer."""
+    """`data` with a subset of `train_size` training samples, for classification stratified.
+
+    EestudyError if it has fewer.
+    """
     have = len(data.train)
     if train_size == have:
         return data
     if not data.num_classes <= train_size < have:
+        classes = "" if data.task == "regression" else f"{data.num_classes} classes and "
         raise EestudyError(
-            f"train_size: {train_size} is not valid for {data.name}; it has {data.num_classes} classes "
-            f"and {have} training samples after validation was split off"
+            f"train_size: {train_size} is not valid for {data.name}; it has {classes}"
+            f"{have} training samples after validation was split off"
         )
     # A class could be missed by the stratified draw when fewer samples are left out than there are classes.
     left_out = max(have - train_size, data.num_classes)
-    kept, _ = train_test_split(
-        np.arange(have), test_size=left_out, random_state=SPLIT_SEED, stratify=data.train.y.numpy()
-    )
+    strata = None if data.task == "regression" else data.train.y.numpy()
+    kept, _ = train_test_split(np.arange(have), test_size=left_out, random_state=SPLIT_SEED, stratify=strata)
     chosen = torch.from_numpy(np.sort(kept))
     if len(chosen) < train_size:
         missing = np.setdiff1d(np.arange(have), kept)[: train_size - len(chosen)]
         chosen = torch.from_numpy(np.sort(np.concatenate([kept, missing])))
-    return dataclasses.replace(data, train=Split(data.train.x[chosen], data.train.y[chosen]))
+    return dataclasses.replace(data, train=data.train.part(chosen))

@@ -24,16 +24,17 @@ class StepCurve:
     """Row i holds for t in [thresholds[i], thresholds[i + 1]).
 
     thresholds: (T,) float64, on the score, growing; the first is -inf, where everybody leaves at exit 1.
-    counts: (T, K) samples that leave at each exit. correct: (T,) samples classified correctly there.
+    counts: (T, K) samples that leave at each exit. total: (T,) sum over samples of what they are worth where they
+    leave: samples classified correctly, or squared errors.
     """
 
     thresholds: np.ndarray
     counts: np.ndarray
-    correct: np.ndarray
+    total: np.ndarray
 
-    def accuracy(self) -> np.ndarray:
-        """Fraction of samples classified correctly (T,)."""
-        return self.correct / self.counts[0].sum()
+    def mean(self) -> np.ndarray:
+        """Mean over samples (T,): the accuracy, or the mean squared error."""
+        return self.total / self.counts[0].sum()
 
     def cost(self, costs: np.ndarray) -> np.ndarray:
         """Mean cost of a sample (T,), in the unit of costs (K,)."""
@@ -44,10 +45,13 @@ class StepCurve:
         return np.searchsorted(self.thresholds, thresholds, side="right") - 1
 
 
-def step_curve(score: np.ndarray, correct: np.ndarray) -> StepCurve:
-    """Scores (K, N) and correctness (K, N) bool -> the exact curve of one shared threshold."""
+def step_curve(score: np.ndarray, worth: np.ndarray) -> StepCurve:
+    """Scores (K, N) and correctness (K, N) bool, or squared errors (K, N) float64 -> the curve of one shared threshold.
+
+    Exact; sums of float64 up to their rounding.
+    """
     num_exits, num_samples = score.shape
-    value, source, target, gain = _moves(score, correct)
+    value, source, target, gain = _moves(score, worth)
     order = np.argsort(value)
     value = value[order]
     # The rows: before the first move, then after the last of the moves that happen at the same threshold.
@@ -60,27 +64,29 @@ def step_curve(score: np.ndarray, correct: np.ndarray) -> StepCurve:
     counts = np.zeros((num_exits, len(ends) + 1), dtype=np.float64)
     counts[0] = num_samples
     counts[:, 1:] += change.cumsum(axis=1, dtype=np.int32)[:, ends]
-    hits = np.full(len(ends) + 1, correct[0].sum(), dtype=np.int64)
-    hits[1:] += gain[order].cumsum(dtype=np.int64)[ends]
-    return StepCurve(np.append(-np.inf, value[ends].astype(np.float64)), counts.T, hits)
+    exact = np.int64 if worth.dtype == bool else np.float64
+    total = np.full(len(ends) + 1, worth[0].sum(), dtype=exact)
+    total[1:] += gain[order].cumsum(dtype=exact)[ends]
+    return StepCurve(np.append(-np.inf, value[ends].astype(np.float64)), counts.T, total)
 
 
-def _moves(score: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every move of every sample: threshold, exit left, exit reached (from 0), gain in correctness."""
+def _moves(score: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every move of every sample: threshold, exit left, exit reached (from 0), gain in worth."""
     num_exits, num_samples = score.shape
     highest = np.maximum.accumulate(score[:-1], axis=0)
     following = np.full(num_samples, num_exits - 1, dtype=np.int8 if num_exits < 128 else np.int64)
-    right_there = correct[-1].astype(np.int8)
+    kind = np.int8 if worth.dtype == bool else np.float64
+    there = worth[-1].astype(kind)
     parts = []
     for k in range(num_exits - 2, -1, -1):
         rises = score[k] > highest[k - 1] if k else np.ones(num_samples, dtype=bool)
         who = np.flatnonzero(rises)
-        right_here = correct[k, who].astype(np.int8)
-        parts.append((score[k, who], np.full(len(who), k), following[who], right_there[who] - right_here))
+        here = worth[k, who].astype(kind)
+        parts.append((score[k, who], np.full(len(who), k), following[who], there[who] - here))
         following[who] = k
-        right_there[who] = right_here
+        there[who] = here
     if not parts:  # one exit: nobody ever moves
-        return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int8)
+        return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, kind)
     value, source, target, gain = (np.concatenate(column) for column in zip(*parts))
     return value, source, target, gain
 
@@ -90,42 +96,64 @@ def is_correct(logits: Tensor, labels: np.ndarray) -> np.ndarray:
     return predictions(logits).numpy() == labels
 
 
+def squared_errors(logits: Tensor, labels: np.ndarray) -> np.ndarray:
+    """Checked logits (K, N, 1) and labels (N,) of a regression -> float64 (K, N)."""
+    return (logits[:, :, 0].numpy().astype(np.float64) - labels) ** 2
+
+
+def _curve(
+    logits: ArrayLike, labels: ArrayLike, costs: Sequence[float] | ArrayLike, rule: str, k: int | None
+) -> tuple[StepCurve, dict[str, np.ndarray]]:
+    """The curve and its columns (T,): accuracy, for regression r2 and mse; cost."""
+    check_rule(rule)
+    tensor, label_array = check_predictions(logits, labels)
+    cost_array = check_costs(costs, len(tensor))
+    score = scores(tensor, rule, k)
+    if tensor.shape[2] > 1:
+        curve = step_curve(score, is_correct(tensor, label_array))
+        return curve, {"accuracy": curve.mean(), "cost": curve.cost(cost_array)}
+    curve = step_curve(score, squared_errors(tensor, label_array))
+    variance = label_array.var(dtype=np.float64)
+    r2 = 1 - curve.mean() / variance if variance > 0 else np.full(len(curve.total), np.nan)
+    return curve, {"r2": r2, "mse": curve.mean(), "cost": curve.cost(cost_array)}
+
+
 def threshold_sweep(
     logits: ArrayLike,
     labels: ArrayLike,
     costs: Sequence[float] | ArrayLike,
     thresholds: Sequence[float] | ArrayLike,
     rule: str = "max-probability",
+    k: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy (T,) and mean cost (T,) at the given thresholds, each shared by all exits.
+    """Accuracy (T,), in regression R2, and mean cost (T,) at the given thresholds, each shared by all exits.
 
-    logits (K, N, C), labels (N,), costs (K,) in FLOPs, thresholds (T,) on the score (entropy: minus h).
+    logits (K, N, C), labels (N,), costs (K,) in FLOPs, thresholds (T,) on the score (entropy: minus h; regression:
+    minus the difference, and k: see `exit_rules`).
     Raises ValueError for shapes that do not match, labels out of range, NaN, an unknown rule.
     """
-    check_rule(rule)
-    tensor, label_array = check_predictions(logits, labels)
-    cost_array = check_costs(costs, len(tensor))
     wanted = np.asarray(thresholds, dtype=np.float64)
     if wanted.ndim != 1 or np.isnan(wanted).any():
         raise ValueError(f"thresholds must be a list of numbers, got {thresholds!r}")
-    curve = step_curve(scores(tensor, rule), is_correct(tensor, label_array))
+    curve, columns = _curve(logits, labels, costs, rule, k)
     rows = curve.rows(wanted)
-    return curve.accuracy()[rows], curve.cost(cost_array)[rows]
+    return columns["r2" if "r2" in columns else "accuracy"][rows], columns["cost"][rows]
 
 
 def tradeoff_curve(
-    logits: ArrayLike, labels: ArrayLike, costs: Sequence[float] | ArrayLike, rule: str = "max-probability"
+    logits: ArrayLike,
+    labels: ArrayLike,
+    costs: Sequence[float] | ArrayLike,
+    rule: str = "max-probability",
+    k: int | None = None,
 ) -> pd.DataFrame:
     """The whole curve of one shared threshold: one row for every threshold at which something changes.
 
     Columns: threshold (on the score; the row holds from it up to the next row's; the first is -inf),
-    accuracy, cost (mean, FLOPs a sample), share_1 .. share_K (fraction of the samples that leave at each
-    exit). Raises ValueError as `threshold_sweep` does.
+    accuracy (regression: r2, mse), cost (mean, FLOPs a sample), share_1 .. share_K (fraction of the samples that
+    leave at each exit). Raises ValueError as `threshold_sweep` does.
     """
-    check_rule(rule)
-    tensor, label_array = check_predictions(logits, labels)
-    cost_array = check_costs(costs, len(tensor))
-    curve = step_curve(scores(tensor, rule), is_correct(tensor, label_array))
-    columns = {"threshold": curve.thresholds, "accuracy": curve.accuracy(), "cost": curve.cost(cost_array)}
-    shares = curve.counts / len(label_array)
-    return pd.DataFrame(columns | {f"share_{k + 1}": shares[:, k] for k in range(len(cost_array))}, copy=False)
+    curve, columns = _curve(logits, labels, costs, rule, k)
+    shares = curve.counts / curve.counts[0].sum()
+    by_exit = {f"share_{number}": share for number, share in enumerate(shares.T, 1)}
+    return pd.DataFrame({"threshold": curve.thresholds} | columns | by_exit, copy=False)

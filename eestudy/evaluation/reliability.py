@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from .curves import is_correct
 from .exit_rules import ArrayLike, check_predictions, scores
+from .regression import regression_scores
 
 BINS = 15
 """Guo et al. 2017 use 15 bins."""
@@ -17,9 +18,14 @@ BINS = 15
 def exit_metrics(logits: ArrayLike, labels: ArrayLike) -> pd.DataFrame:
     """One row an exit: exit (from 1), accuracy, nll (mean, nats), ece; every sample counted at every exit.
 
-    logits (K, N, C), labels (N,). Raises ValueError for shapes that do not match, labels out of range, NaN.
+    In regression (C = 1): exit and `regression.SCORES`. logits (K, N, C), labels (N,). Raises ValueError for shapes that do not match, labels out of range, NaN.
     """
     tensor, label_array = check_predictions(logits, labels)
+    if tensor.shape[2] == 1:
+        predicted = tensor[:, :, 0].numpy()
+        return pd.DataFrame(
+            [{"exit": k, **regression_scores(values, label_array)} for k, values in enumerate(predicted, 1)]
+        )
     correct = is_correct(tensor, label_array)
     confidence = scores(tensor, "max-probability")
     target = torch.from_numpy(label_array)

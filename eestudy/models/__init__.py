@@ -6,14 +6,19 @@ import inspect
 from collections.abc import Callable
 
 from eestudy.config import EestudyError, check_name, nearest
+from eestudy.models.adapters import add_exits
 from eestudy.models.backbone import Backbone
 from eestudy.models.cost import ExitCosts, exit_costs
+from eestudy.models.encoder import minilm
 from eestudy.models.mlp import mlp
+from eestudy.models.msdnet import msdnet
 from eestudy.models.multi_exit import MultiExit
-from eestudy.models.resnet import resnet1d, resnet_tiny
-from eestudy.models.vit import vit1d
+from eestudy.models.resnet import RESNETS, resnet1d, resnet_tiny
+from eestudy.models.torchvision_models import TORCHVISION
+from eestudy.models.vgg import vgg16_bn
+from eestudy.models.vit import vit1d, vit_base, vit_small, vit_tiny
 
-__all__ = ["BACKBONES", "Backbone", "ExitCosts", "MultiExit", "build_backbone", "exit_costs"]
+__all__ = ["BACKBONES", "Backbone", "ExitCosts", "MultiExit", "add_exits", "build_backbone", "exit_costs"]
 
 # name -> (builder, number of input dimensions without the batch; None: any)
 BACKBONES: dict[str, tuple[Callable[..., Backbone], int | None]] = {
@@ -21,6 +26,14 @@ BACKBONES: dict[str, tuple[Callable[..., Backbone], int | None]] = {
     "resnet1d": (resnet1d, 2),
     "vit1d": (vit1d, 2),
     "resnet-tiny": (resnet_tiny, 3),
+    **{name: (build, 3) for name, build in RESNETS.items()},
+    "vgg16-bn": (vgg16_bn, 3),
+    "msdnet": (msdnet, 3),
+    **{name: (build, 3) for name, build in TORCHVISION.items()},
+    "vit-tiny": (vit_tiny, 3),
+    "vit-small": (vit_small, 3),
+    "vit-base": (vit_base, 3),
+    "minilm": (minilm, 1),
 }
 
 
@@ -35,7 +48,10 @@ def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **
     for key, value in architecture_args.items():
         if key not in known:
             raise EestudyError(f"architecture_args: unknown key {key!r} for {name}; {nearest(key, known)}")
-        if not isinstance(value, int) or value < 1:
+        wanted = inspect.signature(build).parameters[key].annotation
+        if wanted in ("str", str):  # the builder knows which names are valid
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise EestudyError(f"architecture_args: {key}: {value!r} is not valid; it must be a whole number above 0")
     if dims is not None and len(input_shape) != dims:
         fitting = [other for other, (_, wanted) in BACKBONES.items() if wanted in (None, len(input_shape))]

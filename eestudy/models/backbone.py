@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eestudy.config import EestudyError
+from eestudy.config import EestudyError, check_name
 
 # What `features` gives: maps (B, C, H, W), sequence (B, C, L), tokens (B, T, D), vector (B, D).
 KINDS = {"maps": 4, "sequence": 3, "tokens": 3, "vector": 2}
@@ -18,8 +18,13 @@ class Backbone(nn.Module):
     """`stages`, each state -> state, then `classifier`, state -> logits (B, C).
 
     The first stage takes the input (B, *input_shape). A head after stage l (from 1) reads `features(state)`, which
-    `kind` describes; the default takes the state itself.
+    `kind` describes; the default takes the state itself. `default_head` names the head that belongs to the backbone
+    where it is not the one of its kind.
     """
+
+    default_head: str | None = None
+    # Of what the first stage takes: torch.int64 for token ids.
+    input_dtype: torch.dtype = torch.float32
 
     def __init__(
         self,
@@ -47,28 +52,61 @@ class Backbone(nn.Module):
         classifier: nn.Module,
         input_shape: Iterable[int],
         kind: str | None = None,
+        input_dtype: torch.dtype = torch.float32,
     ) -> Backbone:
         """A user's own backbone. One dry run finds the number of classes, and the kind where it is not ambiguous.
 
-        Three-dimensional features may be a sequence (B, C, L) or tokens (B, T, D): say which with `kind`.
-        Raises EestudyError when the dry run fails or gives something that is not logits (B, C).
+        A stage may give a tuple of tensors, batch first in each; heads read the first. Three-dimensional features may
+        be a sequence (B, C, L) or tokens (B, T, D): say which with `kind`. What the last stage gives, which only the
+        classifier reads, may be of another kind. input_dtype: torch.int64 for token ids.
+        Raises EestudyError when the dry run fails, when stages give features of different kinds or none, and when the
+        classifier gives something that is not logits (B, C).
         """
-        stages, input_shape = list(stages), tuple(input_shape)
-        state, kinds = _dry_input(input_shape), []
+        stages, input_shape, shapes = list(stages), tuple(input_shape), []
+        if not stages:
+            raise EestudyError("stages: the list is empty; a backbone needs at least one stage")
+        device = next((tensor.device for stage in stages for tensor in stage.parameters()), torch.device("cpu"))
+        state: Any = torch.zeros(1, *input_shape, dtype=input_dtype, device=device)
         for number, stage in enumerate(stages, 1):
-            try:
-                state = _evaluated(stage, state)
-            except Exception as error:
-                raise EestudyError(f"stages: stage {number} does not take what it is given: {error}") from error
-            kinds = [name for name, dims in KINDS.items() if isinstance(state, Tensor) and state.ndim == dims]
-        if kind is None:
-            if len(kinds) != 1:
-                raise EestudyError(f"kind: cannot be told from the last stage; give one of {', '.join(KINDS)}")
-            kind = kinds[0]
-        logits = _evaluated(classifier, state)
+            state = _tried(stage, state, f"stages: stage {number}")
+            features = state[0] if isinstance(state, tuple) else state
+            if not isinstance(features, Tensor):
+                found = type(features).__name__
+                raise EestudyError(f"stages: stage {number} gives a {found}; expected a tensor or a tuple of them")
+            shapes.append(tuple(features.shape))
+        read = shapes[:-1] or shapes
+        fitting = [name for name, dims in KINDS.items() if all(len(shape) == dims for shape in read)]
+        if not fitting:
+            raise EestudyError(f"stages: expected features of one kind ({', '.join(KINDS)}), found shapes {read}")
+        if kind is None and len(fitting) > 1:
+            raise EestudyError(f"kind: cannot be told from features of shape {read[0]}; give {' or '.join(fitting)}")
+        if kind is not None and check_name("kind", kind, KINDS) not in fitting:
+            raise EestudyError(f"kind: {kind!r} does not fit features of shape {read[0]}; valid: {', '.join(fitting)}")
+        logits = _tried(classifier, state, "classifier: it")
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise EestudyError("classifier: expected logits of shape (B, C)")
-        return cls(stages, classifier, input_shape, logits.shape[1], kind)
+        backbone = cls(stages, classifier, input_shape, logits.shape[1], kind or fitting[0])
+        backbone.input_dtype = input_dtype
+        return backbone
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        nodes: Iterable[str],
+        input_shape: Iterable[int] | None = None,
+        kind: str | None = None,
+        classifier_after: str | None = None,
+    ) -> Backbone:
+        """Any model, cut after the modules or torch.fx nodes named; see `adapters.from_model`."""
+        from eestudy.models.adapters import from_model
+
+        return from_model(model, nodes, input_shape, kind, classifier_after)
+
+    def dry_input(self, batch: int = 1) -> Tensor:
+        """Zeros (batch, *input_shape) of the type the first stage takes, on the backbone's device."""
+        device = next((tensor.device for tensor in self.parameters()), torch.device("cpu"))
+        return torch.zeros(batch, *self.input_shape, dtype=self.input_dtype, device=device)
 
     def features(self, state: Any) -> Tensor:
         """What a head reads: maps (B, C, H, W), a sequence (B, C, L), tokens (B, T, D) or vectors (B, D).
@@ -86,19 +124,22 @@ class Backbone(nn.Module):
     def feature_shapes(self) -> list[tuple[int, ...]]:
         """The shape of the features after each stage, without the batch, found by one dry run."""
         shapes = []
-        state = _dry_input(self.input_shape)
+        state: Any = self.dry_input()
         for stage in self.stages:
             state = _evaluated(stage, state)
             shapes.append(tuple(self.features(state).shape[1:]))
         return shapes
 
 
-def _dry_input(input_shape: tuple[int, ...]) -> Tensor:
-    return torch.zeros(1, *input_shape)
+def _tried(module: nn.Module, state: Any, name: str) -> Any:
+    try:
+        return _evaluated(module, state)
+    except Exception as error:
+        raise EestudyError(f"{name} does not take what it is given: {error}") from error
 
 
 @torch.no_grad()
-def _evaluated(module: nn.Module, state: Tensor) -> Tensor:
+def _evaluated(module: nn.Module, state: Any) -> Any:
     training = module.training
     try:
         return module.eval()(state)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eestudy.models.multi_exit import MultiExit
+from eestudy.models.backbone import Backbone
+
+if TYPE_CHECKING:
+    from eestudy.models.multi_exit import MultiExit
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ def exit_costs(model: MultiExit) -> ExitCosts:
     """Counts one forward pass of one sample, part by part, in eval mode. The model is left as it was."""
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    state: Any = torch.zeros(1, *model.input_shape, device=device)
+    state: Any = model.backbone.dry_input()
     stages, heads, flops, params = [], [], [], []
     spent = size = 0
     previous: Any = None
@@ -50,7 +52,7 @@ def exit_costs(model: MultiExit) -> ExitCosts:
         spent += cost
         size += _size(stage)
         if str(number) in model.heads:
-            head = model.heads[str(number)]
+            head = model.head(number)
             previous, cost = _counted(head, model.backbone.features(state), previous)
             heads.append(cost)
             spent += cost
@@ -62,6 +64,20 @@ def exit_costs(model: MultiExit) -> ExitCosts:
     params.append(size + _size(model.backbone.classifier))
     model.train(training)
     return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(flops), tuple(params))
+
+
+@torch.no_grad()
+def stage_flops(backbone: Backbone) -> list[int]:
+    """FLOPs of one sample in each stage, and in the classifier, which comes last."""
+    training = backbone.training
+    backbone.eval()
+    state: Any = backbone.dry_input()
+    counts = []
+    for part in (*backbone.stages, backbone.classifier):
+        state, cost = _counted(part, state)
+        counts.append(cost)
+    backbone.train(training)
+    return counts
 
 
 def _counted(call: Callable, *inputs: Any) -> tuple[Any, int]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from eestudy.config import EestudyError
 from eestudy.models.backbone import Backbone
 
+EPS = 1e-6  # of the layer norms, as published; vit1d keeps torch's
+
 
 class Embed1d(nn.Module):
     """A sequence (B, C, L) cut into patches, with a class token in front and learned positions: (B, 1 + L/patch, D)."""
@@ -24,16 +26,30 @@ class Embed1d(nn.Module):
         return torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1) + self.positions
 
 
+class Embed2d(nn.Module):
+    """Images (B, C, H, W) cut into square patches, row by row, as Embed1d does: (B, 1 + H/patch * W/patch, D)."""
+
+    def __init__(self, channels: int, height: int, width: int, patch: int, features: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, features, patch, stride=patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, features))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + (height // patch) * (width // patch), features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1) + self.positions
+
+
 class EncoderBlock(nn.Module):
     """Pre-norm self-attention and MLP, tokens (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
+        self.norm_attention = nn.LayerNorm(width, eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
+        self.norm_mlp = nn.LayerNorm(width, eps)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,3 +86,84 @@ def vit1d(
     stages[0] = nn.Sequential(Embed1d(channels, length, patch, width), stages[0])
     classifier = nn.Sequential(ClassToken(), nn.LayerNorm(width), nn.Linear(width, num_classes))
     return Backbone(stages, classifier, input_shape, num_classes, "tokens")
+
+
+def vit_tiny(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    patch: int | None = None,
+    mlp: int = 4,
+) -> Backbone:
+    """ViT-Ti/16 of DeiT (Touvron et al. 2021) for images (C, H, W): 5,717,416 parameters at 224 pixels, 1,000 classes.
+
+    patch: side of a patch in pixels; default 16 from 128 pixels on, 8 from 48, 4 from 16, else 2. mlp: how many times
+    as wide as the tokens. Width 96, depth 8 makes a small one for 28 and 32 pixels, of 50 and 65 tokens.
+    Features: tokens (B, 1 + H/patch * W/patch, width), the class token first.
+    """
+    return _vit2d(input_shape, num_classes, width, depth, heads, patch, mlp)
+
+
+def vit_small(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    width: int = 384,
+    depth: int = 12,
+    heads: int = 6,
+    patch: int | None = None,
+    mlp: int = 4,
+) -> Backbone:
+    """ViT-S/16 of DeiT: as vit_tiny, with 22,050,664 parameters at 224 pixels and 1,000 classes."""
+    return _vit2d(input_shape, num_classes, width, depth, heads, patch, mlp)
+
+
+def vit_base(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    width: int = 768,
+    depth: int = 12,
+    heads: int = 12,
+    patch: int | None = None,
+    mlp: int = 4,
+) -> Backbone:
+    """ViT-B/16 (Dosovitskiy et al. 2021): as vit_tiny, with 86,567,656 parameters at 224 pixels and 1,000 classes."""
+    return _vit2d(input_shape, num_classes, width, depth, heads, patch, mlp)
+
+
+def _vit2d(
+    input_shape: tuple[int, ...], num_classes: int, width: int, depth: int, heads: int, patch: int | None, mlp: int
+) -> Backbone:
+    channels, rows, columns = input_shape
+    patch = patch or default_patch(min(rows, columns))
+    if rows % patch or columns % patch:
+        fitting = [size for size in range(1, min(rows, columns) + 1) if not (rows % size or columns % size)]
+        raise EestudyError(
+            f"architecture_args: patch {patch} must divide the image's {rows} x {columns} pixels; "
+            f"valid: {', '.join(map(str, fitting))}"
+        )
+    if width % heads:
+        raise EestudyError(f"architecture_args: heads {heads} must divide the width {width}")
+    stages: list[nn.Module] = [EncoderBlock(width, heads, mlp * width, EPS) for _ in range(depth)]
+    stages[0] = nn.Sequential(Embed2d(channels, rows, columns, patch, width), stages[0])
+    classifier = nn.Sequential(ClassToken(), nn.LayerNorm(width, EPS), nn.Linear(width, num_classes))
+    backbone = Backbone(stages, classifier, input_shape, num_classes, "tokens")
+    _start(backbone)
+    return backbone
+
+
+def default_patch(side: int) -> int:
+    """Side of a patch for images whose shorter side is `side` pixels: 16 to 64 tokens at 8, 28, 32 and 64 pixels."""
+    return next(patch for least, patch in ((128, 16), (48, 8), (16, 4), (0, 2)) if side >= least)
+
+
+def _start(backbone: Backbone) -> None:
+    """Weights as DeiT starts them: normal, deviation 0.02, cut off at 2; biases 0."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, Embed2d):
+            nn.init.trunc_normal_(module.class_token, std=0.02)
+            nn.init.trunc_normal_(module.positions, std=0.02)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from eestudy.config import STRATEGIES, EestudyError, nearest
+from eestudy.config import STRATEGIES, EestudyError, RunConfig, check_name, nearest
 from eestudy.grids import project_root
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -165,6 +165,28 @@ def collect(runs: Iterable[Any], budgets: pd.DataFrame | None = None) -> Results
     return Results("notebook", None, frames)
 
 
+def only(results: Results, setting: str, value: object) -> Results:
+    """The runs of `results` whose RunConfig field `setting` is `value`, as a study of their own.
+
+    EestudyError for an unknown field, and for a value that no run has.
+    """
+    check_name("setting", setting, RunConfig.model_fields)
+    runs = results._read("runs")
+    values = [settings[setting] for settings in _settings(runs)]
+    if value not in values:
+        there = ", ".join(dict.fromkeys(map(str, values)))
+        raise EestudyError(f"{setting}: no run of {results.study} has {value!r}; there are {there}")
+    kept = set(runs["run"][[other == value for other in values]])
+    frames = {name: results._read(name) for name in COLUMNS}
+    return Results(results.study, None, {name: frame[frame["run"].isin(kept)] for name, frame in frames.items()})
+
+
+def _settings(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """All settings of each run; its column `config` leaves out those that have their default."""
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
+    return [{**defaults, **json.loads(text)} for text in runs["config"]]
+
+
 def _command(study: str) -> str:
     return f"eestudy run params/{study}.yaml"
 
@@ -180,8 +202,7 @@ def _with_cells(runs: pd.DataFrame) -> pd.DataFrame:
     same = runs.duplicated(["cell", "strategy", "seed"], keep=False)
     if same.any():
         # The study varies something else too: runs that differ in it must not be averaged.
-        settings = [json.loads(text) for text in runs["config"]]
-        frame = pd.DataFrame([{k: json.dumps(v) for k, v in s.items()} for s in settings], index=runs.index)
+        frame = pd.DataFrame([{k: json.dumps(v) for k, v in s.items()} for s in _settings(runs)], index=runs.index)
         groups = frame.loc[same].groupby([cell[same], runs["strategy"][same], runs["seed"][same]])
         varied = [c for c, n in groups.nunique().max().items() if n > 1 and c not in LABELS]
         for name in varied:

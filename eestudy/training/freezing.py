@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from eestudy.models import MultiExit
@@ -27,12 +28,33 @@ def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
     return trained
 
 
-def phase_logits(model: MultiExit, phase: Phase, x: Tensor) -> list[Tensor]:
-    """The logits (B, C) of the exits the phase's loss is taken over, in order. x: (B, *input_shape)."""
-    if phase.exits == "last":
-        return [model.backbone(x)]
-    logits = model(x)
-    return logits if phase.exits == "all" else logits[:-1]
+class PhaseNetwork(nn.Module):
+    """What a phase computes: inputs -> logits (K, B, C) of the exits its loss is taken over, in order."""
+
+    def __init__(self, model: MultiExit, phase: Phase) -> None:
+        super().__init__()
+        self.model = model
+        self.phase = phase
+
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        """x: (B, *input_shape); in a phase of heads alone also what `MultiExit.reduced_features` gave for it."""
+        return torch.stack(phase_logits(self.model, self.phase, x))
+
+
+def phase_logits(model: MultiExit, phase: Phase, x: Tensor | list[Tensor]) -> list[Tensor]:
+    """As PhaseNetwork, one tensor (B, C) an exit."""
+    if heads_alone(phase):
+        if isinstance(x, Tensor):
+            with torch.no_grad():  # the frozen backbone
+                x = model.reduced_features(x)
+        return model.head_logits(x)
+    assert isinstance(x, Tensor)
+    return [model.backbone(x)] if phase.exits == "last" else model(x)
+
+
+def heads_alone(phase: Phase) -> bool:
+    """Whether the phase reads a frozen backbone and nothing behind its last head."""
+    return phase.exits == "internal" and "backbone" not in phase.trains
 
 
 def phase_exits(model: MultiExit, phase: Phase) -> list[int]:

@@ -1,7 +1,6 @@
 """The only training loop: one phase, from its first step or its last saved state to its final weights.
 
-Shapes: B batch, K exits in the phase's loss, C classes. Every random choice is seeded by names (run seed, place of the
-phase, purpose, epoch or step), so a resumed phase draws what an undisturbed one would have drawn.
+Shapes: B batch, K exits in the phase's loss, C classes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,141 +18,197 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, named_seed
-from eestudy.data import DataSet, Split
-from eestudy.data.augmentation import AUGMENTATIONS
+from eestudy.data import DataSet
 from eestudy.models import MultiExit
 from eestudy.store import Folder
-from eestudy.training.freezing import phase_exits, phase_logits, set_trainable, trained_tensors
-from eestudy.training.losses import exit_losses, exit_weights
+from eestudy.training.batches import (
+    EVALUATION_BATCH,
+    Batches,
+    Inputs,
+    cached_features,
+    clean_batches,
+    placed,
+    training_batches,
+)
+from eestudy.training.execution import Execution
+from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable, trained_tensors
+from eestudy.training.losses import exit_hits, exit_losses, exit_weights
 from eestudy.training.optim import build_optimizer, lr_factor
 from eestudy.training.phases import Phase
+from eestudy.training.saved import Progress, State, arrays, state_files
 
-STATE_EVERY = 15.0  # seconds between saved states: what a kill can cost at most
-EVALUATION_BATCH = 512
-
-
-@dataclass
-class Progress:
-    """Where a phase stands, beside the weights and the optimizer: what a resumed phase needs to know."""
-
-    step: int = 0
-    seconds: float = 0.0
-    records: list[dict[str, Any]] = field(default_factory=list)
-    best: float = -1.0  # highest mean validation accuracy so far, for patience
-    best_of_exit: list[float] = field(default_factory=list)
-    stale: list[int] = field(default_factory=list)  # epochs since each exit improved
+# Seconds between saved states, which is what a kill costs at most; longer where saving would take more than a
+# twentieth of the time.
+STATE_EVERY = 15.0
+SAVING_SHARE = 1 / 20
+# Steps between two looks at what the device or the other processes have to say, where looking makes them wait.
+LOOK_EVERY = 16
 
 
 def train_phase(
-    model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seed: int, place: int, device: torch.device
+    model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seed: int, place: int, execution: Execution
 ) -> None:
     """Trains what `phase` trains of `model` in place, leaving checkpoints and records in `folder`.
 
     seed: the run's; place: of the phase in its strategy, from 0. The model starts from the weights it comes with.
-    Raises EestudyError when the loss is not finite, naming epoch, step and learning rate.
+    Raises EestudyError when the loss is not finite, naming epoch, step and learning rate; the saved state before stays.
     """
     seeds = (seed, f"phase-{place}")
+    device = execution.device
     model.to(device)
-    optimizer = build_optimizer(set_trainable(model, phase), phase)
+    parameters = set_trainable(model, phase)
     exits = phase_exits(model, phase)
     weights = exit_weights(phase.weighting, len(exits)).to(device)
-    x, y = _placed(data.train, device)
-    validation = _placed(data.validation, device)
-    batch = min(phase.batch_size, len(y))
-    steps_an_epoch = len(y) // batch
-    total = steps_an_epoch * phase.epochs
+    batches = training_batches(model, phase, data, seeds, execution)
+    validation = Validation(model, phase, data, execution, cached=batches.cache is not None)
+    total = batches.steps_an_epoch * phase.epochs
     # Several shares of a short phase can fall on one step.
     due = {share: round(share / 100 * total) for share in phase.checkpoints if share < 100}
-    augment = AUGMENTATIONS[phase.augmentation]
-    generator = torch.Generator()
 
-    progress, sums, best = Progress(), torch.zeros(2, len(exits), device=device), None
-    resumed = _load_state(folder, model, phase, optimizer)
-    if resumed:
-        progress, sums, best = resumed[0], resumed[1].to(device), resumed[2]
-    first = progress.step
-    saved = time.perf_counter()
-    started = saved - progress.seconds
-    bar = tqdm(total=total, initial=progress.step, desc=phase.name, unit="step", disable=None, leave=False)
+    state = State(model, phase, build_optimizer(parameters, phase), torch.zeros(2, len(exits), device=device))
+    state.load(folder)
+    progress = state.progress
+    network = execution.prepared(PhaseNetwork(model, phase), total)
+    watch = Watch(progress.seconds)
+    bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
+    epoch, feed = -1, iter(())  # type: tuple[int, Iterator[tuple[Inputs, Tensor]]]
+    bar = _Bar(total=total, initial=progress.step, desc=phase.name, unit="step", disable=None, leave=False)
 
     with _interrupt_between_steps() as interrupted, bar:
         while True:
-            for share, step in due.items():
-                if step == progress.step:
-                    folder.write_arrays(checkpoint_name(share), _arrays(trained_tensors(model, phase)))
+            if execution.main:
+                for share, step in due.items():
+                    if step == progress.step:
+                        folder.write_arrays(checkpoint_name(share), arrays(trained_tensors(model, phase)))
             if progress.step == total or _out_of_patience(progress, phase):
                 break
-            now = time.perf_counter()
-            if now - saved > STATE_EVERY or interrupted():
-                progress.seconds, saved = now - started, now
-                _save_state(folder, model, phase, optimizer, progress, sums, best)
-                if interrupted():
+            looks = execution.processes == 1 or progress.step % LOOK_EVERY == 0
+            if looks and (stop := execution.agreed((interrupted() << 1) + watch.due())):
+                _stop_if_not_finite(bad, phase, batches, total)
+                progress.seconds = watch.seconds()
+                if execution.main:
+                    watch.saving(lambda: state.save(folder))
+                if stop > 1:
                     raise KeyboardInterrupt
-            epoch, place_in_epoch = divmod(progress.step, steps_an_epoch)
-            if not place_in_epoch or progress.step == first:
-                generator.manual_seed(named_seed(*seeds, "order", epoch))
-                order = torch.randperm(len(y), generator=generator).to(device)
-            chosen = order[place_in_epoch * batch : (place_in_epoch + 1) * batch]
-            torch.manual_seed(named_seed(*seeds, "noise", progress.step))
-            generator.manual_seed(named_seed(*seeds, "augmentation", progress.step))
+            if epoch != progress.step // batches.steps_an_epoch:
+                epoch, first = divmod(progress.step, batches.steps_an_epoch)
+                feed = batches.epoch(epoch, first)
+            x, targets = next(feed)
 
-            lr = phase.lr * lr_factor(phase.schedule, phase.warmup, progress.step / total)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            with torch.autocast(device.type, torch.bfloat16, enabled=phase.precision == "bfloat16"):
-                logits = phase_logits(model, phase, augment(x[chosen], generator))
-            losses = exit_losses(logits, y[chosen])
-            loss = losses @ weights
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(
-                (p for group in optimizer.param_groups for p in group["params"]), phase.clip or math.inf
-            )
-            if not math.isfinite(float(norm + loss.detach())):
-                raise EestudyError(
-                    f"phase {phase.name}: loss or gradient is not finite in epoch {epoch + 1}, step "
-                    f"{progress.step + 1} of {total}, at learning rate {lr:.3g}; try a lower lr, clip or float32"
-                )
-            optimizer.step()
+            torch.manual_seed(named_seed(*seeds, "noise", progress.step, execution.rank))
+            losses, logits = _step(network, state, weights, x, targets, progress.step / total, bad, execution)
             progress.step += 1
             bar.update()
-            with torch.no_grad():
-                sums[0] += losses
-                sums[1] += torch.stack([(exit_logits.argmax(1) == y[chosen]).float().mean() for exit_logits in logits])
-            if place_in_epoch == steps_an_epoch - 1:
-                held_out = evaluate(model, phase, *validation)
+            state.sums[0] += losses
+            if data.task == "classification":
+                state.sums[1] += exit_hits(logits, targets)
+            if device.type == "cpu" or progress.step % LOOK_EVERY == 0:
+                _stop_if_not_finite(bad, phase, batches, total)
+            if progress.step % batches.steps_an_epoch == 0:
+                _stop_if_not_finite(bad, phase, batches, total)
+                train = execution.summed(state.sums) / (batches.steps_an_epoch * execution.processes)
+                held_out = validation.measured()
                 set_trainable(model, phase)
-                _record(progress, exits, epoch + 1, sums / steps_an_epoch, held_out)
-                sums.zero_()
-                bar.set_postfix_str(f"loss {float(loss.detach()):.3f}, validation {float(held_out[1][-1]):.1%}")
+                train[1] = _scores(train, data.train.y)
+                _record(progress, exits, epoch + 1, train, held_out)
+                state.sums.zero_()
+                bar.set_postfix_str(_seen(epoch + 1, phase, exits, train, held_out))
                 if phase.patience and _improved(progress, held_out[1].tolist()):
-                    best = {name: value.clone() for name, value in trained_tensors(model, phase).items()}
+                    state.best = {name: value.clone() for name, value in trained_tensors(model, phase).items()}
 
-    if best:
-        model.load_state_dict(best, strict=False)
-    folder.write_arrays(checkpoint_name(100), _arrays(trained_tensors(model, phase)))
-    folder.write_records(progress.records)
-    summary = {
-        "seconds": round(time.perf_counter() - started, 3),
-        "steps": progress.step,
-        "samples": progress.step * batch,
-    }
-    folder.write_json("summary.json", summary)
-    for name in _states(folder):
-        folder.remove(name)
+    if state.best:
+        model.load_state_dict(state.best, strict=False)
+    if execution.main:
+        folder.write_arrays(checkpoint_name(100), arrays(trained_tensors(model, phase)))
+        folder.write_records(progress.records)
+        samples = progress.step * batches.size
+        folder.write_json(
+            "summary.json", {"seconds": round(watch.seconds(), 3), "steps": progress.step, "samples": samples}
+        )
+        for name in state_files(folder):
+            folder.remove(name)
 
 
-@torch.no_grad()
-def evaluate(model: MultiExit, phase: Phase, x: Tensor, y: Tensor) -> Tensor:
-    """Loss and accuracy of the phase's exits in eval mode, (2, K). x: (N, ...), y: (N,)."""
-    model.eval()
-    sums = torch.zeros(2, len(phase_exits(model, phase)), device=x.device)
-    for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=phase.precision == "bfloat16"):
-            logits = phase_logits(model, phase, inputs)
-        sums[0] += exit_losses(logits, labels) * len(labels)
-        sums[1] += torch.stack([(exit_logits.argmax(1) == labels).sum() for exit_logits in logits])
-    return sums / len(y)
+class _Bar(tqdm):
+    """Locked in this process alone: tqdm's own lock is one with that of forked processes, and a killed one keeps it."""
+
+    monitor_interval = 0  # no thread for a bar that moves by itself
+
+
+_Bar.set_lock(threading.RLock())
+
+
+def _step(
+    network: torch.nn.Module,
+    state: State,
+    weights: Tensor,
+    x: Inputs,
+    targets: Tensor,
+    done: float,
+    bad: Tensor,
+    execution: Execution,
+) -> tuple[Tensor, Tensor]:
+    """Forward, backward, update. Returns the exits' losses (K,) and logits (K, B, C), detached.
+
+    done: share of the phase's steps behind. bad: is set to this step's number if it is the first not to be finite; the
+    update is made all the same, and undone by going back to the saved state.
+    """
+    phase, optimizer = state.phase, state.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = phase.lr * lr_factor(phase.schedule, phase.warmup, done)
+    with execution.precision(phase.precision):
+        logits = network(x)
+    losses = exit_losses(logits, targets)
+    loss = losses @ weights
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, phase.clip or math.inf)
+    # Of several processes each has its own loss, but all have the same gradient.
+    finite = torch.isfinite(norm if execution.processes > 1 else norm + loss.detach())
+    bad.copy_(torch.where(finite, bad, torch.clamp(bad, max=state.progress.step)))
+    optimizer.step()
+    return losses.detach(), logits.detach()
+
+
+class Validation:
+    """The validation split in memory, or its features where the training reads the frozen backbone's features."""
+
+    def __init__(self, model: MultiExit, phase: Phase, data: DataSet, execution: Execution, cached: bool) -> None:
+        self.network = PhaseNetwork(model, phase)
+        self.split = placed(data.validation, execution.device)
+        self.execution = execution
+        self.cache = cached_features(model, phase, self.split, execution) if cached else None
+
+    @torch.no_grad()
+    def measured(self) -> Tensor:
+        """Loss and accuracy (R2 in regression) of the phase's exits in eval mode, (2, K). Leaves the network in it."""
+        phase, execution = self.network.phase, self.execution
+        self.network.eval()
+        sums = torch.zeros(2, len(phase_exits(self.network.model, phase)), device=execution.device)
+        for number, (x, labels) in enumerate(self._batches()):
+            if number % execution.processes != execution.rank:
+                continue
+            with execution.precision(phase.precision):
+                logits = self.network(x)
+            sums[0] += exit_losses(logits, labels) * len(labels)
+            if not labels.is_floating_point():
+                sums[1] += exit_hits(logits, labels) * len(labels)
+        means = execution.summed(sums) / len(self.split)
+        means[1] = _scores(means, self.split.y)
+        return means
+
+    def _batches(self) -> Iterator[tuple[Inputs, Tensor]]:
+        if self.cache is None:
+            yield from clean_batches(self.split, self.execution, self.network.model.memory_format)
+            return
+        for places in torch.arange(len(self.split), device=self.split.y.device).split(EVALUATION_BATCH):
+            yield [features[places] for features in self.cache], self.split.y[places]
+
+
+def _scores(means: Tensor, y: Tensor) -> Tensor:
+    """The exits' accuracies as they were counted; in regression R2, 1 - mean squared error / variance of the labels."""
+    return 1 - means[0] / y.var(correction=0) if y.is_floating_point() else means[1]
 
 
 def checkpoint_name(share: int) -> str:
@@ -162,9 +216,42 @@ def checkpoint_name(share: int) -> str:
     return f"checkpoint-{share:03d}.safetensors"
 
 
-def _placed(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    x, y = split.x.to(device), split.y.to(device)
-    return (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x), y
+class Watch:
+    """Seconds of training, and when to save the state next."""
+
+    def __init__(self, before: float) -> None:
+        self.saved = time.perf_counter()
+        self.started = self.saved - before
+        self.every = STATE_EVERY
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def due(self) -> bool:
+        return time.perf_counter() - self.saved > self.every
+
+    def saving(self, save: Any) -> None:
+        began = time.perf_counter()
+        save()
+        self.saved = time.perf_counter()
+        self.every = max(STATE_EVERY, (self.saved - began) / SAVING_SHARE)
+
+
+def _stop_if_not_finite(bad: Tensor, phase: Phase, batches: Batches, total: int) -> None:
+    if math.isfinite(first := float(bad)):
+        step = int(first)
+        lr = phase.lr * lr_factor(phase.schedule, phase.warmup, step / total)
+        raise EestudyError(
+            f"phase {phase.name}: loss or gradient is not finite in epoch {step // batches.steps_an_epoch + 1}, step "
+            f"{step + 1} of {total}, at learning rate {lr:.3g}; try a lower lr, clip or float32"
+        )
+
+
+def _seen(epoch: int, phase: Phase, exits: list[int], train: Tensor, held_out: Tensor) -> str:
+    """What the progress bar shows of an epoch: loss of training, accuracy on validation of the first and last exit."""
+    ends = [0] if len(exits) == 1 else [0, -1]
+    shown = ", ".join(f"exit {exits[place]} {float(held_out[1][place]):.1%}" for place in ends)
+    return f"epoch {epoch}/{phase.epochs}, loss {float(train[0].mean()):.3f}, {shown}"
 
 
 def _record(progress: Progress, exits: list[int], epoch: int, train: Tensor, validation: Tensor) -> None:
@@ -177,7 +264,7 @@ def _record(progress: Progress, exits: list[int], epoch: int, train: Tensor, val
 
 def _improved(progress: Progress, accuracies: list[float]) -> bool:
     """Counts for each exit the epochs without a better validation accuracy; True if the mean is the best so far."""
-    before = progress.best_of_exit or [-1.0] * len(accuracies)
+    before = progress.best_of_exit or [-math.inf] * len(accuracies)
     stale = progress.stale or [0] * len(accuracies)
     progress.stale = [0 if new > old else count + 1 for new, old, count in zip(accuracies, before, stale, strict=True)]
     progress.best_of_exit = [max(pair) for pair in zip(accuracies, before, strict=True)]
@@ -188,70 +275,6 @@ def _improved(progress: Progress, accuracies: list[float]) -> bool:
 
 def _out_of_patience(progress: Progress, phase: Phase) -> bool:
     return bool(phase.patience and progress.stale and min(progress.stale) >= phase.patience)
-
-
-# The saved state: weights, optimizer and best weights as arrays, the rest as the file's metadata.
-
-
-def _states(folder: Folder) -> list[str]:
-    return sorted(name for name in folder.manifest() if name.startswith("state-"))
-
-
-def _save_state(
-    folder: Folder,
-    model: MultiExit,
-    phase: Phase,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    sums: Tensor,
-    best: dict[str, Tensor] | None,
-) -> None:
-    tensors = {f"model/{name}": value for name, value in trained_tensors(model, phase).items()}
-    tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
-    for number, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{number}/{slot}": value for slot, value in slots.items()}
-    old = _states(folder)
-    name = f"state-{progress.step:09d}.safetensors"
-    folder.write_arrays(name, _arrays({**tensors, "sums": sums}), vars(progress))
-    for other in old:
-        if other != name:
-            folder.remove(other)
-
-
-def _load_state(
-    folder: Folder, model: MultiExit, phase: Phase, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, Tensor, dict[str, Tensor] | None] | None:
-    states = _states(folder)
-    if not states:
-        return None
-    # A copy: the arrays of a safetensors file are read-only.
-    tensors = {name: torch.tensor(value) for name, value in folder.arrays(states[-1]).items()}
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        group, _, rest = name.partition("/")
-        if rest:
-            groups[group][rest] = value
-    model.load_state_dict(groups["model"], strict=False)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in groups["optimizer"].items():
-        number, slot = name.split("/")
-        slots.setdefault(int(number), {})[slot] = value
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for place, values in slots.items():
-        like = trained[place]
-        # In the parameter's own memory layout, which fused optimizers rely on.
-        slots[place] = {
-            slot: torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-            for slot, value in values.items()
-        }
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    device = next(model.parameters()).device
-    best = {name: value.to(device) for name, value in groups["best"].items()}
-    return Progress(**folder.metadata(states[-1])), tensors["sums"], best or None
-
-
-def _arrays(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""The loss of a multi-exit network: a weighted mean over exits."""
+"""The loss of a multi-exit network: a weighted mean over exits.
+
+Shapes: K exits, B batch, C classes. Targets are labels (B,), int64; or the classes' shares (B, C), as mixup gives them;
+or, in regression with C = 1, real values (B,).
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,25 @@ WEIGHTINGS: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def exit_losses(logits: list[Tensor], y: Tensor) -> Tensor:
-    """Cross-entropy of each exit, (K,), in float32. logits: K tensors (B, C); y: (B,)."""
-    return torch.stack([F.cross_entropy(exit_logits.float(), y) for exit_logits in logits])
+def exit_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each exit, or mean squared error for real targets: (K,), float32. logits: (K, B, C)."""
+    exits, _, classes = logits.shape
+    logits = logits.float()
+    if is_regression(targets):
+        return (logits[:, :, 0] - targets).square().mean(1)
+    repeated = targets.repeat(exits, *[1] * (targets.ndim - 1))
+    return F.cross_entropy(logits.reshape(-1, classes), repeated, reduction="none").view(exits, -1).mean(1)
+
+
+def exit_hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of samples whose likeliest class is the (mostly) right one: (K,). Not for regression. logits: (K, B, C)."""
+    labels = targets if targets.ndim == 1 else targets.argmax(1)
+    return (logits.argmax(2) == labels).float().mean(1)
+
+
+def is_regression(targets: Tensor) -> bool:
+    """Whether targets are real values rather than classes or their shares."""
+    return targets.ndim == 1 and targets.is_floating_point()
 
 
 def exit_weights(name: str, exits: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from eestudy.config import RunConfig
@@ -11,7 +11,7 @@ from eestudy.config import RunConfig
 # Settings that a phase takes over from the run as they are.
 _FROM_RUN = (
     "weighting", "optimizer", "lr", "weight_decay", "momentum", "schedule", "warmup", "clip", "batch_size",
-    "augmentation", "precision", "checkpoints",
+    "augmentation", "augmentation_args", "precision", "checkpoints",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ class Phase:
     clip: float | None = 1.0
     batch_size: int = 128
     augmentation: str = "none"
+    augmentation_args: dict[str, float] = field(default_factory=dict)
     precision: str = "float32"
     checkpoints: tuple[int, ...] = (0, 100)
 
@@ -56,6 +57,8 @@ class Phase:
             unused.add("weighting")
         if self.optimizer != "sgd":
             unused.add("momentum")
+        if not self.augmentation_args:
+            unused.add("augmentation_args")
         return {key: value for key, value in content.items() if key not in unused}
 
 

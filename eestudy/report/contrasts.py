@@ -1,0 +1,214 @@
+"""One study run twice, under two values of a setting: does the setting change accuracies, or what follows from them?
+
+Seeds pair the two. Both tables hold differences "a - b" of two `Results` with the same cells (see `frames.only`), with
+95 % t intervals and Holm-corrected paired t tests over all their rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from eestudy.config import EestudyError
+from eestudy.report import statistics as st
+from eestudy.report import style
+from eestudy.report.frames import Results, in_order
+from eestudy.report.tables import BUDGETS, DASH, PAIRS, Table, budget_name, comparisons, select, table
+
+Accuracies = dict[tuple[str, str, str], pd.Series]  # (cell, strategy, budget) -> seed -> accuracy
+
+
+def accuracies(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
+    """How far accuracy at a budget is from a to b: one row a cell x strategy x budget that both reach.
+
+    mean, low, high, sd (of a - b, fractions), n common seeds, p, note, p_holm, decision ("better": a is), verdict.
+    """
+    left, right = _by_seed(a, protocol, rule), _by_seed(b, protocol, rule)
+    rows = [
+        {"cell": cell, "strategy": strategy, "budget": budget, **_difference(left[key], right[key])}
+        for key in _keys(a, left, right)
+        for cell, strategy, budget in [key]
+    ]
+    return _corrected(rows)
+
+
+def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
+    """Whether one strategy's lead over another differs from a to b: one row a cell x pair x budget.
+
+    in_a, in_b: the lead itself; decision_a, decision_b: what each study's own corrected tests say of it. mean, low,
+    high, sd, n, p, note, p_holm: of the difference of the two leads, a's less b's, paired over seeds.
+    change: "" where neither study, or both alike, decide; "reversed" where they decide opposite ways; "decided in one"
+    where one decides and the other sees no difference, which alone is no sign that they differ.
+    """
+    left, right = _by_seed(a, protocol, rule), _by_seed(b, protocol, rule)
+    keys = set(_keys(a, left, right))
+    own = [comparisons(results, protocol, rule).set_index(["cell", "a", "b", "budget"]) for results in (a, b)]
+    rows = []
+    for cell in a.cells:
+        for first, second in PAIRS:
+            for budget in BUDGETS:
+                if not {(cell, first, budget), (cell, second, budget)} <= keys:
+                    continue
+                leads = [each[cell, first, budget] - each[cell, second, budget] for each in (left, right)]
+                decided = [frame.loc[(cell, first, second, budget), "decision"] for frame in own]
+                change = "" if decided[0] == decided[1] else "reversed" if all(decided) else "decided in one"
+                rows.append(
+                    {"cell": cell, "pair": f"{first} − {second}", "budget": budget}
+                    | {"in_a": leads[0].mean(), "in_b": leads[1].mean()}
+                    | {"decision_a": decided[0], "decision_b": decided[1], "change": change}
+                    | _difference(*leads)
+                )
+    return _corrected(rows)
+
+
+def accuracy_table(frame: pd.DataFrame, a: str, b: str) -> Table:
+    """`accuracies` for a reader: rows cell x strategy, columns budgets."""
+    text = f"Accuracy with {a} less accuracy with {b}, points [95 % interval]. {_family(frame)}"
+    return _wide(frame, ["cell", "strategy"], text, "contrast-accuracy")
+
+
+def conclusion_table(frame: pd.DataFrame, a: str, b: str) -> Table:
+    """`conclusions` for a reader: rows cell x pair, columns budgets; first the lead with a and with b."""
+    leads = [
+        f"{st.points(r.in_a)}{_star(r.decision_a)}, {st.points(r.in_b)}{_star(r.decision_b)}: "
+        for r in frame.itertuples()
+    ]
+    text = (
+        f"The lead of one strategy over another, points: with {a}, with {b} (* where that study's own corrected test "
+        f"decides it), then the difference of the two leads [95 % interval]. {_family(frame)}"
+    )
+    return _wide(frame, ["cell", "pair"], text, "contrast-conclusions", leads)
+
+
+def accuracy_findings(frame: pd.DataFrame, a: str, b: str) -> str:
+    """What the corrected tests of `accuracies` say, the largest difference, and what cannot be excluded."""
+    decided = frame[frame["decision"] != ""]
+    largest = frame.loc[frame["mean"].abs().idxmax()]
+    tested = int(frame["p"].notna().sum())
+    lines = [
+        f"Of {len(frame)} accuracies the corrected tests find {len(decided)} that differ between {a} and {b} "
+        f"({tested} could be tested; where all seeds differ alike, there is no test).",
+        f"The largest mean difference is {st.points(largest['mean'])} points ({largest['cell']}, "
+        f"{largest['strategy']}, {budget_name(largest['budget'])}); the mean over all of them is "
+        f"{100 * frame['mean'].mean():+.2f} points.".replace("-", "−"),
+        *(f"{r.cell}, {r.strategy}, {budget_name(r.budget)}: {a} is {r.verdict}." for r in decided.itertuples()),
+    ]
+    return "\n".join(f"- {line}" for line in [*lines, _excluded(frame)])
+
+
+def conclusion_findings(frame: pd.DataFrame, a: str, b: str) -> str:
+    """Whether any lead is reversed, decided in one study alone, or different by the test of the two leads."""
+    reversed_ = frame[frame["change"] == "reversed"]
+    alone = frame[frame["change"] == "decided in one"]
+    same = frame[(frame["change"] == "") & (frame["decision_a"] != "")]
+    sign = (frame["in_a"] * frame["in_b"] < 0).sum()
+    differ = frame[frame["decision"] != ""]
+    lines = [
+        f"{len(reversed_)} of {len(frame)} comparisons of strategies are decided in opposite ways with {a} and {b}.",
+        f"{len(same)} are decided alike in both, {len(frame) - len(same) - len(alone) - len(reversed_)} in neither, "
+        f"{len(alone)} in one of the two only.",
+        f"In {sign} the two means have opposite signs.",
+        f"The corrected tests of the leads' difference, which is what a changed conclusion needs, find {len(differ)}.",
+        *(f"{r.cell}, {r.pair}, {budget_name(r.budget)}: {r.verdict}." for r in differ.itertuples()),
+        *(f"Decided in opposite ways: {r.cell}, {r.pair}, {budget_name(r.budget)}." for r in reversed_.itertuples()),
+    ]
+    return "\n".join(f"- {line}" for line in [*lines, _excluded(frame)])
+
+
+def accuracy_plot(frame: pd.DataFrame, a: str, b: str) -> style.Plot:
+    """`accuracies` with their intervals: a panel a cell, budgets from left to right, a colour a strategy."""
+    cells = list(dict.fromkeys(frame["cell"]))
+    strategies = in_order(frame["strategy"])
+    budgets = [budget for budget in BUDGETS if budget in set(frame["budget"])]
+    with style.context():
+        figure = style.Plot(3.4, f"accuracy with {a} less accuracy with {b}; panels: {'; '.join(cells)}")
+        panels = figure.subplots(1, len(cells), sharey=True, squeeze=False)[0]
+        for axes, cell in zip(panels, cells, strict=True):
+            for place, strategy in enumerate(strategies):
+                rows = frame[(frame["cell"] == cell) & (frame["strategy"] == strategy)]
+                _errorbars(axes, rows, strategy, budgets, 0.2 * (place - (len(strategies) - 1) / 2))
+            axes.axhline(0, color=style.INK, linewidth=0.9)
+            axes.set_title(cell)
+            axes.set_xticks(range(len(budgets)), [budget_name(budget) for budget in budgets])
+        panels[0].set_ylabel(f"{a} − {b}, points of accuracy")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        figure.supxlabel("budget, of the plain backbone's FLOPs", fontsize=10)
+    return figure
+
+
+def _errorbars(axes: Axes, rows: pd.DataFrame, strategy: str, budgets: list[str], shift: float) -> None:
+    x = [budgets.index(budget) + shift for budget in rows["budget"]]
+    mean, half = 100 * rows["mean"], 100 * (rows["high"] - rows["low"]).fillna(0.0) / 2
+    look = {"color": style.colour(strategy), "marker": style.marker(strategy), "label": strategy}
+    axes.errorbar(x, mean, yerr=half, linestyle="", capsize=2.5, elinewidth=1.3, **look)
+
+
+def _by_seed(results: Results, protocol: str, rule: str) -> Accuracies:
+    rows = select(results.budgets, protocol, rule).dropna(subset="accuracy")
+    groups = rows.groupby(["cell", "strategy", "budget"], sort=False)
+    return {key: group.set_index("seed")["accuracy"] for key, group in groups}
+
+
+def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[str, str, str]]:
+    """What both have, in the order used everywhere. EestudyError if that is nothing."""
+    order = [(cell, strategy, budget) for cell in a.cells for strategy in a.strategies for budget in BUDGETS]
+    keys = [key for key in order if key in left and key in right]
+    if not keys:
+        raise EestudyError(f"contrasts: the two parts of {a.study} have no cell, strategy and budget in common")
+    return keys
+
+
+def _difference(left: pd.Series, right: pd.Series) -> dict[str, Any]:
+    d = st.paired_difference(left, right)
+    return {"mean": d.mean, "low": d.low, "high": d.high, "sd": d.sd, "n": d.n, "p": d.p, "note": d.note}
+
+
+def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    frame["p_holm"] = st.holm(frame["p"])
+    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
+    frame["verdict"] = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
+    return frame
+
+
+def _wide(frame: pd.DataFrame, index: list[str], text: str, name: str, before: list[str] | None = None) -> Table:
+    texts = [_text(row) for row in frame.itertuples()]
+    frame = frame.assign(text=[first + rest for first, rest in zip(before or [""] * len(texts), texts, strict=True)])
+    order = list(dict.fromkeys(zip(*(frame[column] for column in index), strict=True)))
+    wide = frame.pivot(index=index, columns="budget", values="text").fillna(DASH).loc[order]
+    wide = wide[[budget for budget in BUDGETS if budget in wide.columns]]
+    wide.columns = pd.Index([budget_name(budget) for budget in wide.columns], name="budget")
+    return table(wide, text, name)
+
+
+def _text(row: Any) -> str:
+    if math.isnan(row.p):
+        return f"{st.points(row.mean)} ({row.note})" if row.note else st.points(row.mean)
+    return f"{st.points(row.mean)}{_star(row.decision)} [{st.points(row.low)}, {st.points(row.high)}]"
+
+
+def _star(decision: str) -> str:
+    return "*" if decision else ""
+
+
+def _family(frame: pd.DataFrame) -> str:
+    tested = int(frame["p"].notna().sum())
+    return (
+        f"Paired over {frame['n'].max()} seeds; * where the paired t test, Holm-corrected over the {tested} tests of "
+        f"this table, is below {st.ALPHA}. {DASH}: not reached by both."
+    )
+
+
+def _excluded(frame: pd.DataFrame) -> str:
+    """What the intervals leave open: seeing no difference is not the same as there being none."""
+    ends = frame[["low", "high"]].abs().max(axis=1).dropna()
+    if ends.empty:
+        return "No interval can be given: nothing small can be excluded."
+    return (
+        f"What the intervals leave open: half of them reach no further than {100 * ends.median():.1f} points from "
+        f"zero, the widest {100 * ends.max():.1f}. Effects smaller than that are not excluded."
+    )

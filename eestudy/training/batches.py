@@ -1,0 +1,126 @@
+"""What a training step reads: augmented inputs and their targets, or the cached features of a frozen backbone.
+
+Every random choice is seeded by names (run seed, place of the phase, purpose, epoch or step), never by the order of
+calls: a resumed phase, and each of several processes, makes the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from eestudy.config import named_seed
+from eestudy.data import DataSet, Split
+from eestudy.data.augmentation import augment, check
+from eestudy.models import MultiExit
+from eestudy.training.execution import Execution
+from eestudy.training.freezing import heads_alone
+from eestudy.training.phases import Phase
+
+EVALUATION_BATCH = 512
+# Above this size the features of a frozen backbone are computed at every step. A fixed number: which way is taken may
+# change the last bits of a result, so it must not depend on the machine.
+CACHE_BYTES = 4 * 2**30
+
+Inputs = Tensor | list[Tensor]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The training batches of a phase. size: samples in each; seeds: the names every seed begins with."""
+
+    split: Split
+    num_classes: int
+    phase: Phase
+    seeds: tuple[object, ...]
+    execution: Execution
+    memory_format: torch.memory_format = torch.contiguous_format
+    cache: list[Tensor] | None = None
+
+    @property
+    def size(self) -> int:
+        return min(self.phase.batch_size, len(self.split))
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return len(self.split) // self.size
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Inputs, Tensor]]:
+        """The batches of epoch `number` (from 0) from its step `first` on; of each this process's part."""
+        generator = torch.Generator()
+        generator.manual_seed(named_seed(*self.seeds, "order", number))
+        order = torch.randperm(len(self.split), generator=generator)[: self.steps_an_epoch * self.size]
+        chosen = order.split(self.size)[first:]
+        part = self.execution.part(self.size)
+        if self.cache is not None:
+            for places in (numbers[part].to(self.execution.device) for numbers in chosen):
+                yield [features[places] for features in self.cache], self.split.y[places]
+            return
+        raws = self.split.batches(chosen, self.execution.workers)
+        for step, (numbers, raw) in enumerate(zip(chosen, raws, strict=True), number * self.steps_an_epoch + first):
+            generator.manual_seed(named_seed(*self.seeds, "augmentation", step))
+            raw = raw.to(self.execution.device)
+            y = self.split.y[numbers.to(self.execution.device)]
+            x, targets = augment(
+                raw, y, self.split.normalization, self.num_classes, self.phase.augmentation,
+                self.phase.augmentation_args, generator,
+            )  # fmt: skip
+            yield in_layout(x[part], self.memory_format), targets[part]
+
+
+def training_batches(
+    model: MultiExit, phase: Phase, data: DataSet, seeds: tuple[object, ...], execution: Execution
+) -> Batches:
+    """The batches of `phase`; the backbone's features computed once where the phase trains heads alone on clean data.
+
+    Raises EestudyError for an augmentation that does not fit the data.
+    """
+    check(phase.augmentation, data.input_shape, data.train.dtype)
+    split = placed(data.train, execution.device)
+    made = Batches(split, data.num_classes, phase, seeds, execution, model.memory_format)
+    if heads_alone(phase) and phase.augmentation == "none" and not split.streamed:
+        made = replace(made, cache=cached_features(model, phase, split, execution))
+    return made
+
+
+def cached_features(model: MultiExit, phase: Phase, split: Split, execution: Execution) -> list[Tensor] | None:
+    """`MultiExit.reduced_features` of a whole split, (N, ...) each; None if they are more than CACHE_BYTES."""
+    made: list[Tensor] | None = None
+    with torch.no_grad(), execution.precision(phase.precision):
+        start = 0
+        for x, y in clean_batches(split, execution, model.memory_format):
+            features = model.reduced_features(x)
+            if made is None:
+                if sum(each.nbytes for each in features) / len(y) * len(split) > CACHE_BYTES:
+                    return None
+                made = [each.new_empty(len(split), *each.shape[1:]) for each in features]
+            for whole, each in zip(made, features, strict=True):
+                whole[start : start + len(y)] = each
+            start += len(y)
+    return made
+
+
+def clean_batches(
+    split: Split, execution: Execution, memory_format: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All samples of a split in order, as a network takes them, with their labels, on the device."""
+    chosen = torch.arange(len(split)).split(EVALUATION_BATCH)
+    for numbers, raw in zip(chosen, split.batches(chosen, execution.workers), strict=True):
+        raw = raw.to(execution.device)
+        x = split.normalization(raw) if split.normalization else raw
+        yield in_layout(x, memory_format), split.y[numbers.to(split.y.device)].to(execution.device)
+
+
+def placed(split: Split, device: torch.device) -> Split:
+    """The split with its samples on the device; those that are read from files stay there."""
+    if split.streamed:
+        return replace(split, y=split.y.to(device))
+    return replace(split, x=split.x.to(device), y=split.y.to(device))
+
+
+def in_layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Images in the memory format of the network (`MultiExit.memory_format`), anything else as it is."""
+    return x.contiguous(memory_format=memory_format) if x.ndim == 4 else x

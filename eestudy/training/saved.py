@@ -1,0 +1,93 @@
+"""The saved state of a phase in training: all that a resumed one needs to end with the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eestudy.models import MultiExit
+from eestudy.store import Folder
+from eestudy.training.freezing import trained_tensors
+from eestudy.training.phases import Phase
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a phase stands, beside the weights and the optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -float("inf")  # highest mean validation accuracy so far, for patience
+    best_of_exit: list[float] = field(default_factory=list)
+    stale: list[int] = field(default_factory=list)  # epochs since each exit improved
+
+
+@dataclass
+class State:
+    """A phase between two steps. sums: losses and hits of the epoch so far (2, K); best: weights, for patience."""
+
+    model: MultiExit
+    phase: Phase
+    optimizer: torch.optim.Optimizer
+    sums: Tensor
+    progress: Progress = field(default_factory=Progress)
+    best: Weights | None = None
+
+    def save(self, folder: Folder) -> None:
+        """Weights, optimizer and best weights as arrays, the rest as the file's metadata; then the older file goes."""
+        tensors = {f"model/{name}": value for name, value in trained_tensors(self.model, self.phase).items()}
+        tensors |= {f"best/{name}": value for name, value in (self.best or {}).items()}
+        for number, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{slot}": value for slot, value in slots.items()}
+        old = state_files(folder)
+        name = f"state-{self.progress.step:09d}.safetensors"
+        folder.write_arrays(name, arrays({**tensors, "sums": self.sums}), vars(self.progress))
+        for other in old:
+            if other != name:
+                folder.remove(other)
+
+    def load(self, folder: Folder) -> None:
+        """Goes on from the newest saved state, if there is one."""
+        states = state_files(folder)
+        if not states:
+            return
+        # A copy: the arrays of a safetensors file are read-only.
+        tensors = {name: torch.tensor(value) for name, value in folder.arrays(states[-1]).items()}
+        groups: dict[str, Weights] = {"model": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            group, _, rest = name.partition("/")
+            if rest:
+                groups[group][rest] = value
+        self.model.load_state_dict(groups["model"], strict=False)
+        slots: dict[int, Weights] = {}
+        for name, value in groups["optimizer"].items():
+            number, slot = name.split("/")
+            slots.setdefault(int(number), {})[slot] = value
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for place, values in slots.items():
+            like = trained[place]
+            # In the parameter's own memory layout, which fused optimizers rely on.
+            slots[place] = {
+                slot: torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+                for slot, value in values.items()
+            }
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.best = {name: value.to(self.sums.device) for name, value in groups["best"].items()} or None
+        self.sums = tensors["sums"].to(self.sums.device)
+        self.progress = Progress(**folder.metadata(states[-1]))
+
+
+def state_files(folder: Folder) -> list[str]:
+    """Names of the saved states, oldest first; more than one only when the process was killed between two."""
+    return sorted(name for name in folder.manifest() if name.startswith("state-"))
+
+
+def arrays(tensors: Weights) -> dict[str, Any]:
+    """As numpy arrays, for the store."""
+    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}

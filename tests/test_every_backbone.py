@@ -1,0 +1,83 @@
+"""Every backbone under every strategy: three steps, predictions, and the same logits from what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eestudy
+from eestudy import data, study
+from eestudy.config import RunConfig
+from eestudy.models import BACKBONES
+from eestudy.training.strategies import STRATEGIES
+
+# Shallower than they are known by, so that all of them fit in the time of a test; their builders are the real ones and
+# their sizes as published are checked in test_models_conv and test_models_tokens.
+ARGS: dict[str, dict[str, int]] = {
+    "wrn-28-10": {"depth": 10, "width": 2},
+    "vit-small": {"depth": 3},
+    "vit-base": {"depth": 2},
+    "resnet110": {},
+}
+EXITS: dict[str, object] = {"resnet101": {"every": 8}, "efficientnet-v2-s": {"every": 10}, "resnet110": {"every": 9}}
+INPUTS = {None: "digits", 1: "tokens", 2: "mnist1d", 3: "digits"}
+STEPS, BATCH = 3, 4
+
+
+def tiny(loaded: data.DataSet) -> data.DataSet:
+    """The first samples of a data set: three batches to train on, one for each of the others."""
+    import dataclasses
+
+    def first(split: data.Split, count: int) -> data.Split:
+        return split.part(torch.arange(count))
+
+    return dataclasses.replace(
+        loaded,
+        train=first(loaded.train, STEPS * BATCH),
+        validation=first(loaded.validation, BATCH),
+        test=first(loaded.test, BATCH),
+    )
+
+
+def tokens() -> data.DataSet:
+    """Ids of eight tokens and 10 classes, as a data set of texts gives them; 0 is the padding."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(1000, 2000, (40, 8), generator=generator)
+    x[:, 6:] = 0
+    y = torch.arange(40) % 10
+    parts = [data.Split(x[start:end], y[start:end]) for start, end in ((0, 20), (20, 30), (30, 40))]
+    return data.DataSet("tokens", 10, (8,), *parts)
+
+
+@pytest.mark.parametrize("architecture", BACKBONES)
+def test_trains_predicts_saves_and_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    dataset = INPUTS[BACKBONES[architecture][1]]
+    loaded = tiny(tokens() if dataset == "tokens" else data.load(dataset))
+    monkeypatch.setattr(study.data, "load", lambda *args, **kwargs: loaded)
+    for strategy in STRATEGIES:
+        config = RunConfig(
+            architecture=architecture,
+            dataset="20newsgroups" if dataset == "tokens" else dataset,
+            strategy=strategy,
+            epochs=2,  # one for each phase
+            phase_split=0.5,
+            batch_size=BATCH,
+            checkpoints=[100],
+            exits=EXITS.get(architecture, "all"),
+            architecture_args=ARGS.get(architecture, {}),
+        )
+        run = eestudy.run(config, store=tmp_path, device="cpu")
+        logits, labels = run.predictions()
+        model = run.model()
+        assert logits.shape == (model.num_exits, BATCH, 10)
+        assert np.isfinite(logits).all()
+        assert (labels == loaded.test.y.numpy()).all()
+        x = loaded.test.inputs().contiguous(memory_format=model.memory_format) if dataset == "digits" else loaded.test.x
+        with torch.no_grad():
+            again = torch.stack(model(x)).numpy()
+        np.testing.assert_array_equal(again, logits)
+        left, exit_index = model.predict(x, eestudy.evaluation.max_probability(0.2))
+        np.testing.assert_allclose(left.numpy(), logits[exit_index.numpy() - 1, np.arange(BATCH)], rtol=1e-3, atol=1e-4)
