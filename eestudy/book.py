@@ -112,7 +112,7 @@ def copy_sources(stage: Stage, study: str) -> int:
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)
         chapter = inside.parts[0] == "chapters" and path.suffix == ".ipynb"
-        table = inside.parts[0] == "results" and len(inside.parts) > 2 and inside.parts[1] != study
+        table = inside.parts[0] == "results" and inside.parts[1:2] != (study,)
         if path.is_file() and not chapter and (table or not SKIPPED & set(inside.parts)):
             wanted.add("book" / inside)
     changed = 0
@@ -144,7 +144,11 @@ def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None,
     executor = notebooks.Executor(workers, store or Store().path)
     executor.environment["EESTUDY_RESULTS"] = str(stage.results.resolve())
     tables = [path for path in sorted((stage.results / study).glob("*")) if path.name in runner.TABLES]
-    package = notebooks.identity(*notebooks.package_files())
+    # What any chapter may read: the other tables, and the measurements that no study makes.
+    files = [path for path in sorted(stage.results.rglob("*")) if path.is_file()]
+    committed = [path for path in files if path.relative_to(stage.results).parts[0] != study]
+    committed += sorted((stage.root / "benchmarks").glob("*.json"))
+    package = notebooks.identity(*notebooks.package_files(), *committed)
     todo: dict[Path, tuple[dict[str, str], str]] = {}
     chapters = sorted((stage.root / "book" / "chapters").glob("*.ipynb"))
     for chapter in chapters:

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("table", help="print a study's budget table", description="print a budget table")
     command.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     command.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
-    command.add_argument("--rule", default="max-probability", help="exit rule (default max-probability)")
+    command.add_argument("--rule", help="exit rule (default max-probability; regression: patience)")
     text = "for maintainers: execute the chapters in place and write a study's results into README.md"
     command = commands.add_parser("refresh", help=text, description=text)
     command.add_argument("study", help="the study whose results the README shows, such as small")

@@ -1,4 +1,4 @@
-"""For maintainers: writes what is committed again, the chapters' outputs and the README's results. No torch here."""
+"""For maintainers: writes what is committed again: the README's results, what backbones cost, the chapters' outputs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from eestudy.store import Store, write_atomically
 
 BEGIN, END = "<!-- results: written by `eestudy refresh`, do not edit -->", "<!-- results end -->"
 FIGURE = "book/_static/results.png"
+BACKBONES = "book/results/backbones.csv"
 
 
 def refresh(study: str, store: Path | None = None) -> list[Failure]:
-    """Executes run.ipynb and every chapter in place, on the committed tables, and writes `study` into the README."""
+    """Executes run.ipynb and every chapter in place, on the committed tables, and writes `study` into the README.
+
+    Before them it counts again what every backbone costs, which builds each once: two minutes, 2 GB.
+    """
     root = project_root()
     say(f"README.md: the results of {study}")
     write_readme(root, study)
+    say(f"{BACKBONES}: the cost of every backbone with every head")
+    write_backbones(root)
     executor = notebooks.Executor(1, store or Store().path)
     failures = []
     for chapter in [*sorted((root / "book" / "chapters").glob("*.ipynb")), root / "book" / "run.ipynb"]:
@@ -39,6 +45,13 @@ def refresh(study: str, store: Path | None = None) -> list[Failure]:
         notebook["metadata"].pop("eestudy")  # what a committed chapter was made from, git knows
         notebooks.write_notebook(chapter, notebook)
     return failures
+
+
+def write_backbones(root: Path) -> None:
+    """The table that the chapter on backbones reads."""
+    from eestudy.models.catalogue import catalogue  # torch; the rest of this file needs none
+
+    write_atomically(root / BACKBONES, catalogue().to_csv(index=False).encode())
 
 
 def write_readme(root: Path, study: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from eestudy import notebooks
-from eestudy.config import EestudyError, RunConfig
+from eestudy.config import EXIT_RULES, EestudyError, RunConfig
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
 from eestudy.store import Store, write_atomically
@@ -175,12 +175,11 @@ def _write_tables(configs: list[RunConfig], store: Store, results_dir: Path, mad
     groups: dict[str, list[study.Run]] = {}
     for run in runs:
         groups.setdefault(run.config.replace(seed=0).id, []).append(run)
-    rules = ("max-probability", "entropy", "margin", "patience")
     budgets = [
         study.budgets(group, protocol, rule)
         for group in groups.values()
         for protocol in ("calibrated", "paper")
-        for rule in rules
+        for rule in (EXIT_RULES if group[0].task == "classification" else [group[0].exit_rule])
     ]
     tables = {
         "runs.csv": pd.DataFrame([run.summary() for run in runs]),

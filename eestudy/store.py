@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,8 @@ class Folder:
         lock = FileLock(self._lock_path)
         with _clear_os_errors(self._lock_path):
             self._lock_path.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with suppress(Timeout):
                 lock.acquire(timeout=0)
-            except Timeout:
-                pass
         if not lock.is_locked:
             if on_wait:
                 on_wait(f"another process works on {self.id}; waiting for it")
@@ -182,7 +180,7 @@ class Folder:
         """Deletes what a killed process left: half-written files, and whole ones it had not yet entered."""
         files = self.manifest()
         for path in self.path.iterdir():
-            if path.name not in (MANIFEST, "done", *files):
+            if path.is_file() and path.name not in (MANIFEST, "done", *files):
                 path.unlink()
 
     def _write(self, name: str, content: bytes) -> None:
@@ -226,6 +224,13 @@ class Store:
     def folder(self, kind: str, folder_id: str) -> Folder:
         """`kind` is "phases" or "runs"."""
         return Folder(self.path / kind / folder_id, self.path / "locks" / f"{kind}-{folder_id}.lock")
+
+    def whole(self, folder: Folder) -> bool:
+        """Whether `folder` is done and as it was written; changes nothing and needs no lock."""
+        try:
+            return folder.done() and folder.verify() is None
+        except OSError:
+            return False
 
     def usable(self, folder: Folder) -> bool:
         """Whether `folder` is done and whole. A damaged one, done or not, is set aside. Hold its lock."""

@@ -28,9 +28,13 @@ from eestudy.training.cost import step_flops
 from eestudy.training.execution import Execution, execution, warn_if_slow
 from eestudy.training.loop import checkpoint_name, train_phase
 from eestudy.training.phases import Phase, resolve
+from eestudy.training.saved import state_files
 from eestudy.training.strategies import STRATEGIES
 
 CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
+
+BUDGET_COLUMNS = ["run", "protocol", "rule", "budget", "accuracy", "flops"]
+REGRESSION_SCORE = "R2"  # what regression has in the place of accuracy
 
 
 def run(
@@ -53,7 +57,7 @@ def run(
     how = execution(device, workers, compile)
     store.check_writable()
     with _locked(done.folder, how):
-        if how.agreed(how.main and not store.usable(done.folder)):
+        if how.agreed(how.main and not (store.usable(done.folder) and done.phases_whole())):
             warn_if_slow(config.precision, how.device)
             plan = prepare(config, model)
             if how.main:
@@ -179,7 +183,8 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
     """Brings `model` from the end of the phase before to the end of phase `number`, training only what is not done."""
     phase, folder = plan.phases[number], store.folder("phases", phase_id)
     with _locked(folder, how):
-        if how.agreed(how.main and not store.usable(folder)):
+        # The summary is a phase's last file; without `done` behind it, it was killed just there.
+        if how.agreed(how.main and not store.usable(folder) and not folder.has("summary.json")):
             if how.main:
                 if not folder.has("environment.json"):
                     folder.write_json("environment.json", describe(how.device.type))
@@ -188,10 +193,12 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
                 folder.write_json("config.json", content)
             with torch.random.fork_rng(devices=[]):
                 train_phase(model, phase, plan.data, folder, plan.config.seed, number, how)
-            if how.main:
-                folder.finish()
         else:
             load_weights(model, folder.arrays(checkpoint_name(100)))
+        if how.main and not folder.done():
+            for name in state_files(folder):
+                folder.remove(name)
+            folder.finish()
 
 
 def load_weights(model: MultiExit, arrays: Arrays) -> None:
@@ -210,7 +217,8 @@ def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, how: Exe
     stages = [*model.exit_stages, len(model.backbone.stages)]
     exits = evaluation.exit_metrics(arrays["test.logits"], arrays["test.labels"])
     exits = exits.assign(stage=stages, flops=costs.flops, params=costs.params)
-    folder.write_frame("exits.parquet", exits[["exit", "stage", "flops", "params", "accuracy", "nll", "ece"]])
+    columns = ["exit", "stage", "flops", "params", "accuracy", "nll", "ece"]
+    folder.write_frame("exits.parquet", _scored(exits, columns))
     summaries = [store.folder("phases", phase_id).json("summary.json") for phase_id in plan.phase_ids]
     spent = [
         plan.step_flops[phase.name] * summary["samples"] for phase, summary in zip(plan.phases, summaries, strict=True)
@@ -265,6 +273,11 @@ class Run:
         """Ids of the phases, in order."""
         return self._facts["phases"]
 
+    def phases_whole(self) -> bool:
+        """Whether what the phases left is there as it was written."""
+        phases = self.folder.json("run.json")["phases"]
+        return all(self._store.whole(self._store.folder("phases", phase)) for phase in phases)
+
     def model(self) -> MultiExit:
         """The network with its final weights, in eval mode."""
         model = build_model(self.config, self.data(), self._own)
@@ -283,10 +296,14 @@ class Run:
             for number, phase in enumerate(self.phases, 1)
         ]
         frame = pd.concat(frames, ignore_index=True).assign(run=self.id)
-        return frame[["run", "phase", "epoch", "exit", "split", "loss", "accuracy"]]
+        frame = frame[["run", "phase", "epoch", "exit", "split", "loss", "accuracy"]]
+        return frame.assign(score=REGRESSION_SCORE) if self.task == "regression" else frame
 
     def exits(self) -> pd.DataFrame:
-        """Test metrics by exit: run, exit, stage, flops, params (both cumulative), accuracy, nll, ece."""
+        """Test metrics by exit: run, exit, stage, flops, params (both cumulative), accuracy, nll, ece.
+
+        Regression: `accuracy` is R2, as everywhere; nll and ece are NaN; score "R2", pearson, spearman, mse come after.
+        """
         frame = self.folder.frame("exits.parquet")
         frame.insert(0, "run", self.id)
         return frame
@@ -300,6 +317,16 @@ class Run:
         if split not in ("validation", "test"):
             raise EestudyError(f"split: {split!r} has no stored predictions; valid: validation, test")
         return self._predictions[f"{split}.logits"], self._predictions[f"{split}.labels"]
+
+    @property
+    def task(self) -> str:
+        """ "classification", or "regression": one output."""
+        return "regression" if self._predictions["test.logits"].shape[2] == 1 else "classification"
+
+    @property
+    def exit_rule(self) -> str:
+        """The rule its budgets are reported with: the method's; in regression patience, which needs no classes."""
+        return "patience" if self.task == "regression" else METHODS[self.config.method].exit_rule
 
     @cached_property
     def costs(self) -> np.ndarray:
@@ -327,19 +354,20 @@ class Run:
         return {**facts, **self.folder.json("environment.json")}
 
     def budgets(self, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
-        """Accuracy and mean cost at each budget: run, protocol, rule, budget, accuracy, flops (NaN: not reachable)."""
+        """Accuracy and mean cost at each budget: run, protocol, rule, budget, accuracy, flops (NaN: not reachable).
+
+        Regression: `accuracy` is R2; score "R2", pearson, spearman, mse come after.
+        """
         return budgets([self], protocol, rule)
 
     def tradeoff(self, rule: str | None = None) -> pd.DataFrame:
         """The calibrated accuracy-cost curve: run, protocol, rule, budget (share of the backbone), accuracy, flops."""
-        rule = rule or METHODS[self.config.method].exit_rule
+        rule = rule or self.exit_rule
         curve = evaluation.calibrated_curve(
             self.predictions("validation"), self.predictions("test"), self.costs, self.backbone_flops, rule,
             CURVE_FRACTIONS,
         )  # fmt: skip
-        return curve.assign(run=self.id, protocol="calibrated", rule=rule)[
-            ["run", "protocol", "rule", "budget", "accuracy", "flops"]
-        ]
+        return _scored(curve.assign(run=self.id, protocol="calibrated", rule=rule), BUDGET_COLUMNS)
 
     def summary(self) -> dict[str, Any]:
         """One row of runs.csv."""
@@ -363,7 +391,7 @@ def budgets(runs: Sequence[Run], protocol: str = "calibrated", rule: str | None 
         raise EestudyError(f"protocol: unknown name {protocol!r}; valid: calibrated, paper")
     if not runs:
         raise EestudyError("runs: the list is empty; a budget table needs at least one run")
-    rule = rule or METHODS[runs[0].config.method].exit_rule
+    rule = rule or runs[0].exit_rule
     if len({tuple(run.costs) for run in runs}) > 1:
         raise EestudyError("runs: their exits cost different FLOPs, so they do not belong to one budget table")
     if protocol == "paper":
@@ -379,8 +407,15 @@ def budgets(runs: Sequence[Run], protocol: str = "calibrated", rule: str | None 
             for run in runs
         ]
         frame = pd.concat(frames, ignore_index=True)
-    columns = ["run", "protocol", "rule", "budget", "accuracy", "flops"]
-    return frame.assign(protocol=protocol, rule=rule)[columns]
+    return _scored(frame.assign(protocol=protocol, rule=rule), BUDGET_COLUMNS)
+
+
+def _scored(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The `columns` of a table. In regression R2 stands under `accuracy`; a column says so, the other scores follow."""
+    if "r2" not in frame:
+        return frame[columns]
+    named = frame.rename(columns={"r2": "accuracy"}).assign(score=REGRESSION_SCORE)
+    return named.reindex(columns=[*columns, "score", "pearson", "spearman", "mse"])
 
 
 def tradeoffs(runs: Sequence[Run], rule: str | None = None) -> pd.DataFrame:

@@ -27,7 +27,8 @@ ONLY_ONE_VALUE = {"method"}
 def test_every_field_changes_the_id():
     base = RunConfig(**BASE)
     assert set(CHANGED) | ONLY_ONE_VALUE == set(RunConfig.model_fields)
-    ids = {RunConfig(**{**BASE, name: value}).id for name, value in CHANGED.items()}
+    more = {"augmentation_args": {"augmentation": "shift"}}  # which has an effect with the other only
+    ids = {RunConfig(**{**BASE, name: value, **more.get(name, {})}).id for name, value in CHANGED.items()}
     assert len(ids | {base.id}) == len(CHANGED) + 1
 
 
@@ -35,7 +36,7 @@ def test_defaults_are_pinned():
     """A changed default silently re-labels old results. If this fails on purpose, raise config.SCHEMA too."""
     defaults = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    assert (config_module.SCHEMA, content_hash(defaults)) == (1, "d7a96fb143")
+    assert (config_module.SCHEMA, content_hash(defaults)) == (2, "c56923822c")
 
 
 def test_id_is_the_same_in_another_process_and_for_another_key_order():
@@ -52,6 +53,10 @@ def test_id_is_the_same_in_another_process_and_for_another_key_order():
 
 def test_a_default_given_in_full_is_the_same_run():
     assert RunConfig(**BASE, lr=3e-3, epochs=20).id == RunConfig(**BASE).id
+
+
+def test_augmentations_have_one_order():
+    assert RunConfig(**BASE, augmentation="flip+crop").id == RunConfig(**BASE, augmentation="crop+flip").id
 
 
 def test_exits_are_a_set():
@@ -74,6 +79,12 @@ def test_exits_are_a_set():
         ("phase_split", 1, "phase_split: 1.0 is out of range; it must be above 0 and below 1"),
         ("exits", [0], "exits: [0] is not valid"),
         ("exits", "some", "exits: 'some' is not valid; give 'all'"),
+        ("exits", {"every": 0}, "exits: {'every': 0} is not valid; give {every: 2}"),
+        ("exits", {"evry": 2}, "exits: {'evry': 2} is not valid; give {every: 2}, or {flops: [25, 50]}"),
+        ("exits", {"flops": [50, 50]}, "is not valid; give {every: 2}, or {flops: [25, 50]}"),
+        ("augmentation", "crop+flop", "augmentation: unknown name 'flop'; nearest: flip"),
+        ("augmentation", "flip+flip", "augmentation: 'flip+flip' names flip twice"),
+        ("augmentation_args", {"crop": 2}, "augmentation_args: 'crop' is not an adjustable part of the augmentation"),
         ("checkpoints", [120], "checkpoints: [120] is not valid"),
         ("epochz", 3, "unknown key 'epochz' (value 3); nearest: epochs"),
         ("architecture_args", {"width": None}, "architecture_args"),

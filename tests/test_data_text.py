@@ -7,6 +7,7 @@ import hashlib
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("EESTUDY_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("EESTUDY_HOME", str(tmp_path / "store"))
-    sizes = {
+    sizes: dict[str, dict[str, Any]] = {
         "20newsgroups": {"train": 20 * GROUP[0], "test": 20 * GROUP[1]},
         "wordnet-supersense": {"train": 45 * (SENSE - SENSE // 10), "test": 45 * (SENSE // 10)},
         "stsb": {"train": PAIRS[0] + PAIRS[1], "test": PAIRS[2], "validation": PAIRS[1]},
@@ -87,7 +88,7 @@ def gloss(sense: str, number: int) -> str:
 def write_wordnet(folder: Path) -> dict[str, int]:
     """Every supersense has SENSE different glosses, and one that says the same as its first; gives each one's class."""
     folder.mkdir(parents=True)
-    written = {}
+    written: dict[str, int] = {}
     lines: dict[str, list[str]] = {part: [] for part in wordnet.PARTS}
     for label, name in enumerate(wordnet.SUPERSENSES):
         part = name.partition(".")[0]
@@ -138,9 +139,8 @@ def test_newsgroups(home):
     kept = data.load("20newsgroups", remove="none")
     assert kept.input_shape == (128,)
     for said in decoded(kept.test.x):
-        assert said.startswith("from: ada")
-        assert "> why is it so?" in said
-        assert "ada, department of" in said
+        assert said.startswith("from : ada")
+        assert all(part in said for part in ("> why is it so?", "ada, department of"))
 
 
 @pytest.mark.parametrize(

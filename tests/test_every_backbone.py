@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,19 @@ ARGS: dict[str, dict[str, int]] = {
     "wrn-28-10": {"depth": 10, "width": 2},
     "vit-small": {"depth": 3},
     "vit-base": {"depth": 2},
-    "resnet110": {},
 }
-EXITS: dict[str, object] = {"resnet101": {"every": 8}, "efficientnet-v2-s": {"every": 10}, "resnet110": {"every": 9}}
+# Of the deep ones not every stage, which would only repeat the same head dozens of times.
+EXITS: dict[str, object] = {
+    "resnet32": {"every": 5}, "resnet56": {"every": 9}, "resnet110": {"every": 18}, "resnet18": {"every": 3},
+    "resnet34": {"every": 6}, "resnet50": {"flops": [30, 70]}, "resnet101": {"every": 12},
+    "efficientnet-v2-s": {"every": 15}, "swin-v2-t": {"every": 5}, "convnext-tiny": {"every": 6},
+}  # fmt: skip
 INPUTS = {None: "digits", 1: "tokens", 2: "mnist1d", 3: "digits"}
 STEPS, BATCH = 3, 4
 
 
 def tiny(loaded: data.DataSet) -> data.DataSet:
     """The first samples of a data set: three batches to train on, one for each of the others."""
-    import dataclasses
 
     def first(split: data.Split, count: int) -> data.Split:
         return split.part(torch.arange(count))

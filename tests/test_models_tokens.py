@@ -269,12 +269,12 @@ def test_an_encoder_from_a_folder(saved):
     torch.manual_seed(3)
     backbone = build_backbone("minilm", (LENGTH,), 5, encoder=str(saved))
     torch.manual_seed(3)
-    assert torch.equal(backbone.classifier.linear.weight, nn.Linear(24, 5).weight)
-    embed = backbone.stages[0][0]
+    assert torch.equal(backbone.get_parameter("classifier.linear.weight"), nn.Linear(24, 5).weight)
+    embed = backbone.get_submodule("stages.0.0")
     assert isinstance(embed, Embed)
     assert (embed.pad, embed.separator) == (0, 102)
     words = small_encoder("bert", pad_token_id=0).embeddings.word_embeddings.weight
-    assert torch.equal(embed.embeddings.word_embeddings.weight, words)
+    assert torch.equal(embed.get_parameter("embeddings.word_embeddings.weight"), words)
 
 
 def without(saved: Path, folder: Path, gone: str) -> Path:

@@ -31,7 +31,7 @@ def test_the_figure_is_there():
 
 def test_the_committed_tables_hold_the_runs_of_their_parameters():
     """Tables made from other settings than params/<study>.yaml would be shown under a false name."""
-    for folder in sorted((ROOT / "book/results").iterdir()):
+    for folder in sorted(path for path in (ROOT / "book/results").iterdir() if path.is_dir()):
         wanted = {config.id for config in load_study(ROOT / f"params/{folder.name}.yaml").configs}
         assert set(pd.read_csv(folder / "runs.csv")["run"]) == wanted
 

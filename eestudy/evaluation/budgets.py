@@ -7,6 +7,10 @@ each budget and applied once to the test set, as in budgeted batch classificatio
 
 A budget is a mean cost in FLOPs a sample. Named budgets are % of the plain backbone's FLOPs; "max" has no
 limit. Thresholds are on the score of the rule: leave when score > threshold (entropy: score = -H).
+
+In regression (C = 1, rule "patience") the threshold is minus a difference and `k` is fixed, 1 unless given (see
+`exit_rules`); where a budget is too small for k + 1 exits, everybody leaves at exit 1. The tables then have
+`regression.SCORES` in place of accuracy.
 """
 
 from __future__ import annotations
@@ -16,9 +20,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from .curves import is_correct, step_curve, threshold_sweep
-from .exit_rules import ArrayLike, check_costs, check_logits, check_predictions, check_rule, leave_at, scores
+from .exit_rules import (
+    TOO_EARLY,
+    ArrayLike,
+    check_costs,
+    check_logits,
+    check_predictions,
+    check_rule,
+    leave_at,
+    scores,
+)
+from .regression import SCORES, regression_scores
 
 BUDGETS = ("25", "50", "75", "100", "max")
 """% of the plain backbone's FLOPs, and no limit."""
@@ -52,6 +68,7 @@ def paper_budgets(
     backbone_flops: float,
     rule: str = "max-probability",
     budgets: Sequence[str] = BUDGETS,
+    k: int | None = None,
 ) -> pd.DataFrame:
     """The published protocol for the runs (seeds) of one cell.
 
@@ -61,25 +78,45 @@ def paper_budgets(
     NaN. "max" is the last threshold of the sweep.
     Returns run_index, budget, threshold, accuracy, flops: each run's own numbers at the threshold that the
     runs chose together, so that their mean over runs is the published number.
+    Regression, which the paper has not: first everybody leaves at exit 1, then come 100 evenly spaced differences
+    from the largest change in any of the runs to 0.
     Raises ValueError for no runs, runs of other shapes, bad costs, budgets or rule.
     """
     limits = _limits(budgets, backbone_flops)
     if not predictions:
         raise ValueError("paper_budgets needs the predictions of at least one run, got none")
-    shapes = [check_predictions(*pair)[0].shape for pair in predictions]
-    if len({(shape[0], shape[2]) for shape in shapes}) > 1:
-        raise ValueError(f"the runs of a cell must have equal exits and classes, got {[tuple(s) for s in shapes]}")
-    thresholds = paper_thresholds(rule, shapes[0][0], shapes[0][2])
-    sweeps = [threshold_sweep(logits, labels, costs, thresholds, rule) for logits, labels in predictions]
+    checked = [check_predictions(*pair) for pair in predictions]
+    if len({(tensor.shape[0], tensor.shape[2]) for tensor, _ in checked}) > 1:
+        shapes = [tuple(tensor.shape) for tensor, _ in checked]
+        raise ValueError(f"the runs of a cell must have equal exits and classes, got {shapes}")
+    num_exits, _, num_classes = checked[0][0].shape
+    if num_classes == 1:
+        found = [scores(tensor, rule, k) for tensor, _ in checked]
+        thresholds = np.append(-math.inf, np.linspace(_lowest(found), 0.0, 100))
+    else:
+        thresholds = paper_thresholds(rule, num_exits, num_classes)
+    sweeps = [threshold_sweep(tensor, labels, costs, thresholds, rule, k) for tensor, labels in checked]
     mean_cost = np.mean([cost for _, cost in sweeps], axis=0)
     rows = []
     for run_index, (accuracy, cost) in enumerate(sweeps):
         for budget, limit in limits.items():
             chosen = _last_before_excess(mean_cost, limit)
-            columns = (thresholds, accuracy, cost)
-            values = [math.nan if chosen is None else column[chosen] for column in columns]
-            rows.append((run_index, budget, *values))
-    return pd.DataFrame(rows, columns=["run_index", "budget", "threshold", "accuracy", "flops"])
+            if chosen is None:
+                rows.append({"run_index": run_index, "budget": budget})
+                continue
+            if num_classes == 1:
+                index = leave_at(found[run_index], np.full(num_exits, thresholds[chosen])) - 1
+                score = _measured(*checked[run_index], index)
+            else:
+                score = {"accuracy": accuracy[chosen]}
+            values = {"threshold": thresholds[chosen], **score, "flops": cost[chosen]}
+            rows.append({"run_index": run_index, "budget": budget, **values})
+    return pd.DataFrame(rows, columns=["run_index", "budget", "threshold", *_score_names(num_classes), "flops"])
+
+
+def _lowest(found: Sequence[np.ndarray]) -> float:
+    """Minus the largest change in scores (K, N) of regressions; 0 when there are too few exits for any."""
+    return min(float(score[score > TOO_EARLY].min(initial=0.0)) for score in found)
 
 
 def _last_before_excess(mean_cost: np.ndarray, limit: float) -> int | None:
@@ -99,8 +136,11 @@ def calibrate(
     budget: float,
     rule: str = "max-probability",
     allocation: str | None = None,
+    k: int | None = None,
 ) -> np.ndarray:
     """Thresholds (K,) that spend a budget on validation data; give them to `per_exit(thresholds, rule)`.
+
+    In regression, to `per_exit(thresholds, "patience", k)`, with k = 1 if none is given here.
 
     logits (K, N, C), labels (N,), costs (K,) and budget in FLOPs a sample. Labels are only checked: the
     thresholds follow from scores and costs. The mean cost on these data never exceeds the budget.
@@ -117,7 +157,7 @@ def calibrate(
     """
     if not isinstance(budget, (int, float, np.integer, np.floating)) or not math.isfinite(budget):
         raise ValueError(f"budget must be a finite number of FLOPs, got {budget!r}")
-    fit = _fitter((logits, labels), costs, rule, allocation)
+    fit = _fitter((logits, labels), costs, rule, allocation, k)
     cheapest = check_costs(costs, len(logits))[0]
     if budget < cheapest:
         raise ValueError(f"budget of {budget:g} FLOPs is below the cost of the first exit, {cheapest:g} FLOPs")
@@ -132,6 +172,7 @@ def calibrated_budgets(
     rule: str = "max-probability",
     budgets: Sequence[str] = BUDGETS,
     allocation: str | None = None,
+    k: int | None = None,
 ) -> pd.DataFrame:
     """Accuracy and realised mean cost on the test set, for thresholds calibrated on validation data.
 
@@ -141,7 +182,7 @@ def calibrated_budgets(
     Raises ValueError as `calibrate` does, and when validation and test differ in exits or classes.
     """
     limits = _limits(budgets, backbone_flops)
-    return _calibrated(validation, test, costs, rule, allocation, limits)
+    return _calibrated(validation, test, costs, rule, allocation, k, limits)
 
 
 def calibrated_curve(
@@ -152,6 +193,7 @@ def calibrated_curve(
     rule: str = "max-probability",
     fractions: Sequence[float] | np.ndarray = FRACTIONS,
     allocation: str | None = None,
+    k: int | None = None,
 ) -> pd.DataFrame:
     """`calibrated_budgets` over a grid of budgets given as fractions of the plain backbone's FLOPs.
 
@@ -162,34 +204,54 @@ def calibrated_curve(
     if grid.ndim != 1 or not np.isfinite(grid).all() or (grid <= 0).any():
         raise ValueError(f"fractions must be a list of finite numbers above 0, got {fractions!r}")
     limits = {float(fraction): float(fraction) * backbone_flops for fraction in grid}
-    return _calibrated(validation, test, costs, rule, allocation, limits)
+    return _calibrated(validation, test, costs, rule, allocation, k, limits)
 
 
 def _calibrated(
-    validation: Predictions, test: Predictions, costs: Costs, rule: str, allocation: str | None, limits: dict
+    validation: Predictions,
+    test: Predictions,
+    costs: Costs,
+    rule: str,
+    allocation: str | None,
+    k: int | None,
+    limits: dict,
 ) -> pd.DataFrame:
     """The one place where thresholds meet test data: fitted before, applied once."""
-    fit = _fitter(validation, costs, rule, allocation)
+    fit = _fitter(validation, costs, rule, allocation, k)
     tensor, labels = check_predictions(*test)
     fitted = tuple(check_logits(validation[0]).shape)
     if (fitted[0], fitted[2]) != (tensor.shape[0], tensor.shape[2]):
         raise ValueError(f"validation {fitted} and test {tuple(tensor.shape)} differ in exits or classes")
     cost = check_costs(costs, len(tensor))
-    score, correct = scores(tensor, rule), is_correct(tensor, labels)
+    score = scores(tensor, rule, k)
     rows = []
     for budget, limit in limits.items():
         if limit < cost[0]:
-            rows.append((budget, math.nan, math.nan))
+            rows.append({"budget": budget})
             continue
         index = leave_at(score, fit(limit)) - 1
-        rows.append((budget, correct[index, np.arange(len(labels))].mean(), cost[index].mean()))
-    return pd.DataFrame(rows, columns=["budget", "accuracy", "flops"])
+        rows.append({"budget": budget, **_measured(tensor, labels, index), "flops": cost[index].mean()})
+    return pd.DataFrame(rows, columns=["budget", *_score_names(tensor.shape[2]), "flops"])
+
+
+def _score_names(num_classes: int) -> tuple[str, ...]:
+    return SCORES if num_classes == 1 else ("accuracy",)
+
+
+def _measured(tensor: Tensor, labels: np.ndarray, index: np.ndarray) -> dict[str, float]:
+    """How good checked logits (K, N, C) are when sample n leaves at exit index[n], from 0."""
+    left = tensor[torch.from_numpy(index), torch.arange(len(index))]
+    if tensor.shape[2] == 1:
+        return regression_scores(left[:, 0].numpy(), labels)
+    return {"accuracy": is_correct(left, labels).mean()}
 
 
 # ---------------------------------------------------------------- fitting
 
 
-def _fitter(validation: Predictions, costs: Costs, rule: str, allocation: str | None) -> Callable[[float], np.ndarray]:
+def _fitter(
+    validation: Predictions, costs: Costs, rule: str, allocation: str | None, k: int | None
+) -> Callable[[float], np.ndarray]:
     """Checks the validation data once and returns budget in FLOPs -> thresholds (K,)."""
     check_rule(rule)
     if allocation is None:
@@ -198,7 +260,10 @@ def _fitter(validation: Predictions, costs: Costs, rule: str, allocation: str | 
         raise ValueError(f"unknown allocation {allocation!r}; choose one of {', '.join(ALLOCATIONS)}")
     tensor, _ = check_predictions(*validation)
     cost = check_costs(costs, len(tensor))
-    score = scores(tensor, rule)
+    score = scores(tensor, rule, k)
+    if tensor.shape[2] == 1 and allocation != "shared":
+        # Nobody can leave at exits 1..k by a change, so no shares of samples can be set there.
+        raise ValueError(f"allocation must be 'shared' in regression, one difference for all exits; got {allocation!r}")
     fit_score = _shared_fitter(score, cost) if allocation == "shared" else _geometric_fitter(score, cost)
 
     def fit(budget: float) -> np.ndarray:

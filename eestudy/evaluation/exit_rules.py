@@ -15,7 +15,7 @@ It stores -h.
 
 Regression, that is logits with one column (the prediction), has no probabilities; patience is its only rule. A sample
 leaves when each of its last k changes, from exit to exit, was smaller than a difference d, in the units of the labels
-(Zhou et al. 2020, section 3.3). The score is minus the largest of the last k changes, so the threshold is -d; before
+(Zhou et al. 2020). The score is minus the largest of the last k changes, so the threshold is -d; before
 k changes were seen, it is `TOO_EARLY`, which no finite d reaches. k is 1 unless another is given.
 
 Inference (`rule(history)`) and simulation (`simulate`, `scores`) call the same row-wise functions in `RULES`,
@@ -252,9 +252,7 @@ def _whole(name: str, value: Any) -> int:
     return int(value)
 
 
-def per_exit(
-    thresholds: Sequence[float] | ArrayLike, rule: str = "max-probability", k: int | None = None
-) -> ExitRule:
+def per_exit(thresholds: Sequence[float] | ArrayLike, rule: str = "max-probability", k: int | None = None) -> ExitRule:
     """One threshold on the score for each of K exits, as `calibrate` returns them; the last is ignored.
 
     k: for regression, the one that the thresholds were fitted for (1 by default there).

@@ -18,7 +18,8 @@ BINS = 15
 def exit_metrics(logits: ArrayLike, labels: ArrayLike) -> pd.DataFrame:
     """One row an exit: exit (from 1), accuracy, nll (mean, nats), ece; every sample counted at every exit.
 
-    In regression (C = 1): exit and `regression.SCORES`. logits (K, N, C), labels (N,). Raises ValueError for shapes that do not match, labels out of range, NaN.
+    In regression (C = 1): exit and `regression.SCORES`.
+    logits (K, N, C), labels (N,). Raises ValueError for shapes that do not match, labels out of range, NaN.
     """
     tensor, label_array = check_predictions(logits, labels)
     if tensor.shape[2] == 1:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from eestudy.report import statistics as st
+from eestudy.report.frames import score_name
 from eestudy.report.tables import BUDGETS, budget_name
 
 
@@ -131,7 +132,7 @@ def answer(comparisons: pd.DataFrame) -> str:
     reached = set(comparisons["budget"]) - set(table["budget"]) - {"max"}
     left_out = [budget_name(b) for b in BUDGETS if b in reached]
     unit = f"{table['n'].max()} {table['unit'].iloc[0]}"
-    head = f"Differences in accuracy over {unit}, Holm-corrected over these {len(table)} comparisons:"
+    head = f"Differences in {score_name(comparisons)} over {unit}, Holm-corrected over these {len(table)} comparisons:"
     end = f"Left out, because not every cell reaches it: {', '.join(left_out)}." if left_out else ""
     return "\n".join([head, "", *lines, "", end]).strip()
 

@@ -112,7 +112,11 @@ def conclusion_findings(frame: pd.DataFrame, a: str, b: str) -> str:
         f"{len(alone)} in one of the two only.",
         f"In {sign} the two means have opposite signs.",
         f"The corrected tests of the leads' difference, which is what a changed conclusion needs, find {len(differ)}.",
-        *(f"{r.cell}, {r.pair}, {budget_name(r.budget)}: {r.verdict}." for r in differ.itertuples()),
+        *(
+            f"{r.cell}, {r.pair}, {budget_name(r.budget)}: the lead differs by {st.points(r.mean)} points "
+            f"({st.spread(r.low, r.high, r.note)})."
+            for r in differ.itertuples()
+        ),
         *(f"Decided in opposite ways: {r.cell}, {r.pair}, {budget_name(r.budget)}." for r in reversed_.itertuples()),
     ]
     return "\n".join(f"- {line}" for line in [*lines, _excluded(frame)])
@@ -210,5 +214,5 @@ def _excluded(frame: pd.DataFrame) -> str:
         return "No interval can be given: nothing small can be excluded."
     return (
         f"What the intervals leave open: half of them reach no further than {100 * ends.median():.1f} points from "
-        f"zero, the widest {100 * ends.max():.1f}. Effects smaller than that are not excluded."
+        f"zero, the widest {100 * ends.max():.1f}. What lies within an interval is not excluded."
     )

@@ -34,6 +34,7 @@ class Results:
     """The tables of one study, each joined with `LABELS` of its run; a table is read and checked on first
     use.
 
+    In regression the column `accuracy` holds R2, and a column `score` says so (`score_name`).
     A cell is architecture x data set (and what else varies in the study: the method, a training setting).
     """
 
@@ -115,6 +116,16 @@ class Results:
         if unknown:
             raise EestudyError(f"results: {FILES[name]} has the run {min(unknown)!r}, runs.csv has not")
         return frame.join(labels, on="run")
+
+
+def score_name(frame: pd.DataFrame) -> str:
+    """What a frame's column `accuracy` holds: "accuracy"; in regression what its column `score` says, "R2"."""
+    if "score" not in frame:
+        return "accuracy"
+    names = list(dict.fromkeys(frame["score"].dropna()))
+    if not names:
+        return "accuracy"
+    return names[0] if frame["score"].notna().all() else f"accuracy (regression: {names[0]})"
 
 
 def in_order(strategies: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from eestudy.report import statistics as st
 from eestudy.report import style
-from eestudy.report.frames import in_order
+from eestudy.report.frames import in_order, score_name
 from eestudy.report.tables import budget_name
 
 SPLITS = {"validation": "-", "train": ":"}
@@ -37,7 +37,7 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
     shades = dict(zip(exits, style.depth_colours(len(exits)), strict=True))
     lengths = [max(history.loc[history["phase"] == p, "epoch"].nunique(), 2) for p in phases]
     with style.context():
-        text = f"loss and accuracy by epoch, exits 1 to {exits[-1]}, phases {', '.join(map(str, phases))}"
+        text = f"loss and {score_name(history)} by epoch, exits 1 to {exits[-1]}, phases {', '.join(map(str, phases))}"
         figure = style.Plot(4.8, text)
         axes = figure.subplots(2, len(phases), sharex="col", sharey="row", squeeze=False, width_ratios=lengths)
         for column, phase in enumerate(phases):
@@ -54,8 +54,9 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
             axes[0, column].set_title("phase " + str(phase).replace("-", ": ", 1))
             axes[1, column].set_xlabel("epoch of the phase")
             axes[1, column].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        axes[0, 0].set_ylabel("loss, nats")
-        style.percent_axis(axes[1, 0])
+        name = score_name(history)
+        axes[0, 0].set_ylabel("loss, nats" if name == "accuracy" else "loss, squared error")
+        style.percent_axis(axes[1, 0], f"{name}, %")
         handles = [Line2D([], [], color=shades[k], label=f"exit {k}") for k in exits]
         handles += [Line2D([], [], color=style.INK, linestyle=s, label=n) for n, s in SPLITS.items()]
         figure.legend(handles=handles, loc="outside right center")
@@ -65,11 +66,12 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
 def accuracy_by_exit(exits: pd.DataFrame, title: str = "") -> style.Plot:
     """Accuracy on test when all samples take one exit; a line a strategy, bars over seeds."""
     with style.context():
-        figure = style.Plot(3.6, "accuracy by exit, a line for each of: " + ", ".join(in_order(exits["strategy"])))
+        name = score_name(exits)
+        figure = style.Plot(3.6, f"{name} by exit, a line for each of: " + ", ".join(in_order(exits["strategy"])))
         axes = figure.subplots()
         _exit_lines(axes, exits)
         axes.set_xlabel("exit (the last is the backbone's own classifier)")
-        style.percent_axis(axes)
+        style.percent_axis(axes, f"{name}, %")
         axes.set_title(title)
         axes.legend()
     return figure
@@ -77,7 +79,7 @@ def accuracy_by_exit(exits: pd.DataFrame, title: str = "") -> style.Plot:
 
 def exit_grid(exits: pd.DataFrame) -> style.Plot:
     """`accuracy_by_exit` for every cell of a study, a panel each."""
-    return _grid(exits, _exit_lines, "exit", "accuracy by exit and strategy")
+    return _grid(exits, _exit_lines, "exit", "by exit and strategy")
 
 
 def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float, title: str = "") -> style.Plot:
@@ -88,7 +90,8 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
     backbone.
     """
     with style.context():
-        figure = style.Plot(4.0, "accuracy against mean cost: " + ", ".join(in_order(tradeoff["strategy"])))
+        name = score_name(exits)
+        figure = style.Plot(4.0, f"{name} against mean cost: " + ", ".join(in_order(tradeoff["strategy"])))
         axes = figure.subplots()
         size, unit = style.flops_unit(max(exits["flops"].max(), backbone_flops))
         _tradeoff_lines(axes, tradeoff, size)
@@ -110,7 +113,7 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
         axes.set_xlim(left=0)
         axes.set_ylim(*_limits(pd.concat([tradeoff["accuracy"], exits["accuracy"]])))
         axes.set_xlabel(f"mean cost, {unit} a sample")
-        style.percent_axis(axes)
+        style.percent_axis(axes, f"{name}, %")
         axes.set_title(title)
         figure.legend(loc="outside upper right", ncols=4 if exits["strategy"].nunique() > 1 else 3)
     return figure
@@ -126,7 +129,7 @@ def tradeoff_grid(tradeoff: pd.DataFrame, runs: pd.DataFrame) -> style.Plot:
         axes.axvline(100, color=style.FAINT, linestyle="--", linewidth=1.0, label="plain backbone")
         axes.set_ylim(*_limits(rows["accuracy"]))
 
-    return _grid(relative, draw, "mean cost, % of the plain backbone", "accuracy against mean cost by strategy")
+    return _grid(relative, draw, "mean cost, % of the plain backbone", "against mean cost by strategy")
 
 
 def flops_by_exit(exits: pd.DataFrame, heads: Sequence[float] | np.ndarray | None = None) -> style.Plot:
@@ -238,7 +241,7 @@ def forest(comparisons: pd.DataFrame) -> style.Plot:
         panels[0].set_yticks(list(place.values()), [budget_name(b) for _, b in keys])
         panels[0].set_ylim(max(place.values()) + 0.8, -0.8)
         panels[0].set_ylabel("budget, of the plain backbone's FLOPs")
-        figure.supxlabel("difference in accuracy, points", fontsize=10)
+        figure.supxlabel(f"difference in {score_name(comparisons)}, points", fontsize=10)
     return figure
 
 
@@ -281,10 +284,10 @@ def _tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
 
 
 def _limits(accuracy: pd.Series) -> tuple[float, float]:
-    """Limits of an accuracy axis from the seeds' own values, not from their intervals."""
+    """Limits of an accuracy axis from the seeds' own values, not from their intervals. R2 can be below 0."""
     low, high = float(accuracy.min()), float(accuracy.max())
     room = max(0.08 * (high - low), 0.01)
-    return max(low - room, 0.0), min(high + room, 1.0 + room / 2)
+    return max(low - room, 0.0) if low >= 0 else low - room, min(high + room, 1.0 + room / 2)
 
 
 def _grid(frame: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None], xlabel: str, text: str) -> style.Plot:
@@ -292,7 +295,8 @@ def _grid(frame: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None], xlabe
     columns = min(2, len(cells))
     rows = -(-len(cells) // columns)
     with style.context():
-        figure = style.Plot(0.7 + 2.7 * rows, f"{text}; panels: {'; '.join(cells)}")
+        name = score_name(frame)
+        figure = style.Plot(0.7 + 2.7 * rows, f"{name} {text}; panels: {'; '.join(cells)}")
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes, cell in zip(panels.flat, cells, strict=False):
             draw(axes, frame[frame["cell"] == cell])
@@ -303,5 +307,5 @@ def _grid(frame: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None], xlabe
         handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
         figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles))
         figure.supxlabel(xlabel, fontsize=10)
-        figure.supylabel("accuracy, %", fontsize=10)
+        figure.supylabel(f"{name}, %", fontsize=10)
     return figure

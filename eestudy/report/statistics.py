@@ -192,11 +192,14 @@ def verdict(mean: float, low: float, high: float, p_corrected: float, note: str 
 
 def difficulty(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
     """How hard each sample is: the share of (seed, exit) pairs that classify it wrongly, (N,) in [0, 1].
-    Ours.
+    Ours. In regression (C = 1): whose error is larger than the median of all of them.
 
     `logits`: one array (K, N, C) a seed, on the same samples; `labels` (N,).
     """
     if not len(logits):
         raise EestudyError("difficulty: needs the logits of at least one seed")
+    if np.asarray(logits[0]).shape[-1] == 1:
+        errors = np.concatenate([np.abs(np.asarray(z)[:, :, 0] - np.asarray(labels)) for z in logits], axis=0)
+        return (errors > np.median(errors)).mean(axis=0)
     wrong = [np.asarray(z).argmax(axis=-1) != np.asarray(labels)[None, :] for z in logits]
     return np.concatenate(wrong, axis=0).mean(axis=0)

@@ -16,13 +16,17 @@ from pandas.io.formats.style import Styler
 
 from eestudy.config import EestudyError, check_name
 from eestudy.report import statistics as st
-from eestudy.report.frames import Results, in_order
+from eestudy.report.frames import Results, in_order, score_name
 
 PROTOCOLS = {
     "calibrated": "thresholds fitted on validation data for each budget, applied once to test",
     "paper": "one threshold for all seeds, swept on the test set, as in Kubaty et al. (2025)",
 }
 BUDGETS = ("25", "50", "75", "100", "max")
+# The exit rule of a table that is not asked for another one: of classification, of regression.
+RULES = ("max-probability", "patience")
+# Columns of exits and budgets that a table can show; what the others are called is `score_name`'s to say.
+CORRELATIONS = {"pearson": "Pearson's correlation x 100", "spearman": "Spearman's rank correlation x 100"}
 DASH = "–"
 # What is compared with what, in this order.
 PAIRS = (("mixed", "joint"), ("mixed", "disjoint"), ("joint", "disjoint"))
@@ -59,12 +63,37 @@ def percent(interval: st.Interval, expected: int | None = None) -> str:
     return f"{text} (one seed)" if interval.n == 1 else text
 
 
-def select(frame: pd.DataFrame, protocol: str, rule: str) -> pd.DataFrame:
-    """The rows of one protocol and exit rule; EestudyError with the nearest name when there are none."""
+def select(frame: pd.DataFrame, protocol: str, rule: str | None) -> pd.DataFrame:
+    """The rows of one protocol and exit rule; EestudyError with the nearest name when there are none.
+
+    rule: None takes `RULES`, of classification and of regression.
+    """
     check_name("protocol", protocol, frame["protocol"].unique())
     rows = frame[frame["protocol"] == protocol]
+    if rule is None:
+        regression = _regression(rows)
+        chosen = rows[rows["rule"] == np.where(regression, RULES[1], RULES[0])]
+        if len(chosen):
+            return chosen
+        rule = RULES[int(regression.all())]
     check_name("rule", rule, rows["rule"].unique())
     return rows[rows["rule"] == rule]
+
+
+def _regression(frame: pd.DataFrame) -> pd.Series:
+    return frame["score"].notna() if "score" in frame else pd.Series(False, index=frame.index)
+
+
+def _scored(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, str]:
+    """The rows that have a score, and how a caption calls it. EestudyError when there are none."""
+    if score == "accuracy":
+        name = score_name(frame)
+        return frame, f"{name[0].upper()}{name[1:]} on test, %"
+    check_name("score", score, ["accuracy", *CORRELATIONS])
+    rows = frame[_regression(frame)]
+    if rows.empty:
+        raise EestudyError(f"score: {score} is of regression, which no cell of these results is; valid: accuracy")
+    return rows, f"{CORRELATIONS[score]} on test"
 
 
 def budget_name(budget: str) -> str:
@@ -77,14 +106,16 @@ def _ordered(frame: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
     return frame.loc[rows]
 
 
-def budget_means(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
+def budget_means(
+    results: Results, protocol: str = "calibrated", rule: str | None = None, score: str = "accuracy"
+) -> pd.DataFrame:
     """One row a cell x strategy x budget: mean, low, high (fractions, over seeds), n seeds that reach it, of
     `seeds`.
     """
-    rows = select(results.budgets, protocol, rule)
+    rows, _ = _scored(select(results.budgets, protocol, rule), score)
     records = []
     for (cell, strategy, budget), group in rows.groupby(["cell", "strategy", "budget"], sort=False):
-        interval = st.mean_interval(group["accuracy"])
+        interval = st.mean_interval(group[score])
         records.append(
             {"cell": cell, "strategy": strategy, "budget": str(budget), "seeds": group["seed"].nunique()}
             | {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
@@ -93,47 +124,63 @@ def budget_means(results: Results, protocol: str = "calibrated", rule: str = "ma
     return pd.DataFrame(records)
 
 
-def budget_table(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> Table:
-    """Accuracy at matched budgets: rows cell x strategy, columns % of the plain backbone's FLOPs."""
-    means = budget_means(results, protocol, rule)
+def budget_table(
+    results: Results, protocol: str = "calibrated", rule: str | None = None, score: str = "accuracy"
+) -> Table:
+    """Accuracy at matched budgets: rows cell x strategy, columns % of the plain backbone's FLOPs.
+
+    Regression: R2, or what `score` asks for: "pearson" or "spearman".
+    """
+    means = budget_means(results, protocol, rule, score)
     means["text"] = [percent(_interval(r), r.seeds) for r in means.itertuples()]
     frame = means.pivot(index=["cell", "strategy"], columns="budget", values="text").fillna(DASH)
     frame = _ordered(frame[[b for b in BUDGETS if b in frame.columns]], results.cells)
     frame.columns = pd.Index([budget_name(b) for b in frame.columns], name="budget")
-    text = f"Accuracy on test, %, at a mean cost within the budget. {_protocol(protocol, rule)} "
+    rows, name = _scored(select(results.budgets, protocol, rule), score)
+    text = f"{name}, at a mean cost within the budget. {_protocol(results, protocol, rule)} "
     text += _seeds(results)
-    if (frame == DASH).any(axis=None):
+    undefined = (rows["flops"].notna() & rows[score].isna()).any()
+    if undefined:
+        text += f" {_undefined()}"
+    if (frame == DASH).any(axis=None) and not (undefined and means["flops"].notna().all()):
         text += f" {DASH}: no threshold keeps the mean cost within this budget (exit 1 alone may cost more)."
     if frame.map(lambda t: " of " in t).any(axis=None):
         text += ' "1 of 2 seeds": the mean is over the seeds that reach the budget, so it is not comparable.'
-    return table(frame, text, f"budgets-{protocol}")
+    return table(frame, text, f"budgets-{protocol}" if score == "accuracy" else f"budgets-{protocol}-{score}")
 
 
-def exit_table(results: Results) -> Table:
-    """Accuracy of every exit when all samples take it: rows cell x strategy, columns exits."""
+def exit_table(results: Results, score: str = "accuracy") -> Table:
+    """Accuracy of every exit when all samples take it: rows cell x strategy, columns exits. `score`: see above."""
+    rows, name = _scored(results.exits, score)
     records = [
         {
             "cell": cell,
             "strategy": strategy,
             "exit": number,
-            "text": percent(st.mean_interval(group["accuracy"])),
+            "text": percent(st.mean_interval(group[score]), len(group)),
         }
-        for (cell, strategy, number), group in results.exits.groupby(["cell", "strategy", "exit"], sort=False)
+        for (cell, strategy, number), group in rows.groupby(["cell", "strategy", "exit"], sort=False)
     ]
     frame = pd.DataFrame(records).pivot(index=["cell", "strategy"], columns="exit", values="text").sort_index(axis=1)
     frame = _ordered(frame, results.cells)
     frame.columns = pd.Index([f"exit {k}" for k in frame.columns], name="all samples take")
     empty = " Empty: the backbone has fewer exits." if frame.isna().any(axis=None) else ""
-    text = f"Accuracy on test, %, of each exit by itself; no rule, no threshold. {_seeds(results)}{empty}"
-    return table(frame.fillna(""), text, "exits")
+    text = f"{name}, of each exit by itself; no rule, no threshold. {_seeds(results)}{empty}"
+    if rows[score].isna().any():
+        text += f" {_undefined()}"
+    return table(frame.fillna(""), text, "exits" if score == "accuracy" else f"exits-{score}")
 
 
-def comparisons(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
+def _undefined() -> str:
+    return f"{DASH} or fewer seeds: not defined, for all predictions (or all labels) are the same there."
+
+
+def comparisons(results: Results, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
     """Paired differences between strategies at each budget, Holm-corrected over all rows.
 
     One row a cell x pair x budget: `a`, `b`, mean, low, high, sd (of a - b, fractions of accuracy), n common
     seeds, unpaired seeds, p, p_holm, `decision` ("better": a is; "worse"; "" undecided), `verdict` in words.
-    A budget that neither strategy reaches makes no row.
+    A budget that neither strategy reaches makes no row. With regression, the column `score` of its cells is "R2".
     """
     rows = select(results.budgets, protocol, rule)
     records = []
@@ -145,10 +192,12 @@ def comparisons(results: Results, protocol: str = "calibrated", rule: str = "max
                 if left.empty and right.empty:
                     continue
                 d = st.paired_difference(left, right)
+                score = {"score": at["score"].iloc[0]} if "score" in at else {}
                 records.append(
                     {"cell": cell, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, "mean": d.mean}
                     | {"low": d.low, "high": d.high, "sd": d.sd, "n": d.n, "unpaired": d.unpaired}
                     | {"p": d.p, "note": d.note}
+                    | score
                 )
     if not records:
         raise EestudyError(f"comparisons: needs two strategies, the study {results.study!r} has {results.strategies}")
@@ -159,7 +208,7 @@ def comparisons(results: Results, protocol: str = "calibrated", rule: str = "max
     return frame
 
 
-def comparison_table(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> Table:
+def comparison_table(results: Results, protocol: str = "calibrated", rule: str | None = None) -> Table:
     """`comparisons` for a reader: rows cell x pair, columns budgets: points, interval, corrected p."""
     frame = comparisons(results, protocol, rule)
     frame["text"] = [_difference(r) for r in frame.itertuples()]
@@ -169,9 +218,9 @@ def comparison_table(results: Results, protocol: str = "calibrated", rule: str =
     wide.columns = pd.Index([budget_name(b) for b in wide.columns], name="budget")
     tested = int(frame["p"].notna().sum())
     text = (
-        f"Difference in accuracy, points [95 % interval], paired over seeds; p of the paired t test, "
+        f"Difference in {score_name(frame)}, points [95 % interval], paired over seeds; p of the paired t test, "
         f"Holm-corrected over the {tested} tests of this table; * where it is below {st.ALPHA}. "
-        f"{_protocol(protocol, rule)} "
+        f"{_protocol(results, protocol, rule)} "
         f"{DASH}: not compared (budget out of reach for one of the two, or no common seed)."
     )
     if frame["text"].str.contains("no spread").any():
@@ -179,7 +228,7 @@ def comparison_table(results: Results, protocol: str = "calibrated", rule: str =
     return table(wide, text, f"comparisons-{protocol}")
 
 
-def friedman_table(results: Results, protocol: str = "calibrated", rule: str = "max-probability") -> Table:
+def friedman_table(results: Results, protocol: str = "calibrated", rule: str | None = None) -> Table:
     """Mean rank of each strategy over the cells at each budget, and Friedman's test where cells suffice."""
     means = budget_means(results, protocol, rule)
     means.loc[means["n"] < means["seeds"], "mean"] = np.nan  # a mean over fewer seeds is not comparable
@@ -191,7 +240,8 @@ def friedman_table(results: Results, protocol: str = "calibrated", rule: str = "
         p = f"{test.p:.3f}" if test.note == "" else test.note
         records[budget_name(budget)] = {"cells": test.n, **ranks, "p (Friedman)": p}
     frame = pd.DataFrame.from_dict(records, orient="index").rename_axis("budget")
-    text = f"Mean rank over cells (1: the highest accuracy in the cell). {_protocol(protocol, rule)}"
+    name = score_name(select(results.budgets, protocol, rule))
+    text = f"Mean rank over cells (1: the highest {name} in the cell). {_protocol(results, protocol, rule)}"
     return table(frame, text, f"friedman-{protocol}")
 
 
@@ -258,7 +308,12 @@ def _difference(row: Any) -> str:
     return f"{text}, {row.n} of {row.n + row.unpaired} seeds" if row.unpaired else text
 
 
-def _protocol(protocol: str, rule: str) -> str:
+def _protocol(results: Results, protocol: str, rule: str | None) -> str:
+    if rule is None:
+        regression = _regression(select(results.budgets, protocol, rule))
+        rule = RULES[int(regression.all())]
+        if regression.any() and not regression.all():
+            rule = f"{RULES[0]} (regression: {RULES[1]})"
     return f"Protocol {protocol} ({PROTOCOLS.get(protocol, 'as named')}), exit rule {rule}."
 
 

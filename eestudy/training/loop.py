@@ -95,7 +95,7 @@ def train_phase(
                 feed = batches.epoch(epoch, first)
             x, targets = next(feed)
 
-            torch.manual_seed(named_seed(*seeds, "noise", progress.step, execution.rank))
+            execution.seed(named_seed(*seeds, "noise", progress.step, execution.rank))
             losses, logits = _step(network, state, weights, x, targets, progress.step / total, bad, execution)
             progress.step += 1
             bar.update()
@@ -163,7 +163,10 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, phase.clip or math.inf)
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    # Where looking costs nothing, a gradient that is short enough is left alone: scaled by 1 it would be the same.
+    if phase.clip and (execution.device.type != "cpu" or not float(norm) < phase.clip):
+        torch.nn.utils.clip_grads_with_norm_(trained, phase.clip, norm)
     # Of several processes each has its own loss, but all have the same gradient.
     finite = torch.isfinite(norm if execution.processes > 1 else norm + loss.detach())
     bad.copy_(torch.where(finite, bad, torch.clamp(bad, max=state.progress.step)))

@@ -1,0 +1,66 @@
+"""A study of one seed in words: what each network can do and save, without a word on which strategy is better."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from eestudy.report.frames import Results, score_name
+from eestudy.report.tables import BUDGETS, budget_name, engineering, select
+
+
+def described(results: Results) -> str:
+    """The study's cells with their exits and costs, as a Markdown list."""
+    runs = results.runs
+    seeds = runs["seed"].nunique()
+    lines = [
+        f"Study **{results.study}**: {len(runs)} runs in {len(results.cells)} cells, strategies "
+        f"{', '.join(results.strategies)}, {seeds} seed{'s' if seeds > 1 else ''}.",
+        "",
+    ]
+    for cell in results.cells:
+        own = runs[runs["cell"] == cell]
+        exits = results.exits.loc[results.exits["cell"] == cell, "exit"].max()
+        lines.append(
+            f"- {cell}: {exits} exits, {engineering(own['backbone_flops'].iloc[0])}FLOPs a sample, trained for "
+            f"{engineering(own['training_flops'].mean())}FLOPs on average."
+        )
+    return "\n".join(lines)
+
+
+def savings(results: Results, protocol: str = "calibrated", rule: str | None = None) -> str:
+    """Cell by cell: from which exit on a network is near its last one, and the least budget that costs no point.
+
+    A point is 0.01 of accuracy (R2 in regression), against the same run's last exit. Means over the seeds there are.
+    """
+    budgets = select(results.budgets, protocol, rule)
+    lines = []
+    for cell in results.cells:
+        exits = results.exits[results.exits["cell"] == cell]
+        parts = []
+        for strategy in results.strategies:
+            means = exits[exits["strategy"] == strategy].groupby("exit")["accuracy"].mean()
+            if means.empty:
+                continue
+            near = int(means.index[means >= means.iloc[-1] - 0.01][0])
+            own = budgets[(budgets["cell"] == cell) & (budgets["strategy"] == strategy)]
+            parts.append(
+                f"{strategy}: {100 * means.iloc[0]:.1f} % at exit 1, {100 * means.iloc[-1]:.1f} % at exit "
+                f"{means.index[-1]}, within a point of it from exit {near} on{_least(own, means.iloc[-1])}"
+            )
+        lines.append(f"- **{cell}**, {score_name(exits)} on test. {'; '.join(parts)}.")
+    seeds = results.runs.groupby(["cell", "strategy"])["seed"].nunique().max()
+    close = (
+        "\n\nOne seed: these are single runs. Which strategy is better cannot be told from them, here or in the figures."
+        if seeds == 1
+        else f"\n\nMeans over {seeds} seeds; the tests that compare strategies are in other chapters."
+    )
+    return "\n".join(lines) + close
+
+
+def _least(budgets: pd.DataFrame, last: float) -> str:
+    """The smallest budget whose mean accuracy is within a point of `last`."""
+    for budget in BUDGETS:
+        reached = budgets[budgets["budget"] == budget]["accuracy"]
+        if budget != "max" and len(reached) and reached.mean() >= last - 0.01:
+            return f", with thresholds at {budget_name(budget)} of the plain backbone's FLOPs"
+    return ", with thresholds at no budget below the last exit's cost"
