@@ -52,8 +52,8 @@ def tokens() -> data.DataSet:
     x = torch.randint(1000, 2000, (40, 8), generator=generator)
     x[:, 6:] = 0
     y = torch.arange(40) % 10
-    parts = [data.Split(x[start:end], y[start:end]) for start, end in ((0, 20), (20, 30), (30, 40))]
-    return data.DataSet("tokens", 10, (8,), *parts)
+    train, validation, test = (data.Split(x[start:end], y[start:end]) for start, end in ((0, 20), (20, 30), (30, 40)))
+    return data.DataSet("tokens", 10, (8,), train, validation, test)
 
 
 @pytest.mark.parametrize("architecture", BACKBONES)

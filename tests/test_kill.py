@@ -101,17 +101,18 @@ WRITES = (
 
 def test_killed_at_the_write_of_every_file_it_ends_with_the_same_bits(tmp_path, undisturbed):
     config, steps, kills = RunConfig(**{**RESNET, "architecture": "mlp"}, strategy="joint"), Steps(), 0
+    total = undisturbed(config)[1]  # first, so that the children find everything imported
     for where, nth in WRITES:
         before = ["before the rename"] if "manifest" in where or "state" in where else []
         for moment in ("half written", *before, "after the rename"):
-            child = forked(lambda w=where, m=moment, n=nth: (kill_at(w, m, n), train(config, tmp_path, steps))[1])
+            child = forked(killed_there(where, moment, nth, config, tmp_path, steps))
             ended = status(child)
             assert ended == -signal.SIGKILL, f"{where} was not written: exit status {ended}"
             kills += 1
             assert_whole(tmp_path)
     assert status(forked(lambda: train(config, tmp_path, steps))) == 0
     assert_like(undisturbed, config, tmp_path)
-    assert steps.done <= undisturbed(config)[1] + kills
+    assert steps.done <= total + kills
 
 
 def test_two_processes_on_one_run_train_it_once(tmp_path, capfd, undisturbed):
