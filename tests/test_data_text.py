@@ -150,8 +150,10 @@ def test_newsgroups(home):
         "no headers\njust two lines",
         "Subject: x\n\nfirst\n\nsecond\n\nlast\n\n\n",
         "Subject: x\n\n| quoted\nJohn said:\nsaid the king\nx > y\n Quoted from\nQuoted from me\nhe writes in:\n",
+        "Subject: x\n\nIn article 7\nnot In article 7\n",
         "Subject: x\n\nbody\n - - \nsignature\n---\n",
         "Subject: x\n\n\nonly a signature\n",
+        "--\nonly a signature\n",
         "",
     ],
 )

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -99,13 +100,23 @@ WRITES = (
 )  # fmt: skip
 
 
+def train_and_die(where, moment, nth, config, store, steps):
+    kill_at(where, moment, nth)
+    train(config, store, steps)
+
+
+def train_slowly(config, store, steps):
+    slowed()
+    train(config, store, steps)
+
+
 def test_killed_at_the_write_of_every_file_it_ends_with_the_same_bits(tmp_path, undisturbed):
     config, steps, kills = RunConfig(**{**RESNET, "architecture": "mlp"}, strategy="joint"), Steps(), 0
     total = undisturbed(config)[1]  # first, so that the children find everything imported
     for where, nth in WRITES:
         before = ["before the rename"] if "manifest" in where or "state" in where else []
         for moment in ("half written", *before, "after the rename"):
-            child = forked(killed_there(where, moment, nth, config, tmp_path, steps))
+            child = forked(partial(train_and_die, where, moment, nth, config, tmp_path, steps))
             ended = status(child)
             assert ended == -signal.SIGKILL, f"{where} was not written: exit status {ended}"
             kills += 1
@@ -128,7 +139,7 @@ def test_two_processes_on_one_run_train_it_once(tmp_path, capfd, undisturbed):
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, capfd, undisturbed):
     config, steps = RunConfig(**{**RESNET, "architecture": "mlp"}, strategy="joint"), Steps()
     total = undisturbed(config)[1]
-    holder = forked(lambda: (slowed(), train(config, tmp_path, steps))[1])
+    holder = forked(partial(train_slowly, config, tmp_path, steps))
     until(lambda: steps.done >= 2)
     waiting = forked(lambda: train(config, tmp_path, steps))
     said = ""

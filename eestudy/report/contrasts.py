@@ -71,16 +71,21 @@ def accuracy_table(frame: pd.DataFrame, a: str, b: str) -> Table:
 
 
 def conclusion_table(frame: pd.DataFrame, a: str, b: str) -> Table:
-    """`conclusions` for a reader: rows cell x pair, columns budgets; first the lead with a and with b."""
-    leads = [
-        f"{st.points(r.in_a)}{_star(r.decision_a)}, {st.points(r.in_b)}{_star(r.decision_b)}: "
-        for r in frame.itertuples()
+    """`conclusions` for a reader: rows cell x pair x budget; the lead with a, with b, and their difference."""
+    rows = frame.itertuples()
+    texts = [
+        (f"{st.points(r.in_a)}{_star(r.decision_a)}", f"{st.points(r.in_b)}{_star(r.decision_b)}", _text(r))
+        for r in rows
     ]
-    text = (
-        f"The lead of one strategy over another, points: with {a}, with {b} (* where that study's own corrected test "
-        f"decides it), then the difference of the two leads [95 % interval]. {_family(frame)}"
+    index = pd.MultiIndex.from_arrays(
+        [frame["cell"], frame["pair"], frame["budget"].map(budget_name)], names=["cell", "pair", "budget"]
     )
-    return _wide(frame, ["cell", "pair"], text, "contrast-conclusions", leads)
+    made = pd.DataFrame(texts, index=index, columns=[a, b, "difference"])
+    text = (
+        f"The lead of one strategy over another, points, with {a} and with {b} (* where that study's own corrected test "
+        f"decides it); then the difference of the two leads [95 % interval]. {_family(frame)}"
+    )
+    return table(made, text, "contrast-conclusions")
 
 
 def accuracy_findings(frame: pd.DataFrame, a: str, b: str) -> str:
@@ -93,7 +98,7 @@ def accuracy_findings(frame: pd.DataFrame, a: str, b: str) -> str:
         f"({tested} could be tested; where all seeds differ alike, there is no test).",
         f"The largest mean difference is {st.points(largest['mean'])} points ({largest['cell']}, "
         f"{largest['strategy']}, {budget_name(largest['budget'])}); the mean over all of them is "
-        f"{100 * frame['mean'].mean():+.2f} points.".replace("-", "−"),
+        f"{_hundredths(frame['mean'].mean())} points.",
         *(f"{r.cell}, {r.strategy}, {budget_name(r.budget)}: {a} is {r.verdict}." for r in decided.itertuples()),
     ]
     return "\n".join(f"- {line}" for line in [*lines, _excluded(frame)])
@@ -106,11 +111,13 @@ def conclusion_findings(frame: pd.DataFrame, a: str, b: str) -> str:
     same = frame[(frame["change"] == "") & (frame["decision_a"] != "")]
     sign = (frame["in_a"] * frame["in_b"] < 0).sum()
     differ = frame[frame["decision"] != ""]
+    changed = len(reversed_) + len(differ)
+    answer = f"{changed} conclusions change." if changed else "No conclusion is seen to change."
     lines = [
-        f"{len(reversed_)} of {len(frame)} comparisons of strategies are decided in opposite ways with {a} and {b}.",
-        f"{len(same)} are decided alike in both, {len(frame) - len(same) - len(alone) - len(reversed_)} in neither, "
-        f"{len(alone)} in one of the two only.",
-        f"In {sign} the two means have opposite signs.",
+        f"**{answer}** {len(reversed_)} of {len(frame)} comparisons of strategies are decided in opposite ways with "
+        f"{a} and {b}; in {sign} the two means have opposite signs.",
+        f"Decided alike in both: {len(same)}; in neither: {len(frame) - len(same) - len(alone) - len(reversed_)}; "
+        f"in one of the two only: {len(alone)}.",
         f"The corrected tests of the leads' difference, which is what a changed conclusion needs, find {len(differ)}.",
         *(
             f"{r.cell}, {r.pair}, {budget_name(r.budget)}: the lead differs by {st.points(r.mean)} points "
@@ -179,9 +186,8 @@ def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame
 
 
-def _wide(frame: pd.DataFrame, index: list[str], text: str, name: str, before: list[str] | None = None) -> Table:
-    texts = [_text(row) for row in frame.itertuples()]
-    frame = frame.assign(text=[first + rest for first, rest in zip(before or [""] * len(texts), texts, strict=True)])
+def _wide(frame: pd.DataFrame, index: list[str], text: str, name: str) -> Table:
+    frame = frame.assign(text=[_text(row) for row in frame.itertuples()])
     order = list(dict.fromkeys(zip(*(frame[column] for column in index), strict=True)))
     wide = frame.pivot(index=index, columns="budget", values="text").fillna(DASH).loc[order]
     wide = wide[[budget for budget in BUDGETS if budget in wide.columns]]
@@ -195,6 +201,10 @@ def _text(row: Any) -> str:
     return f"{st.points(row.mean)}{_star(row.decision)} [{st.points(row.low)}, {st.points(row.high)}]"
 
 
+def _hundredths(value: float) -> str:
+    return f"{100 * value:+.2f}".replace("-", "−")
+
+
 def _star(decision: str) -> str:
     return "*" if decision else ""
 
@@ -203,7 +213,7 @@ def _family(frame: pd.DataFrame) -> str:
     tested = int(frame["p"].notna().sum())
     return (
         f"Paired over {frame['n'].max()} seeds; * where the paired t test, Holm-corrected over the {tested} tests of "
-        f"this table, is below {st.ALPHA}. {DASH}: not reached by both."
+        f"this table, is below {st.ALPHA}. A budget that is not reached by both is left out."
     )
 
 

@@ -28,7 +28,7 @@ def described(results: Results) -> str:
 
 
 def savings(results: Results, protocol: str = "calibrated", rule: str | None = None) -> str:
-    """Cell by cell: from which exit on a network is near its last one, and the least budget that costs no point.
+    """Cell by cell: the first exit that is near the last one in accuracy, and the least budget that costs no point.
 
     A point is 0.01 of accuracy (R2 in regression), against the same run's last exit. Means over the seeds there are.
     """
@@ -45,12 +45,12 @@ def savings(results: Results, protocol: str = "calibrated", rule: str | None = N
             own = budgets[(budgets["cell"] == cell) & (budgets["strategy"] == strategy)]
             parts.append(
                 f"{strategy}: {100 * means.iloc[0]:.1f} % at exit 1, {100 * means.iloc[-1]:.1f} % at exit "
-                f"{means.index[-1]}, within a point of it from exit {near} on{_least(own, means.iloc[-1])}"
+                f"{means.index[-1]}, first within a point of it at exit {near}{_least(own, means.iloc[-1])}"
             )
         lines.append(f"- **{cell}**, {score_name(exits)} on test. {'; '.join(parts)}.")
     seeds = results.runs.groupby(["cell", "strategy"])["seed"].nunique().max()
     close = (
-        "\n\nOne seed: these are single runs. Which strategy is better cannot be told from them, here or in the figures."
+        "\n\nOne seed: these are single runs. They cannot tell which strategy is better, here or in the figures."
         if seeds == 1
         else f"\n\nMeans over {seeds} seeds; the tests that compare strategies are in other chapters."
     )

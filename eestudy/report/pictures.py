@@ -13,6 +13,7 @@ from eestudy.report.tables import Table, engineering, table
 
 ROW = 10  # samples side by side
 KINDS = ("pooled", "token", "vector")  # the heads made for a kind of features
+CASCADING = tuple(f"cascading-{kind}" for kind in KINDS)
 
 
 def samples(x: np.ndarray, names: Sequence[str], title: str = "") -> style.Plot:
@@ -46,6 +47,14 @@ def samples(x: np.ndarray, names: Sequence[str], title: str = "") -> style.Plot:
     return figure
 
 
+def texts(frame: pd.DataFrame, caption: str, name: str) -> Table:
+    """A `tables.table` of words: to the left, and on several lines where they are long."""
+    made = table(frame, caption, name)
+    words = [("text-align", "left"), ("white-space", "normal")]
+    made.set_table_styles([{"selector": "td, th", "props": words}], overwrite=False)
+    return made
+
+
 def head_table(catalogue: pd.DataFrame) -> Table:
     """What backbones cost, and what each head adds: rows architecture x input, from `models.catalogue`."""
     ends = catalogue.groupby(["architecture", "input", "head"], sort=False).last()
@@ -75,6 +84,27 @@ def head_table(catalogue: pd.DataFrame) -> Table:
         "does not read them."
     )
     return table(frame, text, "heads")
+
+
+def head_findings(catalogue: pd.DataFrame) -> str:
+    """What all heads of a network together add to its FLOPs and parameters, over the backbones, as Markdown."""
+    ends = catalogue.groupby(["architecture", "input", "head"], sort=False).last().reset_index()
+    flops = 100 * ends["head_flops"] / (ends["flops"] - ends["head_flops"])
+    params = 100 * ends["head_params"] / (ends["params"] - ends["head_params"])
+    ends = ends.assign(flops_share=flops, params_share=params)
+    lines = []
+    groups = [("made for the backbone's features (pooled, token, vector)", KINDS), ("cascading", CASCADING)]
+    for name, heads in [*groups, ("msdnet", ("msdnet",)), ("msdnet-wide", ("msdnet-wide",))]:
+        own = ends[ends["head"].isin(heads)]
+        if len(own):
+            most = own.loc[own["flops_share"].idxmax()]
+            where = f"{most['architecture']}, {_input(most['input'])}"
+            lines.append(
+                f"- Heads {name}, in the median over {len(own)} networks, add {own['flops_share'].median():.2g} % to "
+                f"the backbone's FLOPs and {own['params_share'].median():.2g} % to its parameters; at most "
+                f"{most['flops_share']:.3g} % of the FLOPs ({where})."
+            )
+    return "\n".join(lines)
 
 
 def exit_costs_table(catalogue: pd.DataFrame) -> Table:

@@ -112,7 +112,7 @@ def train_phase(
                 train[1] = _scores(train, data.train.y)
                 _record(progress, exits, epoch + 1, train, held_out)
                 state.sums.zero_()
-                bar.set_postfix_str(_seen(epoch + 1, phase, exits, train, held_out))
+                bar.set_postfix_str(_seen(epoch + 1, phase, exits, train, held_out, data.task))
                 if phase.patience and _improved(progress, held_out[1].tolist()):
                     state.best = {name: value.clone() for name, value in trained_tensors(model, phase).items()}
 
@@ -250,10 +250,11 @@ def _stop_if_not_finite(bad: Tensor, phase: Phase, batches: Batches, total: int)
         )
 
 
-def _seen(epoch: int, phase: Phase, exits: list[int], train: Tensor, held_out: Tensor) -> str:
-    """What the progress bar shows of an epoch: loss of training, accuracy on validation of the first and last exit."""
+def _seen(epoch: int, phase: Phase, exits: list[int], train: Tensor, held_out: Tensor, task: str) -> str:
+    """What the progress bar shows: loss of training, accuracy or R2 on validation of the first and last exit."""
     ends = [0] if len(exits) == 1 else [0, -1]
-    shown = ", ".join(f"exit {exits[place]} {float(held_out[1][place]):.1%}" for place in ends)
+    form = ".1%" if task == "classification" else ".3f"
+    shown = ", ".join(f"exit {exits[place]} {float(held_out[1][place]):{form}}" for place in ends)
     return f"epoch {epoch}/{phase.epochs}, loss {float(train[0].mean()):.3f}, {shown}"
 
 
