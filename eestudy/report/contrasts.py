@@ -82,8 +82,8 @@ def conclusion_table(frame: pd.DataFrame, a: str, b: str) -> Table:
     )
     made = pd.DataFrame(texts, index=index, columns=[a, b, "difference"])
     text = (
-        f"The lead of one strategy over another, points, with {a} and with {b} (* where that study's own corrected test "
-        f"decides it); then the difference of the two leads [95 % interval]. {_family(frame)}"
+        f"The lead of one strategy over another, points, with {a} and with {b} (* where that study's own corrected "
+        f"test decides it); then the difference of the two leads [95 % interval]. {_family(frame)}"
     )
     return table(made, text, "contrast-conclusions")
 
