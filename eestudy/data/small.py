@@ -25,8 +25,7 @@ def mnist1d(noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 
     """MNIST-1D (Greydanus and Kobak 2024): ten templates of a line of 40 points, shifted, sheared and made noisy.
 
     noise: deviation of the independent noise; correlated_noise: that of the smooth one; samples: how many are made,
-    a fifth of them for test. hardness: what both noises are multiplied by, 0 for none, 1 as published; networks that
-    pool over the whole line need 2 or more to leave something to be told apart (they reach 99 % at 1).
+    a fifth of them for test. hardness: what both noises are multiplied by, 0 for none, 1 as published.
     The generator's own seed (42) is kept, so the defaults give its published data set.
     """
     from mnist1d.data import get_dataset_args, make_dataset
