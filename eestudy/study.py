@@ -128,8 +128,17 @@ def build_model(config: RunConfig, loaded: data.DataSet, model: MultiExit | None
     _check_fit(config, network, loaded)
     # The layout convolutions are fastest in; set here, so that training and loading see the same bits. Not for a user's
     # own network, which may rely on the usual one (x.view).
-    images = len(loaded.input_shape) == 3 and model is None
+    images = len(loaded.input_shape) == 3 and model is None and not _needs_contiguous(network)
     return network.to(memory_format=torch.channels_last) if images else network
+
+
+def _needs_contiguous(network: MultiExit) -> bool:
+    """Whether torch 2.15 would write past a buffer on a processor with AVX2 alone (seen as crashes and changing bits).
+
+    It does in the weight gradient of channels-last, strided 1x1 convolutions with 2 to 7 input channels.
+    """
+    kernels = [part for part in network.modules() if isinstance(part, torch.nn.Conv2d)]
+    return any(part.kernel_size == (1, 1) and part.stride != (1, 1) and 1 < part.in_channels < 8 for part in kernels)
 
 
 def _check_fit(config: RunConfig, network: MultiExit, loaded: data.DataSet) -> None:

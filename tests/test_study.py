@@ -166,3 +166,10 @@ def test_a_run_says_where_it_comes_from(small_run):
     assert "torch" in row["versions"]
     assert row["hardware"]
     assert RunConfig(**{k: v for k, v in json.loads(row["config"]).items() if k != "schema"}) == run.config
+
+
+@pytest.mark.parametrize(("width", "layout"), [(4, torch.contiguous_format), (8, torch.channels_last)])
+def test_narrow_projections_keep_the_usual_layout(small_run, width, layout):
+    """In the other one torch 2.15 writes past a buffer there: crashes, or other weights at every run."""
+    run = small_run("resnet-tiny", "digits", "joint", architecture_args={"width": width})
+    assert run.model().memory_format == layout
