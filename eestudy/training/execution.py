@@ -34,7 +34,8 @@ class Execution:
 
     workers: processes that read image files ahead of the training; no effect on data in memory, none on the result.
     compile: "auto" compiles on a GPU, for phases of at least 2,000 steps; on a processor the one measurement there is
-    (ResNet-20, benchmarks/) gained 1.15 x after 70 s of compiling. A compiled network rounds differently, so its bits are not those of the plain one.
+    (ResNet-20, benchmarks/) gained 1.15 x after 70 s of compiling. A compiled network rounds differently, so
+    its bits are not those of the plain one.
     """
 
     device: torch.device
