@@ -388,7 +388,7 @@ def test_get_keeps_files_that_are_no_archives(home, tmp_path, monkeypatch):
     ("changes", "wanted"),
     [
         ({"md5": "0" * 32}, "gave another file: MD5 "),
-        ({"url": "file:///none/such.tar.gz"}, "No such file"),
+        ({"url": Path("/none/such.tar.gz").as_uri()}, "No such file"),
         ({"url": "http://127.0.0.1:9/such.tar.gz"}, "is this machine online?"),
     ],
 )
