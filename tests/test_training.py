@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from itertools import pairwise
 
 import pytest
@@ -236,3 +237,20 @@ def test_set_trainable_returns_what_trains():
     assert not model.backbone.training
     assert model.heads.training
     assert data.load("digits").num_classes == model.num_classes
+
+
+def test_ctrl_c_in_the_last_step_of_a_phase_is_not_lost(tmp_path, monkeypatch):
+    made = plan("joint", epochs=1)
+    folder = Store(tmp_path).folder("phases", "p")
+    step, last = loop._step, 256 // 64
+
+    def pressed_at_the_last(*arguments):
+        if arguments[1].progress.step == last - 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "_step", pressed_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_phase(made.model, made.phases[0], made.data, folder, 0, 0, CPU)
+    assert folder.has(loop.checkpoint_name(100))
+    assert folder.json("summary.json")["steps"] == last

@@ -127,6 +127,8 @@ def train_phase(
         )
         for name in state_files(folder):
             folder.remove(name)
+    if execution.agreed(interrupted()):  # pressed during the last step: the phase is whole, the run ends here
+        raise KeyboardInterrupt
 
 
 class _Bar(tqdm):
