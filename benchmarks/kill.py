@@ -1,6 +1,6 @@
 """Kills small runs with SIGKILL at random moments and compares what they end with, bit for bit, with undisturbed runs.
 
-    python benchmarks/kill.py --kills 300        about 10 minutes on one core
+    python benchmarks/kill.py --kills 300
 
 Prints progress and time left; writes benchmarks/kill.json, with date and hardware, and a table of what the processes
 were doing when they died. Exit status 1 if any run ends with other bits, or a damaged folder was found on the way.

@@ -1,6 +1,6 @@
 """How far results differ where the bits are not promised: another thread count, another processor's instructions.
 
-    python benchmarks/processors.py        about 4 minutes on one core -> processors.json
+    python benchmarks/processors.py -> processors.json
 
 The same runs in processes that are told to use two threads, or fewer of the processor's instructions, which stands in
 for an older processor. Everything is compared with one thread and all instructions.

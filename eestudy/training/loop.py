@@ -76,6 +76,8 @@ def train_phase(
 
     with _interrupt_between_steps() as interrupted, bar:
         while True:
+            if progress.step in due.values():
+                _stop_if_not_finite(bad, phase, batches, total)
             if execution.main:
                 for share, step in due.items():
                     if step == progress.step:
