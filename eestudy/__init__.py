@@ -28,8 +28,8 @@ _NAMES = {
     "tradeoffs": "study",
 }
 _MODULES = (
-    "config", "grids", "store", "data", "models", "heads", "methods", "training", "evaluation", "study", "runner",
-    "report",
+    "config", "grids", "store", "data", "models", "heads", "methods", "training", "evaluation", "dynamics", "study",
+    "trajectories", "runner", "report",
 )  # fmt: skip
 
 __all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604  (names resolved by __getattr__)

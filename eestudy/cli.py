@@ -1,4 +1,4 @@
-"""The command line: plan, run, train, status, table, book, refresh, get, doctor.
+"""The command line: plan, run, train, dynamics, status, table, book, refresh, get, doctor.
 
 Exit status: 0, 1 (a run failed; doctor found damage), 2 (a mistake in what was given), 130 (Ctrl-C).
 """
@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
                 default=1,
                 help=f"local processes at a time (default 1; {cores} cores here)",
             )
+    text = "measure the training dynamics of a study that has run, and write its tables dynamics_*.parquet"
+    command = commands.add_parser("dynamics", help=text, description=text)
+    command.add_argument("params", type=Path, help="the study's YAML, such as params/dynamics.yaml")
+    command.add_argument("--metrics", help="some of them, such as rank,dominance (default: all)")
+    command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
+    command.add_argument("--workers", type=_positive, default=1, help="local processes at a time (default 1)")
     text = "train a YAML's runs in this process, without notebooks; under `accelerate launch`, in several at once"
     command = commands.add_parser("train", help=text, description=text)
     command.add_argument("params", type=Path, help="RunConfig fields, or a study, such as params/smoke.yaml")
@@ -145,6 +151,17 @@ def _train(options: argparse.Namespace) -> int:
         if main:
             print(run.exits().drop(columns="run").to_string(index=False, float_format="%.4g"), flush=True)
     return 0
+
+
+def _dynamics(options: argparse.Namespace) -> int:
+    from eestudy.grids import load_study
+    from eestudy.trajectories import measure_study
+
+    metrics = options.metrics.split(",") if options.metrics else None
+    failures = measure_study(load_study(options.params), metrics, options.workers, options.store)
+    for line in failures:
+        print(f"eestudy: failed: {line}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _report(failures: list) -> int:
@@ -254,6 +271,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "run": _run,
     "train": _train,
+    "dynamics": _dynamics,
     "status": _status,
     "table": _table,
     "book": _book,

@@ -289,9 +289,23 @@ class Run:
 
     def model(self) -> MultiExit:
         """The network with its final weights, in eval mode."""
+        return self.checkpoint(len(self.phases), 100)
+
+    def checkpoint(self, phase: int, share: int) -> MultiExit:
+        """The network as it was at `share` per cent of its phase number `phase` (from 1), in eval mode.
+
+        EestudyError if there is no such phase, or no checkpoint at that share.
+        """
+        shares = sorted({*self.config.checkpoints, 100})
+        if not 1 <= phase <= len(self.phases) or share not in shares:
+            raise EestudyError(
+                f"checkpoint: {share} % of phase {phase} is not there; {self.config.strategy} has "
+                f"{len(self.phases)} phases, with checkpoints at {', '.join(map(str, shares))} %"
+            )
         model = build_model(self.config, self.data(), self._own)
-        for phase in self.phases:
-            load_weights(model, self._store.folder("phases", phase).arrays(checkpoint_name(100)))
+        for number, name in enumerate(self.phases[:phase], 1):
+            reached = share if number == phase else 100
+            load_weights(model, self._store.folder("phases", name).arrays(checkpoint_name(reached)))
         return model.eval().requires_grad_(False)
 
     def data(self) -> data.DataSet:

@@ -36,10 +36,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dynamics": _TRAINED,
     "report": _STORED,  # from tables only
     "study": _STUDIED,
+    "trajectories": _STUDIED | {"study"},
     "runner": _RUN,
     "book": _RUN | {"runner"},
     "refresh": _RUN | {"runner"},
-    "cli": _RUN | {"runner", "book", "refresh"},
+    "cli": _RUN | {"runner", "book", "refresh", "trajectories"},
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +118,7 @@ class FolderSplit(Split):
             num_workers=workers,
             prefetch_factor=2,
             multiprocessing_context=context,
+            worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # its own, or it would draw from the one of the whole process
         )
         batches = iter(loader)
@@ -132,6 +134,11 @@ class FolderSplit(Split):
             if isinstance(batch, str):
                 raise EestudyError(batch)
             yield batch
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the one that trains decides when its readers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _line(error: BaseException) -> str:

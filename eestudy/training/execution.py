@@ -75,7 +75,9 @@ class Execution:
         if self.compile == "always" or (
             self.compile == "auto" and self.device.type == "cuda" and steps >= COMPILED_FROM
         ):
-            network = torch.compile(network)  # type: ignore[assignment]
+            # A phase's batches all have one shape. Left to itself, torch would take the next phase's for a sign that
+            # shapes vary, and compile slower code for that.
+            network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
         return self._accelerator.prepare_model(network) if self.processes > 1 else network
 
     def seed(self, seed: int) -> None:
