@@ -90,7 +90,7 @@ def _paths(models: Sequence[MultiExit], data: DataSet, samples: int, points: int
         dynamics.linear_path(*models, batches, points=points, heads=heads, train=train).assign(split=split, heads=heads)
         for split, batches in (("train", train), ("test", test))
     ]
-    return {"paths": pd.concat(frames, ignore_index=True)}
+    return {"paths" if heads == "all" else "probed_paths": pd.concat(frames, ignore_index=True)}
 
 
 def _curves(models: Sequence[MultiExit], data: DataSet, samples: int, points: int, steps: int) -> Tables:

@@ -1,0 +1,151 @@
+"""Metrics at a study's checkpoints: what is measured, once, kept, and written into tables."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+
+from eestudy import data, dynamics, trajectories
+from eestudy.cli import main
+from eestudy.config import EestudyError, RunConfig
+from eestudy.grids import Study
+from eestudy.store import Store
+from eestudy.trajectories import METRICS, Point, measure, measured, measurements
+
+from .conftest import SMALL
+
+STRATEGIES = ("disjoint", "joint", "mixed")
+
+
+@pytest.fixture(scope="module")
+def configs(small_run):
+    """Two seeds of the three strategies, trained."""
+    return [small_run("mlp", "digits", strategy, seed=seed).config for strategy in STRATEGIES for seed in (0, 1)]
+
+
+@pytest.fixture
+def place(small_store, tmp_path, monkeypatch):
+    """The shared store of runs, with what is measured in a folder of the test's own."""
+    store = Store(small_store)
+    folder = store.folder
+
+    def elsewhere(kind, name):
+        return Store(tmp_path).folder(kind, name) if kind == "dynamics" else folder(kind, name)
+
+    monkeypatch.setattr(store, "folder", elsewhere)
+    return store
+
+
+def test_progress_is_the_share_of_the_whole_run():
+    mixed = RunConfig(architecture="mlp", dataset="digits", strategy="mixed", phase_split=0.25)
+    assert [Point(mixed, 1, 0).progress, Point(mixed, 1, 100).progress] == [0, 0.25]
+    assert Point(mixed, 2, 50).progress == pytest.approx(0.625)
+    assert Point(mixed.replace(strategy="joint"), 1, 10).progress == pytest.approx(0.1)
+
+
+def test_equal_weights_are_measured_once(configs, place):
+    made = measurements(configs, "dominance", place)
+    by_strategy = {s: {m.id for m in made if m.points[0].config.strategy == s} for s in STRATEGIES}
+    first = {m.id for m in made if m.points[0].config.strategy == "mixed" and m.points[0].phase == 1}
+    assert by_strategy["disjoint"] & by_strategy["mixed"] == first
+    assert not by_strategy["joint"] & by_strategy["mixed"]
+    assert len(first) == 2 * 7
+    assert len({m.id for m in made}) == 2 * (7 + 6 + 6 + 7)
+
+
+def test_a_frozen_backbone_is_measured_once(configs, place):
+    made = [m for m in measurements(configs, "rank", place) if m.points[0].config.strategy == "disjoint"]
+    assert [(p.phase, p.share) for m in made for p in m.points if p.config.seed == 0] == [
+        *((1, share) for share in (0, 5, 10, 25, 50, 75, 100)), (2, 100),
+    ]  # fmt: skip
+    ends = {m.id for m in made if m.points[0].share == 100}
+    assert len(ends) == 2, "one a seed: the end of phase 1 is the end of the run"
+
+
+def test_pairs_and_their_controls(configs, place):
+    made = measurements(configs, "paths", place)
+    relations = [dict(m.facts)["relation"] for m in made]
+    assert relations.count("strategies") == 2 * 3
+    assert relations.count("seeds") == 3, "two seeds are one pair"
+    for each in made:
+        left, right = (point.config for point in each.points)
+        assert (left.seed == right.seed) == (dict(each.facts)["relation"] == "strategies")
+    four = [config.replace(seed=seed) for config in configs[::2] for seed in range(4)]
+    pairs = [
+        (a.config.seed, b.config.seed) for (a, b), facts in METRICS["paths"].points(four) if "seeds" in facts.values()
+    ]
+    assert sorted(pairs) == sorted([(0, 1), (1, 2), (2, 3), (3, 0)] * 3)
+
+
+def test_a_measurement_is_kept_and_made_again_when_damaged(configs, place, monkeypatch, capsys):
+    each = measurements(configs, "rank", place)[3]
+    measure(each, place)
+    frame = measured(each, place)["rank"]
+    assert {"run", "phase", "share", "progress", "stage", "numerical_rank"} <= set(frame.columns)
+    assert set(frame["run"]) == {each.points[0].config.id}
+
+    def never(*_, **__):
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patched:
+        patched.setitem(METRICS, "rank", dataclasses.replace(METRICS["rank"], measure=never))
+        measure(each, place)
+    path = place.folder("dynamics", each.id).path / "rank.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    measure(each, place)
+    assert "set aside" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(measured(each, place)["rank"], frame)
+
+
+def test_what_was_not_trained_is_named(tmp_path):
+    config = RunConfig(architecture="mlp", dataset="digits", strategy="joint", **SMALL)
+    with pytest.raises(EestudyError, match=rf"{config.id}: is not trained yet; train the study first"):
+        measurements([config], "rank", Store(tmp_path))
+    with pytest.raises(EestudyError, match="metric: unknown name 'rang'; nearest: rank"):
+        measurements([config], "rang", Store(tmp_path))
+
+
+def test_a_study_s_tables(configs, small_store, tmp_path, monkeypatch):
+    """Every metric on the smallest network, in two processes; then only what is asked for, and nothing twice."""
+    study = Study("tiny", tuple(configs))
+    assert trajectories.measure_study(study, None, 2, small_store, tmp_path) == []
+    names = {path.stem.removeprefix("dynamics_") for path in tmp_path.glob("*.parquet")}
+    assert names == {
+        "dominance", "conflict", "rank", "information", "similarity", "paths", "probed_paths", "curves", "plane",
+        "corners", "landscape",
+    }  # fmt: skip
+    costs = pd.read_csv(tmp_path / "dynamics_costs.csv")
+    assert set(costs["metric"]) == set(METRICS)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert trajectories.measure_study(study, ["rank"], 1, small_store, tmp_path) == []
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    rank = pd.read_parquet(tmp_path / "dynamics_rank.parquet")
+    assert set(rank["run"]) == {config.id for config in configs}
+
+
+def test_the_command_line_names_a_wrong_metric(capsys, tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("architecture: mlp\ndataset: digits\nstrategy: joint\n")
+    assert main(["dynamics", str(path), "--metrics", "ranks", "--store", str(tmp_path)]) == 2
+    assert "metric: unknown name 'ranks'; nearest: rank" in capsys.readouterr().err
+
+
+def test_probe_batches_are_the_same_for_every_network(small_run):
+    models = [small_run("mlp", "digits", strategy).model() for strategy in ("joint", "mixed")]
+    split = data.load("digits").train
+    left, right = (dynamics.probe_batches(split, 300, model) for model in models)
+    assert [len(y) for _, y in left] == [128, 128, 44]
+    for (x, y), (other, labels) in zip(left, right, strict=True):
+        assert torch.equal(x, other)
+        assert torch.equal(y, labels)
+    places = [int((split.x == sample).flatten(1).all(1).nonzero()[0]) for x, _ in left for sample in x]
+    assert len(set(places)) > 295, "without repetition, but for equal pictures"
+    assert torch.equal(torch.cat([y for _, y in left]), split.y[torch.tensor(places)])
+    other = dynamics.probe_batches(split, 300, models[0], seed=1)
+    assert not torch.equal(other[0][0], left[0][0])
+    assert sum(len(y) for _, y in dynamics.probe_batches(split, 10**6, models[0])) == len(split)
+    with pytest.raises(EestudyError, match="samples: 1 in batches of 128 is not valid"):
+        dynamics.probe_batches(split, 1, models[0])
