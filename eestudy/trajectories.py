@@ -84,19 +84,19 @@ def _similarity(models: Sequence[MultiExit], data: DataSet, samples: int) -> Tab
 
 
 def _paths(models: Sequence[MultiExit], data: DataSet, samples: int, points: int, heads: str) -> Tables:
-    train = dynamics.probe_batches(data.train, samples, models[0])
-    test = dynamics.probe_batches(data.test, samples, models[0])
-    frames = [
-        dynamics.linear_path(*models, batches, points=points, heads=heads, train=train).assign(split=split, heads=heads)
-        for split, batches in (("train", train), ("test", test))
-    ]
-    return {"paths" if heads == "all" else "probed_paths": pd.concat(frames, ignore_index=True)}
+    splits = _splits(models[0], data, samples)
+    frame = dynamics.linear_path(*models, splits, points, heads, splits["train"])
+    frame["distance"] = dynamics.distance(*models, over="all" if heads == "all" else "backbone")
+    return {"paths" if heads == "all" else "probed_paths": frame}
 
 
 def _curves(models: Sequence[MultiExit], data: DataSet, samples: int, points: int, steps: int) -> Tables:
-    train = dynamics.probe_batches(data.train, samples, models[0])
-    test = dynamics.probe_batches(data.test, samples, models[0])
-    return {"curves": dynamics.bezier(*models, train, test, steps=steps, points=points)}
+    splits = _splits(models[0], data, samples)
+    return {"curves": dynamics.bezier(*models, splits["train"], splits, steps=steps, points=points)}
+
+
+def _splits(model: MultiExit, data: DataSet, samples: int) -> dict[str, dynamics.Batches]:
+    return {name: dynamics.probe_batches(getattr(data, name), samples, model) for name in ("train", "test")}
 
 
 def _plane(models: Sequence[MultiExit], data: DataSet, samples: int, points: int) -> Tables:

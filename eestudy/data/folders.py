@@ -11,6 +11,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -111,6 +112,7 @@ class FolderSplit(Split):
         )
         if hasattr(context, "set_forkserver_preload"):
             context.set_forkserver_preload([__name__])
+            _start_server()
         loader = torch.utils.data.DataLoader(
             self.reader,
             batch_size=None,  # an item is a batch
@@ -136,8 +138,20 @@ class FolderSplit(Split):
             yield batch
 
 
+# Ctrl-C reaches every process of a terminal; the one that trains decides when its readers end.
+
+
+def _start_server() -> None:
+    """Starts the process that forks the readers, with SIGINT blocked: it takes seconds to import torch."""
+    resource_tracker.ensure_running()  # first: it lifts the block when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains decides when its readers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
