@@ -152,7 +152,10 @@ def _pairs(initial: bool = False) -> Callable[..., Any]:
 
 
 def _between_strategies(configs: Sequence[RunConfig]) -> Iterator[tuple[tuple[Point, ...], dict[str, Any]]]:
-    return ((points, facts) for points, facts in _pairs()(configs) if facts["relation"] == "strategies")
+    """Of the two smallest seeds alone: each is a training of its own."""
+    first = sorted({config.seed for config in configs})[:2]
+    pairs = _pairs()([config for config in configs if config.seed in first])
+    return ((points, facts) for points, facts in pairs if facts["relation"] == "strategies")
 
 
 def _first_seed(together: bool) -> Callable[..., Any]:
@@ -170,16 +173,16 @@ def _first_seed(together: bool) -> Callable[..., Any]:
 
 METRICS: dict[str, Metric] = {
     "dominance": Metric(_dominance, {"samples": 512, "batch_size": 128}, _along()),
-    "rank": Metric(_rank, {"samples": 1000}, _along(backbone_only=True), True),
+    "rank": Metric(_rank, {"samples": 512}, _along(backbone_only=True), True),
     "information": Metric(
-        _information, {"samples": 1000, "noises": (0.1, 0.3, 1.0, 3.0)}, _along((0, 25, 100), True), True
+        _information, {"samples": 1000, "noises": (0.1, 0.3, 1.0, 3.0)}, _along((0, 100), True), True
     ),
-    "similarity": Metric(_similarity, {"samples": 1000}, _pairs(initial=True), True),
-    "paths": Metric(_paths, {"samples": 1000, "points": 25, "heads": "all"}, _pairs()),
-    "probed-paths": Metric(_paths, {"samples": 1000, "points": 9, "heads": "probe"}, _pairs(), True),
-    "curves": Metric(_curves, {"samples": 1000, "points": 25, "steps": 150}, _between_strategies),
-    "plane": Metric(_plane, {"samples": 1000, "points": 15}, _first_seed(together=True)),
-    "landscape": Metric(_landscape, {"samples": 1000, "points": 21}, _first_seed(together=False)),
+    "similarity": Metric(_similarity, {"samples": 512}, _pairs(initial=True), True),
+    "paths": Metric(_paths, {"samples": 512, "points": 25, "heads": "all"}, _pairs()),
+    "probed-paths": Metric(_paths, {"samples": 512, "points": 5, "heads": "probe"}, _pairs(), True),
+    "curves": Metric(_curves, {"samples": 512, "points": 13, "steps": 100}, _between_strategies),
+    "plane": Metric(_plane, {"samples": 512, "points": 11}, _first_seed(together=True)),
+    "landscape": Metric(_landscape, {"samples": 512, "points": 13}, _first_seed(together=False)),
 }
 
 

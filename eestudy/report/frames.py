@@ -73,6 +73,27 @@ class Results:
         """
         return self._table("tradeoff")
 
+    def dynamics(self, name: str) -> pd.DataFrame:
+        """A table of `eestudy dynamics`, such as "rank", joined with the labels of its runs.
+
+        Of a pair of runs these are the first's; the others' strategy and seed are strategy_2, seed_2 (and _3).
+        EestudyError, with the command that makes it, where it is missing.
+        """
+        key = f"dynamics_{name}"
+        if key not in self._frames:
+            if self.folder is None:
+                raise EestudyError(f"results: the frame {key!r} was not collected")
+            path = self.folder / f"{key}.parquet"
+            if not path.is_file():
+                raise EestudyError(f"results: {path} is missing; make it with: {_measure_command(self.study)}")
+            frame = self._labelled(path.name, pd.read_parquet(path))
+            for number, column in enumerate(("other", "other_3"), 2):
+                if column in frame:
+                    labels = self.runs.set_index("run")[["strategy", "seed"]].add_suffix(f"_{number}")
+                    frame = frame.join(labels, on=column)
+            self._frames[key] = frame
+        return self._frames[key]
+
     @property
     def cells(self) -> list[str]:
         return list(dict.fromkeys(self.runs["cell"]))
@@ -196,6 +217,10 @@ def _settings(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """All settings of each run; its column `config` leaves out those that have their default."""
     defaults = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     return [{**defaults, **json.loads(text)} for text in runs["config"]]
+
+
+def _measure_command(study: str) -> str:
+    return f"eestudy dynamics params/{study}.yaml"
 
 
 def _command(study: str) -> str:

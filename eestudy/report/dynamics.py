@@ -1,0 +1,246 @@
+"""What the training dynamics say: paired effects by depth with corrected tests, and the claims C3 to C6.
+
+All take frames of `Results.dynamics`, which carry cell, strategy and seed. Depth is told in thirds of a cell's stages
+or exits. The definitions of "supported" and "contradicted" are ours (see `decided`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from eestudy.report import statistics as st
+from eestudy.report.claims import Claim
+from eestudy.report.tables import DASH, PAIRS, Table, table
+
+PARTS = ("early", "middle", "late")
+# In which phase all exits train together, by strategy: where they can compete for the backbone.
+COMPETING = {"joint": 1, "mixed": 2}
+
+
+def part_of(frame: pd.DataFrame, column: str) -> pd.Series:
+    """The third of its cell that a stage or exit (from 1) lies in: "early", "middle" or "late"."""
+    most = frame.groupby("cell")[column].transform("max")
+    third = ((frame[column] - 1) * 3 // most.clip(lower=3)).clip(upper=2)
+    return third.astype(int).map(dict(enumerate(PARTS)))
+
+
+def effects(
+    frame: pd.DataFrame, value: str, pairs: Sequence[tuple[str, str]] = PAIRS, by: Sequence[str] = ("part",)
+) -> pd.DataFrame:
+    """Paired differences a - b of the mean of `value`, over seeds: one row a cell x `by` x pair.
+
+    mean_a, mean_b, mean, low, high (95 %), sd, n, p, note, p_holm (over all rows), decision: "higher", "lower" or "".
+    """
+    keys = ["cell", *by]
+    means = frame.groupby([*keys, "strategy", "seed"], sort=False)[value].mean()
+    rows = []
+    for key in dict.fromkeys(means.index.droplevel(["strategy", "seed"])):
+        place = key if isinstance(key, tuple) else (key,)
+        here = means.loc[key]
+        there = set(here.index.get_level_values("strategy"))
+        for a, b in pairs:
+            if {a, b} <= there:
+                rows.append(
+                    {**dict(zip(keys, place, strict=True)), "a": a, "b": b, "pair": f"{a} − {b}"}
+                    | {"mean_a": here[a].mean(), "mean_b": here[b].mean()}
+                    | _paired(here[a], here[b])
+                )
+    return corrected(pd.DataFrame(rows))
+
+
+def against(frame: pd.DataFrame, value: str, reference: str, by: Sequence[str] = ("strategy",)) -> pd.DataFrame:
+    """Paired differences of two columns, `value` - `reference`, over seeds: one row a cell x `by`; as `effects`."""
+    keys = ["cell", *by]
+    rows = []
+    for key, here in frame.groupby(keys, sort=False):
+        seeds = here.groupby("seed")[[value, reference]].mean()
+        means = {"mean_a": seeds[value].mean(), "mean_b": seeds[reference].mean()}
+        rows.append({**dict(zip(keys, key, strict=True)), **means, **_paired(seeds[value], seeds[reference])})
+    return corrected(pd.DataFrame(rows))
+
+
+def _paired(a: pd.Series, b: pd.Series) -> dict[str, float | str]:
+    d = st.paired_difference(a, b)
+    return {"mean": d.mean, "low": d.low, "high": d.high, "sd": d.sd, "n": d.n, "p": d.p, "note": d.note}
+
+
+def corrected(frame: pd.DataFrame) -> pd.DataFrame:
+    """With Holm-corrected p over all rows, and what they decide."""
+    frame = frame.assign(p_holm=st.holm(frame["p"]))
+    words = {"better": "higher", "worse": "lower", "": ""}
+    return frame.assign(decision=[words[st.decision(r.mean, r.p_holm)] for r in frame.itertuples()])
+
+
+def decided(rows: pd.DataFrame, expected: Sequence[str]) -> str:
+    """ "supported": the corrected tests decide every row as `expected` ("higher", "lower"). "contradicted": some row is
+    decided the other way. "not decided" otherwise."""
+    opposite = {"higher": "lower", "lower": "higher"}
+    found = list(rows["decision"])
+    if found and found == list(expected):
+        return "supported"
+    if any(word == opposite[wanted] for word, wanted in zip(found, expected, strict=True)):
+        return "contradicted"
+    return "not decided"
+
+
+def effect_table(frame: pd.DataFrame, caption: str, name: str, digits: int = 3, scale: float = 1.0) -> Table:
+    """`effects` or `against` for a reader: the two means, their difference with its interval; * where decided."""
+    keys = [column for column in ("cell", "relation", "part", "strategy", "pair") if column in frame]
+    rows = [
+        (_number(scale * r.mean_a, digits), _number(scale * r.mean_b, digits),
+         _interval(scale * r.mean, scale * r.low, scale * r.high, digits, r.note) + ("*" if r.decision else ""))
+        for r in frame.itertuples()
+    ]  # fmt: skip
+    made = pd.DataFrame(rows, columns=["a", "b", "a − b"], index=pd.MultiIndex.from_frame(frame[keys].astype(str)))
+    tested = int(frame["p"].notna().sum())
+    text = f"{caption} Mean of a, of b, and a − b [95 % interval]; * decided by Holm's correction over {tested} tests."
+    return table(made, text, name)
+
+
+def _number(value: float, digits: int) -> str:
+    return DASH if not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _interval(mean: float, low: float, high: float, digits: int, note: str) -> str:
+    if not math.isfinite(low):
+        return f"{_number(mean, digits)} ({note or 'no interval'})"
+    return f"{_number(mean, digits)} [{_number(low, digits)} to {_number(high, digits)}]"
+
+
+# Gradient dominance (C3)
+
+
+def competition(dominance: pd.DataFrame) -> pd.DataFrame:
+    """Over the phase in which all exits train: one row a run. Mean over its checkpoints of the whole backbone's shares.
+
+    middle: share of the gradient's norm that the middle third of the exits has; uniform: their share in number;
+    evenness: entropy of the shares over log K, 1 where all exits pull alike.
+    """
+    whole = dominance[dominance["stage"] == 0]
+    whole = whole[whole["phase"] == whole["strategy"].map(COMPETING)]
+    whole = whole.assign(part=part_of(whole, "exit"))
+    rows = []
+    for (cell, strategy, seed), run in whole.groupby(["cell", "strategy", "seed"], sort=False):
+        shares = run.pivot_table(index="share", columns="exit", values="norm_share")
+        middle = sorted(set(run.loc[run["part"] == "middle", "exit"]))
+        entropy = -(shares * np.log(shares.clip(lower=1e-12))).sum(axis=1) / math.log(shares.shape[1])
+        rows.append(
+            {"cell": cell, "strategy": strategy, "seed": seed, "middle": shares[middle].sum(axis=1).mean(),
+             "uniform": len(middle) / shares.shape[1], "evenness": entropy.mean()}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def c3(dominance: pd.DataFrame) -> Claim:
+    """Supported: in every cell joint's middle exits have more than their share, and mixed is more even than joint."""
+    runs = competition(dominance)
+    middle = against(runs[runs["strategy"] == "joint"], "middle", "uniform").assign(what="middle share of joint")
+    even = effects(runs, "evenness", (("mixed", "joint"),), ()).assign(what="evenness of mixed less joint's")
+    rows = corrected(pd.concat([middle, even], ignore_index=True))
+    return Claim(
+        "C3",
+        "In the joint regime the exits in the middle drive the backbone; mixed training balances them.",
+        decided(rows, ["higher"] * len(rows)),
+        _reasons(rows, ("cell", "what")),
+        rows,
+    )
+
+
+# Mode connectivity (C4)
+
+
+def barriers(paths: pd.DataFrame, column: str = "loss") -> pd.DataFrame:
+    """The barrier of every path on each split (Frankle et al. 2020), exit 0: the joint loss, the mean over exits.
+
+    One row a path and split: cell, relation, pair, strategy, strategy_2, seed, split, barrier, distance.
+    """
+    rows = []
+    keys = ["cell", "relation", "strategy", "strategy_2", "seed", "seed_2", "split"]
+    for key, path in paths[paths["exit"] == 0].groupby(keys, sort=False):
+        path = path.sort_values("alpha")
+        alpha, height = path["alpha"].to_numpy(float), path[column].to_numpy(float)
+        line = (1 - alpha) * height[0] + alpha * height[-1]
+        found = dict(zip(keys, key, strict=True))
+        distance = path["distance"].iloc[0] if "distance" in path else math.nan
+        rows.append({**found, "barrier": float((height - line).max()), "distance": distance})
+    frame = pd.DataFrame(rows)
+    pair = [f"{a} – {b}" if a != b else f"{a}, other seed" for a, b in zip(frame["strategy"], frame["strategy_2"])]
+    return frame.assign(pair=pair)
+
+
+def c4(paths: pd.DataFrame, split: str = "train", column: str = "loss") -> Claim:
+    """Supported: in every cell disjoint and mixed have a lower barrier between them than either has to joint."""
+    found = barriers(paths, column)
+    found = found[(found["relation"] == "strategies") & (found["split"] == split)]
+    ends = [frozenset(pair) for pair in zip(found["strategy"], found["strategy_2"])]
+    names = {frozenset(("disjoint", "mixed")): "near", frozenset(("disjoint", "joint")): "disjoint to joint",
+             frozenset(("joint", "mixed")): "mixed to joint"}  # fmt: skip
+    wide = found.assign(which=[names[pair] for pair in ends]).pivot_table(
+        index=["cell", "seed"], columns="which", values="barrier"
+    )
+    rows = pd.concat(
+        [
+            against(wide.reset_index().assign(what=f"{far}, less disjoint to mixed"), far, "near", ("what",))
+            for far in ("disjoint to joint", "mixed to joint")
+        ],
+        ignore_index=True,
+    )
+    rows = corrected(rows)
+    return Claim(
+        "C4",
+        "Disjoint and mixed models lie in one basin; the joint model lies in another.",
+        decided(rows, ["higher"] * len(rows)),
+        _reasons(rows, ("cell", "what"), "barrier "),
+        rows,
+    )
+
+
+# Rank (C5), information (C6)
+
+
+def finals(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the end of the runs, by third of the stages."""
+    last = frame[frame["progress"] > 1 - 1e-6]
+    return last.assign(part=part_of(last, "stage"))
+
+
+def c5(rank: pd.DataFrame, value: str = "numerical_share") -> Claim:
+    """Supported: in every cell joint's rank is higher than disjoint's in the early third, and lower in the late one."""
+    rows = effects(finals(rank), value, (("joint", "disjoint"),))
+    rows = corrected(rows[rows["part"].isin(["early", "late"])].reset_index(drop=True))
+    expected = ["higher" if part == "early" else "lower" for part in rows["part"]]
+    return Claim(
+        "C5",
+        "Training the exits along (joint against disjoint) raises the rank of early stages and lowers late ones.",
+        decided(rows, expected),
+        _reasons(rows, ("cell", "part", "pair")),
+        rows,
+    )
+
+
+def c6(information: pd.DataFrame, quantity: str = "lower", noise: float = 1.0) -> Claim:
+    """Supported: in every cell some pair of strategies differs in some third of the stages."""
+    chosen = information[(information["quantity"] == quantity) & np.isclose(information["noise"], noise)]
+    rows = effects(finals(chosen), "value")
+    apart = rows.groupby("cell")["decision"].apply(lambda found: (found != "").any())
+    return Claim(
+        "C6",
+        "Mutual information between the input and the hidden representations separates the regimes.",
+        "supported" if len(apart) and apart.all() else "not decided",
+        _reasons(rows[rows["decision"] != ""], ("cell", "part", "pair")) or "no pair of regimes differs in any third.",
+        rows,
+    )
+
+
+def _reasons(rows: pd.DataFrame, names: Sequence[str], unit: str = "") -> str:
+    parts = []
+    for row in rows.to_dict("records"):
+        where = ", ".join(str(row[name]) for name in names)
+        size = _interval(row["mean"], row["low"], row["high"], 3, row["note"])
+        word = row["decision"] or "no difference seen"
+        parts.append(f"{where}: {unit}{word}, {size}, {row['n']} seeds")
+    return "; ".join(parts)
