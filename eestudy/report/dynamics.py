@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from eestudy.config import check_name
 from eestudy.report import statistics as st
 from eestudy.report.claims import Claim
 from eestudy.report.tables import DASH, PAIRS, Table, table
@@ -122,10 +123,14 @@ def competition(dominance: pd.DataFrame) -> pd.DataFrame:
     """
     whole = dominance[dominance["stage"] == 0]
     whole = whole[whole["phase"] == whole["strategy"].map(COMPETING)]
-    whole = whole.assign(part=part_of(whole, "exit"))
+    return _shares(whole.assign(part=part_of(whole, "exit")))
+
+
+def _shares(whole: pd.DataFrame) -> pd.DataFrame:
+    """`competition` over the checkpoints that are given."""
     rows = []
     for (cell, strategy, seed), run in whole.groupby(["cell", "strategy", "seed"], sort=False):
-        shares = run.pivot_table(index="share", columns="exit", values="norm_share")
+        shares = run.pivot_table(index="progress", columns="exit", values="norm_share")
         middle = sorted(set(run.loc[run["part"] == "middle", "exit"]))
         entropy = -(shares * np.log(shares.clip(lower=1e-12))).sum(axis=1) / math.log(shares.shape[1])
         rows.append(
@@ -244,3 +249,45 @@ def _reasons(rows: pd.DataFrame, names: Sequence[str], unit: str = "") -> str:
         word = row["decision"] or "no difference seen"
         parts.append(f"{where}: {unit}{word}, {size}, {row['n']} seeds")
     return "; ".join(parts)
+
+
+# What the metrics are for
+
+WHEN = ("run", "last phase")
+
+
+def early(
+    dominance: pd.DataFrame, conflict: pd.DataFrame, rank: pd.DataFrame, per_cent: int, when: str
+) -> pd.DataFrame:
+    """Metrics at the last checkpoint within the first `per_cent` of the run, or of its last phase (`when`).
+
+    Tidy: cell, seed, strategy, metric, value. middle share, evenness (`competition`), conflicts (rate of the whole
+    backbone's pairs), rank of early and of late stages. In disjoint's last phase the backbone is frozen: its rank is
+    that of the phase before.
+    """
+    check_name("when", when, WHEN)
+
+    def chosen(frame: pd.DataFrame) -> pd.DataFrame:
+        if when == "run":
+            frame = frame[frame["progress"] <= per_cent / 100 + 1e-6]
+        else:
+            last = frame.groupby("run")["phase"].transform("max")
+            start = frame["phase"] == last - 1  # of which the end is the last phase's start
+            within = (frame["phase"] == last) & (frame["share"] <= per_cent)
+            frame = frame[within | (start & (frame["share"] == 100))]
+        return frame[frame["progress"] == frame.groupby("run")["progress"].transform("max")]
+
+    whole = chosen(dominance[dominance["stage"] == 0])
+    shares = _shares(whole.assign(part=part_of(whole, "exit")))
+    pairs = chosen(conflict[(conflict["stage"] == 0) & (conflict["kind"] == "exits")])
+    stages = chosen(rank)
+    stages = stages.assign(part=part_of(stages, "stage"))
+    keys = ["cell", "seed", "strategy"]
+    found = [
+        shares.melt(keys, ["middle", "evenness"], "metric"),
+        pairs.groupby(keys)["negative_rate"].mean().rename("value").reset_index().assign(metric="conflicts"),
+    ]
+    for part in ("early", "late"):
+        mean = stages[stages["part"] == part].groupby(keys)["numerical_share"].mean().rename("value")
+        found.append(mean.reset_index().assign(metric=f"rank of {part} stages"))
+    return pd.concat(found, ignore_index=True)[[*keys, "metric", "value"]]
