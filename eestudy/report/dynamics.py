@@ -37,11 +37,9 @@ def effects(
     mean_a, mean_b, mean, low, high (95 %), sd, n, p, note, p_holm (over all rows), decision: "higher", "lower" or "".
     """
     keys = ["cell", *by]
-    means = frame.groupby([*keys, "strategy", "seed"], sort=False)[value].mean()
     rows = []
-    for key in dict.fromkeys(means.index.droplevel(["strategy", "seed"])):
-        place = key if isinstance(key, tuple) else (key,)
-        here = means.loc[key]
+    for place, group in frame.groupby(keys, sort=False):
+        here = group.groupby(["strategy", "seed"])[value].mean()
         there = set(here.index.get_level_values("strategy"))
         for a, b in pairs:
             if {a, b} <= there:

@@ -1,0 +1,159 @@
+"""Effects by depth, barriers and the claims on the training dynamics, on frames whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eestudy.config import EestudyError
+from eestudy.report import dynamics
+
+SEEDS = range(4)
+STRATEGIES = ("disjoint", "joint", "mixed")
+NOISE = dict(zip(SEEDS, (0.001, -0.001, 0.002, -0.002)))
+
+
+def staged(value, cells=("a", "b")) -> pd.DataFrame:
+    """A row a cell x strategy x seed x stage (9 stages) at the end; value(strategy, part) + seed's noise."""
+    rows = [
+        {"cell": cell, "strategy": strategy, "seed": seed, "stage": stage, "progress": 1.0,
+         "value": value(strategy, dynamics.PARTS[(stage - 1) // 3]) + NOISE[seed] * (strategy != "disjoint")}
+        for cell in cells for strategy in STRATEGIES for seed in SEEDS for stage in range(1, 10)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_thirds_are_of_a_cell_s_own_depth():
+    frame = pd.DataFrame({"cell": ["a"] * 9 + ["b"] * 4 + ["c"] * 2, "stage": [*range(1, 10), 1, 2, 3, 4, 1, 2]})
+    found = dynamics.part_of(frame, "stage").tolist()
+    assert found[:9] == ["early"] * 3 + ["middle"] * 3 + ["late"] * 3
+    assert found[9:13] == ["early", "early", "middle", "late"]
+    assert found[13:] == ["early", "middle"]
+
+
+def test_effects_are_paired_corrected_and_worded():
+    frame = dynamics.finals(staged(lambda strategy, part: {"joint": 0.5, "mixed": 0.2}.get(strategy, 0.2)))
+    found = dynamics.effects(frame, "value").set_index(["cell", "part", "pair"])
+    assert len(found) == 2 * 3 * 3
+    row = found.loc[("a", "late", "joint − disjoint")]
+    assert (row["mean"], row["mean_a"], row["mean_b"]) == pytest.approx((0.3, 0.5, 0.2))
+    assert row["decision"] == "higher"
+    assert found.loc[("b", "early", "mixed − joint"), "decision"] == "lower" or np.isnan(
+        found.loc[("b", "early", "mixed − joint"), "p"]
+    )
+    assert found.loc[("a", "early", "mixed − disjoint"), "decision"] == ""
+    assert (found["p_holm"].dropna() >= found["p"].dropna()).all()
+
+
+def shared(shares: dict[str, list[float]]) -> pd.DataFrame:
+    """A dominance table: the whole backbone's norm shares of 3 exits, by strategy, at two checkpoints of each phase."""
+    rows = [
+        {"cell": "a", "strategy": strategy, "seed": seed, "stage": 0, "exit": exit, "phase": phase, "share": share,
+         "progress": (phase - 1 + share / 100) / 2, "run": f"{strategy}-{seed}",
+         "norm_share": value + NOISE[seed] * (1 if exit == 2 else -0.5)}
+        for strategy, values in shares.items() for seed in SEEDS for phase in (1, 2) for share in (50, 100)
+        for exit, value in enumerate(values, 1) if strategy != "joint" or phase == 1
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_competition_of_known_shares():
+    found = dynamics.competition(
+        shared({"joint": [0.2, 0.6, 0.2], "mixed": [1 / 3] * 3, "disjoint": [0.9, 0.05, 0.05]})
+    )
+    assert set(found["strategy"]) == {"joint", "mixed"}, "in disjoint the exits never train with the backbone"
+    joint, mixed = (found[found["strategy"] == strategy] for strategy in ("joint", "mixed"))
+    assert joint["middle"].mean() == pytest.approx(0.6)
+    assert joint["uniform"].tolist() == [1 / 3] * 4
+    entropy = -(0.6 * np.log(0.6) + 0.4 * np.log(0.2)) / np.log(3)
+    assert joint["evenness"].mean() == pytest.approx(entropy, abs=1e-4)
+    assert mixed["evenness"].to_numpy() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("joint", "mixed", "verdict"),
+    [
+        ([0.2, 0.6, 0.2], [0.3, 0.4, 0.3], "supported"),
+        ([0.2, 0.6, 0.2], [0.05, 0.9, 0.05], "contradicted"),
+        ([0.45, 0.1, 0.45], [0.3, 0.4, 0.3], "contradicted"),
+        ([1 / 3] * 3, [1 / 3] * 3, "not decided"),
+    ],
+)
+def test_c3(joint, mixed, verdict):
+    assert dynamics.c3(shared({"joint": joint, "mixed": mixed})).verdict == verdict
+
+
+def straight(heights: dict[tuple[str, str], float]) -> pd.DataFrame:
+    """Paths of loss alpha + 4 h alpha (1 - alpha): the ends differ, the barrier over the line between them is h."""
+    rows = [
+        {"cell": "a", "relation": "strategies", "strategy": a, "strategy_2": b, "seed": seed, "seed_2": seed,
+         "split": "train", "alpha": alpha, "exit": exit, "distance": 3.0,
+         "loss": alpha + 4 * (height + NOISE[seed] * height) * alpha * (1 - alpha) if exit == 0 else 99.0}
+        for (a, b), height in heights.items() for seed in SEEDS for alpha in np.linspace(0, 1, 25) for exit in (0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_barriers_of_known_paths():
+    found = dynamics.barriers(straight({("disjoint", "mixed"): 0.5, ("disjoint", "joint"): 2.0}))
+    assert found.groupby("pair")["barrier"].mean().to_dict() == pytest.approx(
+        {"disjoint – mixed": 0.5, "disjoint – joint": 2.0}
+    )
+    assert set(found["distance"]) == {3.0}
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "verdict"), [(0.2, 2.0, "supported"), (2.0, 0.2, "contradicted"), (1.0, 1.0, "not decided")]
+)
+def test_c4(near, far, verdict):
+    heights = {("disjoint", "joint"): far, ("disjoint", "mixed"): near, ("joint", "mixed"): far}
+    assert dynamics.c4(straight(heights)).verdict == verdict
+
+
+def test_c5_needs_both_ends():
+    def value(early, late):
+        return staged(lambda strategy, part: 0.3 + (strategy == "joint") * {"early": early, "late": late}.get(part, 0))
+
+    assert dynamics.c5(value(0.2, -0.2), "value").verdict == "supported"
+    assert dynamics.c5(value(0.2, 0.2), "value").verdict == "contradicted"
+    assert dynamics.c5(value(0.2, 0.0), "value").verdict == "not decided"
+
+
+def test_c6_needs_a_difference_in_every_cell():
+    def information(cells):
+        frame = staged(lambda strategy, part: 1.0, ("a", "b"))
+        apart = frame["cell"].isin(cells) & (frame["strategy"] == "joint")
+        return frame.assign(value=frame["value"] + apart, quantity="lower", noise=np.float32(1.0))
+
+    assert dynamics.c6(information(["a", "b"])).verdict == "supported"
+    assert dynamics.c6(information(["a"])).verdict == "not decided"
+    assert dynamics.c6(information([])).verdict == "not decided"
+
+
+def test_early_takes_the_last_checkpoint_within_the_share():
+    rows = [
+        {"cell": "a", "strategy": strategy, "seed": 0, "run": strategy, "phase": phase, "share": share,
+         "progress": (share / 100 if strategy == "joint" else (phase - 1 + share / 100) / 2)}
+        for strategy, phases in (("joint", (1,)), ("mixed", (1, 2)))
+        for phase in phases for share in (0, 5, 10, 25, 100) if share or phase == 1
+    ]  # fmt: skip
+    base = pd.DataFrame(rows)
+    marked = base.assign(mark=100 * base["phase"] + base["share"])
+    dominance = pd.concat([marked.assign(stage=0, exit=exit, norm_share=0.5) for exit in (1, 2)])
+    conflict = marked.assign(stage=0, kind="exits", negative_rate=marked["mark"])
+    rank = pd.concat([marked.assign(stage=stage, numerical_share=marked["mark"]) for stage in (1, 2, 3)])
+
+    def seen(per_cent, when):
+        found = dynamics.early(dominance, conflict, rank, per_cent, when)
+        assert (found[found["metric"] == "evenness"]["value"].round(6) == 1).all()
+        late = found[found["metric"] == "rank of late stages"].set_index("strategy")["value"].to_dict()
+        assert late == found[found["metric"] == "conflicts"].set_index("strategy")["value"].to_dict()
+        return late
+
+    assert seen(5, "run") == {"joint": 105, "mixed": 110}
+    assert seen(10, "run") == {"joint": 110, "mixed": 110}
+    assert seen(10, "last phase") == {"joint": 110, "mixed": 210}
+    assert seen(1, "last phase") == {"joint": 100, "mixed": 200}
+    with pytest.raises(EestudyError, match="when: unknown name 'first'"):
+        seen(5, "first")
