@@ -78,9 +78,9 @@ def _information(models: Sequence[MultiExit], data: DataSet, samples: int, noise
     return {"information": dynamics.stage_information(models[0], batches, list(noises))}
 
 
-def _similarity(models: Sequence[MultiExit], data: DataSet, samples: int) -> Tables:
+def _similarity(models: Sequence[MultiExit], data: DataSet, samples: int, debiased: bool) -> Tables:
     batches = dynamics.probe_batches(data.train, samples, models[0])
-    return {"similarity": dynamics.stage_similarity(*models, batches)}
+    return {"similarity": dynamics.stage_similarity(*models, batches, debiased=debiased)}
 
 
 def _paths(models: Sequence[MultiExit], data: DataSet, samples: int, points: int, heads: str) -> Tables:
@@ -177,7 +177,7 @@ METRICS: dict[str, Metric] = {
     "information": Metric(
         _information, {"samples": 1000, "noises": (0.1, 0.3, 1.0, 3.0)}, _along((0, 100), True), True
     ),
-    "similarity": Metric(_similarity, {"samples": 512}, _pairs(initial=True), True),
+    "similarity": Metric(_similarity, {"samples": 512, "debiased": True}, _pairs(initial=True), True),
     "paths": Metric(_paths, {"samples": 512, "points": 25, "heads": "all"}, _pairs()),
     "probed-paths": Metric(_paths, {"samples": 512, "points": 5, "heads": "probe"}, _pairs(), True),
     "curves": Metric(_curves, {"samples": 512, "points": 13, "steps": 100}, _between_strategies),

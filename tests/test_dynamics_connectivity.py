@@ -40,8 +40,8 @@ class Well(nn.Module):
 def well(*start: float, ring: bool = False) -> MultiExit:
     """With targets 0 the last exit's loss is (theta^2 - 1)^2, or (|theta| - 1)^2; that of exit 1 is 0."""
     model = MultiExit(Backbone.from_stages([nn.Identity(), Well(list(start), ring)], nn.Identity(), (1,)))
-    nn.init.zeros_(model.head(1)[-1].weight)
-    nn.init.zeros_(model.head(1)[-1].bias)
+    for parameter in model.head(1).parameters():
+        nn.init.zeros_(parameter)
     return model
 
 
@@ -107,7 +107,7 @@ def trained(model: MultiExit, data: list[tuple[Tensor, Tensor]], epochs: int = 5
     model.train()
     for x, y in data * epochs:
         optimizer.zero_grad()
-        sum(F.cross_entropy(logits, y) for logits in model(x)).backward()
+        torch.stack([F.cross_entropy(logits, y) for logits in model(x)]).sum().backward()
         optimizer.step()
     optimizer.zero_grad()
     return model.eval()
@@ -124,12 +124,13 @@ def permuted(model: MultiExit) -> MultiExit:
     torch.manual_seed(1)
     result, before = copy.deepcopy(model), torch.arange(64)
     with torch.no_grad():
-        for number, stage in enumerate(result.backbone.stages, 1):
+        for number, reads in enumerate(("heads.1.0", "heads.2.0", "backbone.classifier")):
             order = torch.randperm(32)
-            stage[1].weight.copy_(stage[1].weight[order][:, before])
-            stage[1].bias.copy_(stage[1].bias[order])
-            reader = result.head(number)[-1] if str(number) in result.heads else result.backbone.classifier
-            reader.weight.copy_(reader.weight[:, order])
+            layer = f"backbone.stages.{number}.1"
+            for name, places in ((f"{layer}.weight", before), (f"{layer}.bias", None), (f"{reads}.weight", order)):
+                parameter = result.get_parameter(name)
+                rows = parameter if name.startswith(reads) else parameter[order]
+                parameter.copy_(rows if places is None else rows[:, places])
             before = order
     return result
 
@@ -165,7 +166,7 @@ def test_permuted_copies_have_a_barrier_that_a_curve_goes_around(mlp, digits):
 def test_the_curve_goes_around_the_ring():
     angle = math.radians(150)
     ends = [(1.0, 0.0), (math.cos(angle), math.sin(angle))]
-    models = [well(*end, ring=True) for end in ends]
+    a, b = (well(*end, ring=True) for end in ends)
     t = np.linspace(0, 1, 1001)[:, None]
 
     def losses(middle: np.ndarray) -> np.ndarray:
@@ -173,20 +174,22 @@ def test_the_curve_goes_around_the_ring():
         return (np.linalg.norm(curve, axis=1) - 1) ** 2
 
     best = minimize(lambda middle: losses(middle).mean(), np.mean(ends, 0)).x
-    line = linear_path(*models, WELL_DATA, points=11)
+    line = linear_path(a, b, WELL_DATA, points=11)
     assert barrier(line, exit=2) == pytest.approx((math.cos(angle / 2) - 1) ** 2, abs=1e-5)
-    curve = bezier(*models, WELL_DATA, WELL_DATA, steps=400, lr=0.05, points=11)
+    curve = bezier(a, b, WELL_DATA, WELL_DATA, steps=400, lr=0.05, points=11)
     np.testing.assert_allclose(at(curve, 2), losses(best)[::100], atol=3e-3)
     assert barrier(curve, exit=2) < 0.05 * barrier(line, exit=2)
-    again, other = (bezier(*models, WELL_DATA, WELL_DATA, steps=20, points=3, seed=seed) for seed in (0, 1))
-    assert again.equals(bezier(*models, WELL_DATA, WELL_DATA, steps=20, points=3))
+    again, other = (bezier(a, b, WELL_DATA, WELL_DATA, steps=20, points=3, seed=seed) for seed in (0, 1))
+    assert again.equals(bezier(a, b, WELL_DATA, WELL_DATA, steps=20, points=3))
     assert not again.equals(other)
 
 
 def test_the_plane_has_true_distances_and_the_loss_at_every_point():
     models = [linear(seed) for seed in (1, 2, 3)]
     data = noise_data()
-    grid, own = plane(*models, data, points=5, margin=0.25, names=("disjoint", "joint", "mixed"))
+    grid, own = plane(
+        models[0], models[1], models[2], data, points=5, margin=0.25, names=("disjoint", "joint", "mixed")
+    )
     assert list(grid.columns) == ["x", "y", "loss", "error"]
     assert list(own.columns) == ["name", "x", "y", "loss", "error"]
     assert list(own["name"]) == ["disjoint", "joint", "mixed"]
@@ -218,10 +221,12 @@ def test_the_plane_has_true_distances_and_the_loss_at_every_point():
 
 def test_a_plane_over_the_backbone_keeps_each_model_itself():
     models = [well(*start) for start in ((1.0, 0.0), (4.0, 0.0), (2.0, 3.0))]
-    nn.init.constant_(models[1].head(1)[-1].bias, 7.0)  # a difference of the heads, which no distance here counts
+    nn.init.constant_(
+        models[1].get_parameter("heads.1.0.bias"), 7.0
+    )  # a difference of the heads, which no distance here counts
     assert distance(models[0], models[1], over="backbone") == pytest.approx(3)
     assert distance(models[0], models[1]) == pytest.approx(math.sqrt(3**2 + 7**2))
-    grid, own = plane(*models, WELL_DATA, points=4, margin=0, over="backbone")
+    grid, own = plane(models[0], models[1], models[2], WELL_DATA, points=4, margin=0, over="backbone")
     np.testing.assert_allclose(own[["x", "y"]], [[0, 0], [3, 0], [1, 3]], atol=1e-6)
     np.testing.assert_allclose(own["loss"], [0, (15**2 + 7**2) / 2, 12**2 / 2], rtol=1e-5)
     for x, y, loss in grid[["x", "y", "loss"]].to_numpy():
@@ -236,7 +241,7 @@ def normed(scale: float) -> MultiExit:
     model = MultiExit(Backbone.from_stages([first, nn.BatchNorm1d(3, eps=1e-12, momentum=0.3)], nn.Linear(3, 4), (3,)))
     with torch.no_grad():
         first.weight.copy_(scale * torch.eye(3))
-    nn.init.zeros_(model.head(1)[-1].weight)
+    nn.init.zeros_(model.get_parameter("heads.1.0.weight"))
     return model.eval()
 
 
@@ -251,7 +256,7 @@ def test_batchnorm_statistics_are_means_over_batches_weighed_by_size():
     torch.testing.assert_close(found[name + "mean"], (weights * means).sum(0))
     torch.testing.assert_close(found[name + "var"], (weights * variances).sum(0))
     assert torch.equal(given[name + "mean"], torch.zeros(3))
-    assert torch.equal(model.backbone.stages[1].running_var, torch.ones(3))
+    assert torch.equal(model.get_buffer(name + "var"), torch.ones(3))
     assert model.backbone.stages[1].momentum == 0.3
     assert not model.backbone.stages[1]._forward_pre_hooks
     without = linear(0)
@@ -294,7 +299,7 @@ def test_probes_are_refitted_to_what_the_backbone_gives(classes):
     weights = [[each[0].weight.detach(), each[0].bias.detach()] for each in (*a.backbone.stages, *b.backbone.stages)]
     for alpha in (0.0, 0.5, 1.0):
         layers = [[(1 - alpha) * p + alpha * q for p, q in zip(weights[i], weights[i + 2])] for i in (0, 1)]
-        features = {}
+        features: dict[str, list[np.ndarray]] = {}
         for name, batches in (("train", train), ("test", test)):
             state, features[name] = torch.cat([x for x, _ in batches]), []
             for layer in layers:
@@ -357,7 +362,7 @@ def test_token_ids_and_states_that_are_tuples():
     a = MultiExit(build_backbone("minilm", (6,), 3), exits=[1, 3])
     b = copy.deepcopy(a)
     with torch.no_grad():
-        b.backbone.stages[1].layer.output.dense.weight.mul_(1.1)
+        b.get_parameter("backbone.stages.1.layer.output.dense.weight").mul_(1.1)
     data = [(torch.randint(1000, 2000, (6, 6)), torch.arange(6) % 3)]
     check_unchanged([a, b], data, "probe")
 
@@ -369,9 +374,10 @@ def check_unchanged(models: list[MultiExit], data: list[tuple[Tensor, Tensor]], 
         next(model.parameters()).requires_grad_(False)
     before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
     modes = [[module.training for module in model.modules()] for model in models]
-    frame = linear_path(*models, data, points=2, heads=heads, train=data)
+    a, b = models
+    frame = linear_path(a, b, data, points=2, heads=heads, train=data)
     if heads == "all":
-        bezier(*models, data, data, steps=2, points=2)
+        bezier(a, b, data, data, steps=2, points=2)
     assert np.isfinite(frame[["loss", "error"]].to_numpy()).all()
     assert len(frame) == 2 * 4
     assert [[module.training for module in model.modules()] for model in models] == modes
@@ -415,7 +421,7 @@ ODD = [(DATA[0][0][:1], DATA[0][1][:1])]
             r"model_b: 'backbone.classifier.weight' is absent in it and \(4, 3\) in model_a",
         ),
         (
-            lambda: linear_path(*(MultiExit(tiny3(), [stage]) for stage in (1, 2)), DATA, heads="probe", train=DATA),
+            lambda: linear_path(exits_at(1), exits_at(2), DATA, heads="probe", train=DATA),
             r"model_b: its exits read stages \(2,\), those of model_a \(1,\)",
         ),
         (lambda: linear_path(linear(0), linear(0), DATA, heads="prob"), "heads: unknown name 'prob'; nearest: probe"),
@@ -453,5 +459,6 @@ def test_mistakes_are_told_in_one_line(call, wanted):
     assert "\n" not in str(raised.value)
 
 
-def tiny3() -> Backbone:
-    return Backbone.from_stages([nn.Identity(), nn.Identity(), nn.Identity()], nn.Linear(3, 4), (3,))
+def exits_at(stage: int) -> MultiExit:
+    stages = [nn.Identity(), nn.Identity(), nn.Identity()]
+    return MultiExit(Backbone.from_stages(stages, nn.Linear(3, 4), (3,)), [stage])

@@ -38,9 +38,10 @@ def test_a_quadratic_at_every_point_of_the_grid():
     assert len(frame) == 7 * 7 * 3
     d_x, d_y = (filter_directions(model, named_seed(3, "landscape", axis)) for axis in "xy")
     inputs, targets = flattened(data)
-    for exit, layer, name in ((1, model.head(1)[-1], "heads.1.0.weight"), (2, model.backbone.classifier, None)):
-        name = name or "backbone.classifier.weight"
-        weight, bias = layer.weight.detach().double().numpy()[0], layer.bias.item()
+    for exit, layer in ((1, "heads.1.0"), (2, "backbone.classifier")):
+        name = f"{layer}.weight"
+        weight = model.get_parameter(name).detach().double().numpy()[0]
+        bias = model.get_parameter(f"{layer}.bias").item()
         u, v = (direction[name].double().numpy()[0] for direction in (d_x, d_y))
         for _, row in frame[frame["exit"] == exit].iterrows():
             left = inputs @ (weight + row["x"] * u + row["y"] * v) + bias - targets

@@ -42,7 +42,8 @@ Array = Tensor | np.ndarray
 FINEST = 1e-6  # noise; squared distances are differences of float64 numbers near 1, known to about 1e-15
 # Inverse penalties of the probe, weakest probe first; its features have a mean square norm of 1. Before them comes the
 # constant predictor, which the family must hold (Xu et al. 2020, definition 1: optional ignorance).
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
+FALLS = 2  # in a row end the path to larger ones
 
 
 def mutual_information(activations: Array, noise: float, block: int = 512) -> tuple[float, float]:
@@ -122,10 +123,9 @@ def usable_information(
     chosen on a quarter of the samples fitted on. Every fitted distribution is mixed with one uniform pseudo-sample,
     so that a class not seen in fitting has a finite likelihood.
 
-    Without labels, over all samples: features are scaled to unit variance (those below a hundredth of the root mean
-    square deviation only up to that, so that features almost always off are not blown up) and rotated to their at most
-    `directions` leading principal directions. A probe with an L2 penalty is the same in any rotation: with N up to
-    `directions` nothing is lost, however many features there are.
+    The probe reads the standardized activation, scaled as in I(X; T) (features that are almost always off are not blown
+    up), in its at most `directions` leading principal directions, found on all samples without labels. A probe with an
+    L2 penalty is the same in any rotation: with N up to `directions` nothing is lost, whatever the number of features.
     Raises EestudyError for labels that are real values or of one class only, fewer than 4 samples a fold, and values
     that are not finite.
     """
@@ -143,21 +143,17 @@ def usable_information(
 
 
 def _principal_features(samples: Tensor, directions: int) -> np.ndarray:
-    """Scores (N, at most `directions`) of the scaled samples (N, M), with a mean square norm of 1, float64."""
+    """Scores (N, at most `directions`) of the centred samples (N, M), with a mean square norm of 1, float64."""
     count, width = samples.shape
-    deviations = torch.cat([_centred(part).square().mean(0).sqrt() for part in samples.split(BLOCK, 1)])
-    scales = deviations.maximum(0.01 * deviations.square().mean().sqrt())
-    scales[scales == 0] = 1.0  # all are constant
-    parts = list(zip(samples.split(BLOCK, 1), scales.split(BLOCK), strict=True))
     if width > count:
         gram = torch.zeros(count, count, dtype=torch.float64, device=samples.device)
-        for part, scale in parts:
-            scaled = _centred(part) / scale
-            gram.addmm_(scaled, scaled.T)
+        for part in samples.split(BLOCK, 1):
+            centred = _centred(part)
+            gram.addmm_(centred, centred.T)
         spectrum, vectors = torch.linalg.eigh(gram)
         scores = vectors[:, -directions:] * spectrum[-directions:].clamp(min=0).sqrt()
     else:
-        scores = torch.cat([_centred(part) / scale for part, scale in parts], 1)
+        scores = _centred(samples)
         if width > directions:
             scores = scores @ torch.linalg.eigh(scores.T @ scores).eigenvectors[:, -directions:]
     size = scores.square().sum(1).mean().sqrt()
@@ -184,15 +180,18 @@ def _held_out_gain(features: np.ndarray, classes: np.ndarray, folds: int, genera
 
 
 def _chosen_strength(features: np.ndarray, classes: np.ndarray, fit: np.ndarray, chosen_on: np.ndarray) -> float:
-    """The strength likeliest on `chosen_on`, 0 for the constant predictor; the path ends where it first falls."""
-    count, chosen = classes.max() + 1, 0.0
+    """The strength likeliest on `chosen_on`, 0 for the constant predictor; the path ends where FALLS fall short."""
+    count, chosen, falls = classes.max() + 1, 0.0, 0
     best = _log_likelihood(None, features, classes, fit, chosen_on, count)
     probe = _probe(STRENGTHS[0], warm_start=True)
     for strength in STRENGTHS:
         likelihood = _log_likelihood(probe.set_params(C=strength), features, classes, fit, chosen_on, count)
-        if likelihood <= best:
-            break
-        best, chosen = likelihood, strength
+        if likelihood > best:
+            best, chosen, falls = likelihood, strength, 0
+        else:
+            falls += 1
+            if falls == FALLS:
+                break
     return chosen
 
 

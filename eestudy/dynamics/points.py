@@ -190,7 +190,7 @@ class Probes:
             for x, _ in train:
                 features.append([each.float() for each in functional_call(network, tensors, (x,))])
         y = torch.cat([y for _, y in train])
-        self.layers = []
+        self.layers: list[tuple[Tensor, Tensor]] = []
         for exit_features in zip(*features, strict=True):
             found = torch.cat(exit_features)
             if not torch.isfinite(found).all():

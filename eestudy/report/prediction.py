@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ EXACT = 1e-12  # means of equal numbers may differ in their last bits
 
 
 def early_prediction(
-    metrics: pd.DataFrame, outcomes: pd.DataFrame, fixed: str = "mixed", resamples: int = 5000, seed: int = 0
+    metrics: pd.DataFrame, outcomes: pd.DataFrame, fixed: str = "mixed", resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
     """How well each metric ranks, and chooses, the strategies at each budget: one row a metric x budget.
 
@@ -48,8 +49,8 @@ def early_prediction(
 
     Intervals: 95 %, bootstrap percentiles expanded for small samples (Hesterberg 2014, arXiv 1411.5279), over cells
     with all their seeds, or over groups where there are fewer than 8 cells: then they are about other seeds of these
-    cells, not about other cells. Choices are not made anew in a resample. Not corrected for the number of rows. NaN
-    where all groups have the same value.
+    cells, not about other cells. Directions and the reference are chosen anew in every resample. Not corrected for the
+    number of rows. NaN where all groups have the same value.
 
     Raises EestudyError for a missing column, a value given twice, a group without one of the strategies, and
     fewer than 2 strategies.
@@ -90,22 +91,25 @@ def _row(
 ) -> dict[str, Any]:
     """One row of `early_prediction`: value, accuracy (groups x strategies), cells (groups,)."""
     x, y = value.to_numpy(dtype=float), accuracy.to_numpy(dtype=float)
+    draws = _draw(cells, resamples, seed)
     correlations = rank_correlations(x, y)
-    regret = _regret(y, _directed(correlations, cells)[:, None] * stats.rankdata(x, axis=1))
+    direction = draws.elsewhere(correlations[:, None])
+    direction = np.sign(np.where(np.abs(direction) > EXACT, direction, 0.0)) + 0 * direction  # NaN stays
+    regret = _regret(y, direction * stats.rankdata(x, axis=1))
     others = {
-        "reference": _regret(y, _elsewhere(y, cells)),
-        "fixed": _regret(y, np.broadcast_to(accuracy.columns == fixed, y.shape).astype(float)),
-        "random": _regret(y, np.zeros_like(y)),
+        "reference": _regret(y, draws.elsewhere(y)),
+        "fixed": _regret(y, np.broadcast_to(accuracy.columns == fixed, y.shape)[None].astype(float)),
+        "random": _regret(y, np.zeros((1, *y.shape))),
     }
     notes = []
 
     def measured(name: str, prefix: str, values: np.ndarray) -> dict[str, float]:
-        interval = _bootstrap(values, cells, resamples, seed)
+        interval = draws.interval(values)
         if interval.note:
             notes.append(f"{name}: {interval.note}")
         return {name: interval.mean, f"{prefix}low": interval.low, f"{prefix}high": interval.high}
 
-    row: dict[str, Any] = measured("correlation", "", correlations) | measured("regret", "regret_", regret)
+    row: dict[str, Any] = measured("correlation", "", correlations[None]) | measured("regret", "regret_", regret)
     for name, other in others.items():
         row |= measured(f"{name}_regret", f"{name}_", other)
         row |= measured(f"less_{name}", f"less_{name}_", regret - other)
@@ -130,48 +134,72 @@ def rank_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where((b**2).sum(1) > 0, correlations, math.nan)
 
 
-def _directed(correlations: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """+1, -1 or 0 for each group: the sign of the mean correlation in the other cells; NaN without any other cell."""
-    means = _elsewhere(correlations[:, None], cells)[:, 0]
-    only = len(np.unique(cells)) < 2
-    return np.full(len(cells), math.nan) if only else np.sign(np.where(np.abs(means) > EXACT, means, 0.0))
-
-
-def _elsewhere(values: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """values (groups, S) -> for each group the mean over the other cells' means (groups, S); NaN if there is none."""
-    by_cell = pd.DataFrame(values).groupby(cells).mean()
-    left_out = {cell: by_cell.drop(index=cell).mean().to_numpy() for cell in by_cell.index}
-    return np.array([left_out[cell] for cell in cells])
-
-
 def _regret(accuracy: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Best accuracy of each group less the mean over the strategies of the highest score: (groups,); NaN stays NaN."""
-    chosen = score >= score.max(axis=1, keepdims=True) - EXACT
-    count = np.where(np.isnan(score).any(axis=1), math.nan, chosen.sum(axis=1))
-    return accuracy.max(axis=1) - (accuracy * chosen).sum(axis=1) / count
+    """accuracy (groups, S), score (D, groups, S) -> (D, groups), the best accuracy less the mean at the highest score.
 
-
-def _bootstrap(values: np.ndarray, cells: np.ndarray, resamples: int, seed: int) -> st.Interval:
-    """Mean of values (groups,), NaN left out, with the percentile interval over resampled cells or groups.
-
-    The same seed draws the same resamples for every metric with the same groups.
+    NaN where a score is.
     """
-    there = np.isfinite(values)
-    values, cells = values[there], cells[there]
-    spread = st.mean_interval(values)  # its mean, and why there is no interval if there is none
-    if math.isnan(spread.low):
-        return st.Interval(spread.mean, math.nan, math.nan, spread.n, spread.note.replace("seed", "group"))
-    names, cluster = np.unique(cells, return_inverse=True)
-    if len(names) < FEWEST_CELLS:
-        cluster = np.arange(len(values))
-    clusters = int(cluster.max()) + 1
-    sums, sizes = np.bincount(cluster, weights=values), np.bincount(cluster)
+    chosen = score >= score.max(axis=2, keepdims=True) - EXACT
+    count = np.where(np.isnan(score).any(axis=2), math.nan, chosen.sum(axis=2))
+    return accuracy.max(axis=1) - (accuracy * chosen).sum(axis=2) / count
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Bootstrap draws, D of them; the first is no draw but each group once.
+
+    weights (D, groups): how often a group is in; copies (D, cells): how often its cell counts; inside (groups, cells).
+    """
+
+    weights: np.ndarray
+    copies: np.ndarray
+    inside: np.ndarray
+    clusters: int  # that are drawn: cells or groups
+
+    def elsewhere(self, values: np.ndarray) -> np.ndarray:
+        """values (groups, S) -> (D, groups, S), the mean over the means of the draw's other cells, NaN left out.
+
+        0 where the other cells have no value; NaN where there is no other cell at all.
+        """
+        if self.copies.shape[1] < 2:
+            return np.full((1, *values.shape), math.nan)
+        weights = self.weights[:, :, None] * np.isfinite(values)
+        sums = np.einsum("dgs,gc->dcs", weights * np.nan_to_num(values), self.inside)
+        sizes = np.einsum("dgs,gc->dcs", weights, self.inside)
+        copies = self.copies[:, :, None] * (sizes > 0)
+        means = copies * sums / np.maximum(sizes, 1)
+        others = copies.sum(axis=1, keepdims=True) - copies
+        mean = (means.sum(axis=1, keepdims=True) - means) / np.maximum(others, 1)
+        return np.where(others > 0, mean, 0.0)[:, self.inside.argmax(axis=1)]
+
+    def interval(self, values: np.ndarray) -> st.Interval:
+        """Mean of values (D or 1, groups), NaN left out, and the expanded percentile interval of its draws."""
+        there = np.isfinite(values)
+        count = int(there[0].sum())
+        if not count:
+            return st.Interval(math.nan, math.nan, math.nan, 0, "no value")
+        sizes = (self.weights * there).sum(axis=1)
+        means = (self.weights * np.nan_to_num(values)).sum(axis=1)[sizes > 0] / sizes[sizes > 0]
+        if np.ptp(means) <= EXACT or self.clusters < 2:
+            why = "one group" if count == 1 else f"the same in all {count} groups"
+            return st.Interval(float(means[0]), math.nan, math.nan, count, f"{why}: no interval")
+        # A bootstrap mean spreads as z sqrt((n - 1) / n) s, the t interval as t s: tails that make the two alike.
+        degrees = self.clusters - 1
+        stretch = math.sqrt(self.clusters / degrees) * stats.t.ppf((1 + st.LEVEL) / 2, degrees)
+        low, high = np.quantile(means[1:], [stats.norm.sf(stretch), stats.norm.cdf(stretch)])
+        return st.Interval(float(means[0]), float(low), float(high), count)
+
+
+def _draw(cells: np.ndarray, resamples: int, seed: int) -> _Draws:
+    """cells (groups,): which each group belongs to. The same seed draws the same of the same groups."""
+    names, cell = np.unique(cells, return_inverse=True)
+    inside = (cell[:, None] == np.arange(len(names))).astype(float)
+    clusters = len(names) if len(names) >= FEWEST_CELLS else len(cells)
     drawn = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
-    means = (drawn @ sums) / (drawn @ sizes)
-    # A bootstrap mean spreads as z sqrt((n - 1) / n) s, the t interval as t s: tails that make the two alike.
-    stretch = math.sqrt(clusters / (clusters - 1)) * stats.t.ppf((1 + st.LEVEL) / 2, clusters - 1)
-    low, high = np.quantile(means, [stats.norm.sf(stretch), stats.norm.cdf(stretch)])
-    return st.Interval(spread.mean, float(low), float(high), spread.n)
+    drawn = np.concatenate([np.ones((1, clusters)), drawn])
+    if len(names) >= FEWEST_CELLS:
+        return _Draws(drawn[:, cell], drawn, inside, clusters)
+    return _Draws(drawn, (drawn @ inside > 0).astype(float), inside, clusters)
 
 
 def _checked(frame: pd.DataFrame, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
