@@ -180,9 +180,9 @@ METRICS: dict[str, Metric] = {
     "similarity": Metric(_similarity, {"samples": 512, "debiased": True}, _pairs(initial=True), True),
     "paths": Metric(_paths, {"samples": 512, "points": 25, "heads": "all"}, _pairs()),
     "probed-paths": Metric(_paths, {"samples": 512, "points": 5, "heads": "probe"}, _pairs(), True),
-    "curves": Metric(_curves, {"samples": 512, "points": 13, "steps": 100}, _between_strategies),
-    "plane": Metric(_plane, {"samples": 512, "points": 11}, _first_seed(together=True)),
-    "landscape": Metric(_landscape, {"samples": 512, "points": 13}, _first_seed(together=False)),
+    "curves": Metric(_curves, {"samples": 512, "points": 9, "steps": 80}, _between_strategies),
+    "plane": Metric(_plane, {"samples": 512, "points": 9}, _first_seed(together=True)),
+    "landscape": Metric(_landscape, {"samples": 512, "points": 9}, _first_seed(together=False)),
 }
 
 
