@@ -1,10 +1,11 @@
-"""Evaluation on stored predictions: exit rules, trade-off curves, budgets, reliability.
+"""Evaluation on stored predictions: exit rules, trade-off curves, budgets, guarantees, reliability.
 
 Everything here works on arrays: logits (K, N, C) float32, labels (N,) int, costs (K,) FLOPs of leaving at
 each exit. Nothing here trains or runs a model, so changing a protocol costs seconds.
 """
 
-from .budgets import BUDGETS, calibrate, calibrated_budgets, calibrated_curve, paper_budgets
+from .budgets import BUDGETS, METHODS, budget_misses, calibrate, calibrated_budgets, calibrated_curve
+from .calibration import apply_temperatures, fit_temperatures
 from .curves import threshold_sweep, tradeoff_curve
 from .exit_rules import (
     RULES,
@@ -17,22 +18,39 @@ from .exit_rules import (
     scores,
     simulate,
 )
-from .reliability import exit_metrics
+from .ood import ood_detection
+from .paper import paper_budgets
+from .reliability import exit_metrics, reliability_metrics, reliability_table
+from .risk import RISKS, Certified, control_risk
+from .summary import area_under_curve, cost_to_reach, curve_summary
 
 __all__ = [
     "BUDGETS",
+    "METHODS",
+    "RISKS",
     "RULES",
+    "Certified",
     "ExitRule",
+    "apply_temperatures",
+    "area_under_curve",
+    "budget_misses",
     "calibrate",
     "calibrated_budgets",
     "calibrated_curve",
+    "control_risk",
+    "cost_to_reach",
+    "curve_summary",
     "entropy",
     "exit_metrics",
+    "fit_temperatures",
     "margin",
     "max_probability",
+    "ood_detection",
     "paper_budgets",
     "patience",
     "per_exit",
+    "reliability_metrics",
+    "reliability_table",
     "scores",
     "simulate",
     "threshold_sweep",

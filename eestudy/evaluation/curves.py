@@ -16,7 +16,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from .exit_rules import ArrayLike, check_costs, check_predictions, check_rule, predictions, scores
+from eestudy.config import EestudyError
+
+from .checks import ArrayLike, Costs, check_costs, check_predictions
+from .confidence import check_rule, predictions, score_table
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,15 @@ def squared_errors(logits: Tensor, labels: np.ndarray) -> np.ndarray:
 
 
 def _curve(
-    logits: ArrayLike, labels: ArrayLike, costs: Sequence[float] | ArrayLike, rule: str, k: int | None
+    logits: ArrayLike, labels: ArrayLike, costs: Costs, rule: str, k: int | None
 ) -> tuple[StepCurve, dict[str, np.ndarray]]:
     """The curve and its columns (T,): accuracy, for regression r2 and mse; cost."""
     check_rule(rule)
     tensor, label_array = check_predictions(logits, labels)
     cost_array = check_costs(costs, len(tensor))
-    score = scores(tensor, rule, k)
+    score, predicted = score_table(tensor, rule, k)
     if tensor.shape[2] > 1:
-        curve = step_curve(score, is_correct(tensor, label_array))
+        curve = step_curve(score, predicted == label_array)
         return curve, {"accuracy": curve.mean(), "cost": curve.cost(cost_array)}
     curve = step_curve(score, squared_errors(tensor, label_array))
     variance = label_array.var(dtype=np.float64)
@@ -121,7 +124,7 @@ def _curve(
 def threshold_sweep(
     logits: ArrayLike,
     labels: ArrayLike,
-    costs: Sequence[float] | ArrayLike,
+    costs: Costs,
     thresholds: Sequence[float] | ArrayLike,
     rule: str = "max-probability",
     k: int | None = None,
@@ -130,11 +133,11 @@ def threshold_sweep(
 
     logits (K, N, C), labels (N,), costs (K,) in FLOPs, thresholds (T,) on the score (entropy: minus h; regression:
     minus the difference, and k: see `exit_rules`).
-    Raises ValueError for shapes that do not match, labels out of range, NaN, an unknown rule.
+    Raises EestudyError for shapes that do not match, labels out of range, NaN, an unknown rule.
     """
     wanted = np.asarray(thresholds, dtype=np.float64)
     if wanted.ndim != 1 or np.isnan(wanted).any():
-        raise ValueError(f"thresholds must be a list of numbers, got {thresholds!r}")
+        raise EestudyError(f"thresholds: must be a list of numbers, got {thresholds!r}")
     curve, columns = _curve(logits, labels, costs, rule, k)
     rows = curve.rows(wanted)
     return columns["r2" if "r2" in columns else "accuracy"][rows], columns["cost"][rows]
@@ -143,7 +146,7 @@ def threshold_sweep(
 def tradeoff_curve(
     logits: ArrayLike,
     labels: ArrayLike,
-    costs: Sequence[float] | ArrayLike,
+    costs: Costs,
     rule: str = "max-probability",
     k: int | None = None,
 ) -> pd.DataFrame:
@@ -151,7 +154,7 @@ def tradeoff_curve(
 
     Columns: threshold (on the score; the row holds from it up to the next row's; the first is -inf),
     accuracy (regression: r2, mse), cost (mean, FLOPs a sample), share_1 .. share_K (fraction of the samples that
-    leave at each exit). Raises ValueError as `threshold_sweep` does.
+    leave at each exit). Raises EestudyError as `threshold_sweep` does.
     """
     curve, columns = _curve(logits, labels, costs, rule, k)
     shares = curve.counts / curve.counts[0].sum()

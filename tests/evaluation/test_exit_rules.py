@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eestudy import evaluation as ev
-from eestudy.evaluation import exit_rules
+from eestudy.evaluation import confidence
 from eestudy.evaluation.exit_rules import RULES, predictions
 
 RULES_TO_TRY = [
@@ -75,7 +75,7 @@ def test_a_score_does_not_depend_on_the_batch(name, num_classes):
 def test_blocks_of_rows_change_nothing(monkeypatch):
     logits = random_logits(2)
     whole = {name: ev.scores(logits, name) for name in RULES}
-    monkeypatch.setattr(exit_rules, "_BLOCK", 70)  # 10 of the 97 rows at a time
+    monkeypatch.setattr(confidence, "_BLOCK", 70)  # 10 of the 97 rows at a time
     for name, expected in whole.items():
         np.testing.assert_array_equal(ev.scores(logits, name), expected)
 

@@ -1,0 +1,111 @@
+"""What every function of the room asks of its arrays, and what it says when they are not that.
+
+Every refusal is an EestudyError (a ValueError) of one line with the numbers in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eestudy.config import EestudyError
+
+ArrayLike = np.ndarray | Tensor
+Predictions = tuple[ArrayLike, ArrayLike]
+"""Logits (K, N, C) and labels (N,)."""
+Costs = Sequence[float] | ArrayLike
+
+
+def check_logits(logits: ArrayLike) -> Tensor:
+    """Logits (K, N, C) as a contiguous float32 tensor on the CPU.
+
+    Raises EestudyError unless K >= 1, N >= 1, C >= 1 (1: regression) and every value is finite.
+    """
+    if isinstance(logits, np.ndarray) and not logits.flags.writeable:
+        logits = logits.copy()  # torch warns about read-only memory
+    tensor = torch.as_tensor(logits).detach().to("cpu", torch.float32).contiguous()
+    if tensor.ndim != 3:
+        raise EestudyError(f"logits: must have shape (exits, samples, classes), got {tuple(tensor.shape)}")
+    num_exits, num_samples, num_classes = tensor.shape
+    if num_exits < 1 or num_samples < 1 or num_classes < 1:
+        raise EestudyError(
+            "logits: must hold at least 1 exit, 1 sample and 2 classes, or 1 output of a regression, "
+            f"got {num_exits} exits, {num_samples} samples, {num_classes} classes"
+        )
+    # One cheap pass: a sum with a NaN or an infinity in it is never finite.
+    if not math.isfinite(tensor.sum().item()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise EestudyError(f"logits: must be finite, got {bad} NaN or infinite of {tensor.numel()} values")
+    return tensor
+
+
+def check_predictions(logits: ArrayLike, labels: ArrayLike) -> tuple[Tensor, np.ndarray]:
+    """Logits as in `check_logits` and labels (N,), int64 in 0..C-1, for C = 1 finite float32; else EestudyError."""
+    tensor = check_logits(logits)
+    _, num_samples, num_classes = tensor.shape
+    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if array.shape != (num_samples,):
+        raise EestudyError(f"labels: must have shape ({num_samples},) to match the logits, got {array.shape}")
+    if num_classes == 1:
+        if array.dtype.kind != "f":
+            raise EestudyError(
+                f"logits: 1 class is a regression, whose labels must be real numbers, got {array.dtype}; "
+                "classification needs at least 2 classes"
+            )
+        if bad := int((~np.isfinite(array)).sum()):
+            raise EestudyError(f"labels must be finite, got {bad} NaN or infinite of {num_samples} values")
+        return tensor, array.astype(np.float32)
+    if array.dtype.kind not in "iu":
+        raise EestudyError(f"labels: must be integers, got {array.dtype}")
+    if array.min() < 0 or array.max() >= num_classes:
+        raise EestudyError(f"labels: must be in 0..{num_classes - 1}, got {array.min()}..{array.max()}")
+    return tensor, array.astype(np.int64)
+
+
+def check_classes(logits: ArrayLike, labels: ArrayLike, what: str) -> tuple[Tensor, np.ndarray]:
+    """`check_predictions` for what learns from labels of classes: C >= 2, and more than one class among the labels."""
+    tensor, array = check_predictions(logits, labels)
+    if tensor.shape[2] == 1:
+        raise EestudyError(f"{what}: is for classification, the logits have 1 output, which is a regression")
+    if (array == array[0]).all():
+        raise EestudyError(
+            f"labels: all {len(array)} are of class {array[0]}; {what} learns from labels and needs at least 2 classes"
+        )
+    return tensor, array
+
+
+def check_costs(costs: Costs, num_exits: int) -> np.ndarray:
+    """Costs (K,) float64 in FLOPs, positive and never falling from exit to exit; else EestudyError."""
+    array = np.asarray(costs.detach().cpu() if isinstance(costs, Tensor) else costs, dtype=np.float64)
+    if array.shape != (num_exits,):
+        raise EestudyError(f"costs: must hold one number for each of {num_exits} exits, got shape {array.shape}")
+    if not np.isfinite(array).all() or array[0] <= 0 or (np.diff(array) < 0).any():
+        raise EestudyError(f"costs: must be positive, finite and never fall from exit to exit, got {array.tolist()}")
+    return array
+
+
+def check_alike(validation: Tensor, test: Tensor) -> None:
+    """EestudyError when checked logits (K, N, C) differ in exits or classes."""
+    first, second = tuple(validation.shape), tuple(test.shape)
+    if (first[0], first[2]) != (second[0], second[2]):
+        raise EestudyError(f"logits: validation {first} and test {second} differ in exits or classes")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, not a bool and not NaN."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and not math.isnan(value)
+
+
+def check_between(field: str, value: Any, low: float, high: float, ends: bool = False) -> float:
+    """The number as a float if it is between `low` and `high`, without them unless `ends`; else EestudyError."""
+    if not is_number(value) or not (low <= value <= high) or (not ends and value in (low, high)):
+        allowed = f"[{low:g}, {high:g}]" if ends else f"({low:g}, {high:g})"
+        raise EestudyError(f"{field}: must be a number in {allowed}, got {value!r}")
+    return float(value)
