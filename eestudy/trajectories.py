@@ -151,11 +151,15 @@ def _pairs(initial: bool = False) -> Callable[..., Any]:
     return points
 
 
-def _between_strategies(configs: Sequence[RunConfig]) -> Iterator[tuple[tuple[Point, ...], dict[str, Any]]]:
-    """Of the two smallest seeds alone: each is a training of its own."""
-    first = sorted({config.seed for config in configs})[:2]
-    pairs = _pairs()([config for config in configs if config.seed in first])
-    return ((points, facts) for points, facts in pairs if facts["relation"] == "strategies")
+def _two_seeds(controls: bool) -> Callable[..., Any]:
+    """`_pairs` of the two smallest seeds alone, for what is dear; with or without the controls."""
+
+    def points(configs: Sequence[RunConfig]) -> Iterator[tuple[tuple[Point, ...], dict[str, Any]]]:
+        first = sorted({config.seed for config in configs})[:2]
+        pairs = _pairs()([config for config in configs if config.seed in first])
+        yield from ((pair, facts) for pair, facts in pairs if controls or facts["relation"] == "strategies")
+
+    return points
 
 
 def _first_seed(together: bool) -> Callable[..., Any]:
@@ -179,8 +183,8 @@ METRICS: dict[str, Metric] = {
     ),
     "similarity": Metric(_similarity, {"samples": 512, "debiased": True}, _pairs(initial=True), True),
     "paths": Metric(_paths, {"samples": 512, "points": 25, "heads": "all"}, _pairs()),
-    "probed-paths": Metric(_paths, {"samples": 512, "points": 5, "heads": "probe"}, _pairs(), True),
-    "curves": Metric(_curves, {"samples": 512, "points": 9, "steps": 80}, _between_strategies),
+    "probed-paths": Metric(_paths, {"samples": 512, "points": 5, "heads": "probe"}, _two_seeds(True), True),
+    "curves": Metric(_curves, {"samples": 512, "points": 9, "steps": 80}, _two_seeds(False)),
     "plane": Metric(_plane, {"samples": 512, "points": 9}, _first_seed(together=True)),
     "landscape": Metric(_landscape, {"samples": 512, "points": 9}, _first_seed(together=False)),
 }

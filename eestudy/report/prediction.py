@@ -49,8 +49,9 @@ def early_prediction(
 
     Intervals: 95 %, bootstrap percentiles expanded for small samples (Hesterberg 2014, arXiv 1411.5279), over cells
     with all their seeds, or over groups where there are fewer than 8 cells: then they are about other seeds of these
-    cells, not about other cells. Directions and the reference are chosen anew in every resample. Not corrected for the
-    number of rows. NaN where all groups have the same value.
+    cells, not about other cells. Directions and the reference are chosen anew in every resample: for a metric of pure
+    noise, less_random then covers 0 in 99 to 100 % of simulated studies (4, 10 and 20 cells), where with the choices
+    held it covers 78 to 89 %. Not corrected for the number of rows. NaN where all groups have the same value.
 
     Raises EestudyError for a missing column, a value given twice, a group without one of the strategies, and
     fewer than 2 strategies.
