@@ -26,7 +26,7 @@ from eestudy.training.batches import in_layout
 from eestudy.training.cost import step_flops
 from eestudy.training.execution import Execution, fast_bfloat16
 from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable
-from eestudy.training.losses import exit_weights
+from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer
 from eestudy.training.phases import Phase
 from eestudy.training.saved import State
@@ -86,8 +86,8 @@ def engine_step(model: MultiExit, phase: Phase, feed: Callable[[], Any], compile
     exits = len(phase_exits(model, phase))
     state = State(model, phase, build_optimizer(set_trainable(model, phase), phase), torch.zeros(2, exits))
     joined = execution.prepared(PhaseNetwork(model, phase), 0)
-    weights, bad = exit_weights("equal", exits), torch.full((), torch.inf)
-    return lambda: loop._step(joined, state, weights, *feed(), 0.1, bad, execution)
+    objective, bad = Objective(model, phase, None, (), execution), torch.full((), torch.inf)
+    return lambda: loop._step(joined, state, objective, *feed(), 0.1, bad, execution)
 
 
 VARIANTS: dict[str, Callable[[str], Step]] = {

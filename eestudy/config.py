@@ -26,7 +26,10 @@ DATASETS = (
     "digits", "mnist1d", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenette", "imagenet",
     "20newsgroups", "wordnet-supersense", "stsb", "diabetes",
 )  # fmt: skip
-STRATEGIES = ("disjoint", "joint", "mixed")
+STRATEGIES = (
+    "disjoint", "joint", "mixed", "mixed-heads", "joint-heads", "alternating", "branch-wise", "separate", "gradual",
+    "sequential-lwf", "sequential-ewc",
+)  # fmt: skip
 METHODS = ("sdn",)
 HEADS = (
     "auto", "pooled", "token", "vector", "cascading-pooled", "cascading-token", "cascading-vector", "msdnet",
@@ -43,7 +46,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "strategy": STRATEGIES,
     "method": METHODS,
     "head": HEADS,
-    "weighting": ("equal", "depth-linear"),
+    "weighting": ("equal", "depth-linear", "custom", "sdn-ramp", "adaloss", "uncertainty"),
+    "gradient_scaling": ("none", "equilibrium", "boosting"),
+    "gradient_combination": ("sum", "pcgrad", "min-norm"),
+    "distillation": ("none", "last", "later", "next"),
+    "batchnorm": ("train", "freeze", "reestimate"),
     "match": ("epochs", "flops", "patience"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("cosine", "one-cycle", "constant"),
@@ -55,10 +62,15 @@ BOUNDS: dict[str, tuple[float | None, float | None, str]] = {
     "epochs": (1, None, "["),
     "train_size": (1, None, "["),
     "head_layers": (1, 5, "["),
-    "phase_split": (0, 1, "("),
+    "phase_split": (0, 1, "["),
+    "warm_start": (0, 1, "["),
+    "distillation_weight": (0, 1, "["),
+    "distillation_temperature": (0, None, "("),
+    "stability": (0, None, "("),
     "patience": (1, None, "["),
     "batch_size": (2, None, "["),
     "lr": (0, None, "("),
+    "lr_scale": (0, None, "("),
     "weight_decay": (0, None, "["),
     "momentum": (0, 1, "["),
     "warmup": (0, 1, "["),
@@ -119,11 +131,22 @@ class RunConfig(BaseModel):
     head_args: dict[str, int] = {}  # width: of the hidden layers
     # the training
     weighting: str = "equal"
+    weights: tuple[float, ...] = ()  # with `weighting: custom`: one for each exit
+    gradient_scaling: str = "none"  # of what the exits send into the backbone
+    gradient_combination: str = "sum"  # of the exits' gradients of the backbone
+    distillation: str = "none"  # the deeper exits that an exit learns from
+    distillation_weight: float = 0.5  # against the labels
+    distillation_temperature: float = 3.0  # of sequential-lwf too
     match: str = "epochs"
-    phase_split: float = 0.5  # share of the epochs that phase 1 takes in disjoint and mixed
+    # Share of the epochs for phase 1 of disjoint, mixed, mixed-heads and joint-heads; 0 leaves it out, 1 the rest.
+    phase_split: float = 0.5
+    warm_start: float = 0.0  # share of the epochs for heads alone, between phases 1 and 2 of mixed and mixed-heads
+    stability: float | None = None  # weight of what sequential-lwf (default 1) and -ewc (1,000) keep of earlier exits
+    batchnorm: str = "train"  # of the backbone's statistics
     patience: int = 10  # epochs without a better validation accuracy; used by `match: patience`
     optimizer: str = "adamw"
     lr: float = 3e-3  # AdamW; the small networks here are undertrained at 1e-3
+    lr_scale: float = 1.0  # of the learning rate, in every phase after the first
     weight_decay: float = 0.01
     momentum: float = 0.9  # sgd only
     schedule: str = "cosine"
@@ -215,6 +238,13 @@ class RunConfig(BaseModel):
             if not 0 < strength < float("inf") or (name in ("shift", "crop", "cutout") and strength != int(strength)):
                 kind = "a whole number of pixels above 0" if name in ("shift", "crop", "cutout") else "a number above 0"
                 raise ValueError(f"{name}: {strength!r} is not valid; it must be {kind}")
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if value and not (all(0 <= weight < float("inf") for weight in value) and any(value)):
+            raise ValueError(f"{list(value)} is not valid; each is at least 0, and one is above it")
         return value
 
     @field_validator("checkpoints")

@@ -101,7 +101,7 @@ def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any
         if "seed" in settings:
             raise EestudyError(f"{path}: seed: give it in seeds, not in the grid")
         axes = {
-            key: value if isinstance(value, list) and key not in ("exits", "checkpoints") else [value]
+            key: value if isinstance(value, list) and key not in ("exits", "checkpoints", "weights") else [value]
             for key, value in settings.items()
         }
         empty = [key for key, values in axes.items() if not values]
@@ -155,6 +155,7 @@ def _parsed(name: str, value: Any) -> Any:
         "seeds",
         "exits",
         "checkpoints",
+        "weights",
         "architecture_args",
         "head_args",
         "dataset_args",

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from eestudy.methods import METHODS
 from eestudy.models import MultiExit, build_backbone, exit_costs
 from eestudy.store import Arrays, Folder, Store
 from eestudy.training.batches import clean_batches
-from eestudy.training.cost import step_flops
+from eestudy.training.cost import once_flops, step_flops
 from eestudy.training.execution import Execution, execution, warn_if_slow
+from eestudy.training.freezing import check_batch_norms
 from eestudy.training.loop import checkpoint_name, train_phase
 from eestudy.training.phases import Phase, resolve
 from eestudy.training.saved import state_files
-from eestudy.training.strategies import STRATEGIES
+from eestudy.training.settings import configured
+from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
 
 CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
 
@@ -87,12 +89,13 @@ class Plan:
     phases: tuple[Phase, ...]
     phase_ids: tuple[str, ...]
     step_flops: dict[str, float]  # of one sample, by phase name
+    once_flops: float  # of what the phases compute once, beside their steps
 
     @property
     def training_flops(self) -> float:
         """Of the whole run, if every phase trains all its epochs."""
         samples = len(self.data.train)
-        return sum(self.step_flops[phase.name] * phase.epochs * samples for phase in self.phases)
+        return self.once_flops + sum(self.step_flops[phase.name] * phase.epochs * samples for phase in self.phases)
 
 
 def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
@@ -100,15 +103,31 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     loaded = data.load(config.dataset, config.train_size, **config.dataset_args)
     check_augmentation(config.augmentation, loaded.input_shape, loaded.train.dtype)
     network = build_model(config, loaded, model)
-    skeletons = STRATEGIES[config.strategy](config.phase_split)
-    needed = {phase.name: phase for phase in (*STRATEGIES["joint"](1.0), *skeletons)}
-    flops = {name: step_flops(network, phase) for name, phase in needed.items()}
-    phases = resolve(skeletons, config, flops)
+    phases = configured(phases_of(config, stages_of(network)), config, network.num_exits)
+    check_batch_norms(network, phases)
+    flops = {phase.name: step_flops(network, phase) for phase in phases}
+    joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
+    phases = resolve(phases, config, flops, joint)
+    once = sum(once_flops(network, phase, len(loaded.train)) for phase in phases)
     own = fingerprint(network) if model else None
     ids: list[str] = []
     for place, phase in enumerate(phases):
         ids.append(_phase_id(config, phase, place, ids[-1] if ids else None, network, own))
-    return Plan(config, loaded, network, phases, tuple(ids), flops)
+    return Plan(config, loaded, network, phases, tuple(ids), flops, once)
+
+
+def stages_of(network: MultiExit) -> tuple[int, ...]:
+    """The stage that each exit reads, counted from 1."""
+    return (*network.exit_stages, len(network.backbone.stages))
+
+
+@lru_cache(maxsize=1024)
+def planned(config: RunConfig) -> tuple[Phase, ...]:
+    """The phases of a run without its settings and epochs; builds the network where they depend on its exits."""
+    if config.strategy not in BY_EXIT:
+        return phases_of(config)
+    loaded = data.load(config.dataset, config.train_size, **config.dataset_args)
+    return phases_of(config, stages_of(build_model(config, loaded)))
 
 
 def build_model(config: RunConfig, loaded: data.DataSet, model: MultiExit | None = None) -> MultiExit:
@@ -223,7 +242,7 @@ def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, how: Exe
         arrays[f"{name}.labels"] = split.y.numpy()
     folder.write_arrays("predictions.safetensors", arrays)
     costs = exit_costs(model)
-    stages = [*model.exit_stages, len(model.backbone.stages)]
+    stages = stages_of(model)
     exits = evaluation.exit_metrics(arrays["test.logits"], arrays["test.labels"])
     exits = exits.assign(stage=stages, flops=costs.flops, params=costs.params)
     columns = ["exit", "stage", "flops", "params", "accuracy", "nll", "ece"]
@@ -237,7 +256,7 @@ def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, how: Exe
         {
             "phases": list(plan.phase_ids),
             "seconds": round(sum(summary["seconds"] for summary in summaries), 3),
-            "training_flops": float(sum(spent)),
+            "training_flops": float(sum(spent) + plan.once_flops),
             "stage_flops": costs.stages,
             "classifier_flops": costs.classifier,
             "head_flops": costs.heads,

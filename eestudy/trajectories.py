@@ -26,8 +26,7 @@ from eestudy.environment import describe, say
 from eestudy.grids import Study, project_root
 from eestudy.models import MultiExit
 from eestudy.store import Store, write_atomically
-from eestudy.study import Run
-from eestudy.training.strategies import STRATEGIES
+from eestudy.study import Run, planned
 
 # Raised when a definition changes so that an old measurement no longer answers.
 SCHEMA = 1
@@ -45,7 +44,7 @@ class Point:
     @property
     def progress(self) -> float:
         """Share of the whole run's epochs that are behind it, by the phases' shares."""
-        shares = [phase.share for phase in STRATEGIES[self.config.strategy](self.config.phase_split)]
+        shares = [phase.share for phase in planned(self.config)]
         return sum(shares[: self.phase - 1]) + self.share / 100 * shares[self.phase - 1]
 
 
@@ -73,9 +72,11 @@ def _rank(models: Sequence[MultiExit], data: DataSet, samples: int) -> Tables:
     return {"rank": dynamics.stage_ranks(models[0], dynamics.probe_batches(data.train, samples, models[0]))}
 
 
-def _information(models: Sequence[MultiExit], data: DataSet, samples: int, noises: Sequence[float]) -> Tables:
+def _information(
+    models: Sequence[MultiExit], data: DataSet, samples: int, noises: Sequence[float], directions: int
+) -> Tables:
     batches = dynamics.probe_batches(data.test, samples, models[0])
-    return {"information": dynamics.stage_information(models[0], batches, list(noises))}
+    return {"information": dynamics.stage_information(models[0], batches, noises, directions=directions)}
 
 
 def _similarity(models: Sequence[MultiExit], data: DataSet, samples: int, debiased: bool) -> Tables:
@@ -115,7 +116,7 @@ def _along(shares: Sequence[int] | None = None, backbone_only: bool = False) -> 
 
     def points(configs: Sequence[RunConfig]) -> Iterator[tuple[tuple[Point, ...], dict[str, Any]]]:
         for config in configs:
-            for number, phase in enumerate(STRATEGIES[config.strategy](config.phase_split), 1):
+            for number, phase in enumerate(planned(config), 1):
                 frozen = backbone_only and "backbone" not in phase.trains
                 for share in sorted({*config.checkpoints, 100}):
                     kept = shares is None or share in shares
@@ -127,7 +128,7 @@ def _along(shares: Sequence[int] | None = None, backbone_only: bool = False) -> 
 
 
 def _ends(config: RunConfig) -> Point:
-    return Point(config, len(STRATEGIES[config.strategy](config.phase_split)), 100)
+    return Point(config, len(planned(config)), 100)
 
 
 def _pairs(initial: bool = False) -> Callable[..., Any]:
@@ -179,7 +180,7 @@ METRICS: dict[str, Metric] = {
     "dominance": Metric(_dominance, {"samples": 512, "batch_size": 128}, _along()),
     "rank": Metric(_rank, {"samples": 512}, _along(backbone_only=True), True),
     "information": Metric(
-        _information, {"samples": 1000, "noises": (0.1, 0.3, 1.0, 3.0)}, _along((0, 100), True), True
+        _information, {"samples": 1000, "noises": (0.1, 0.3, 1.0, 3.0), "directions": 64}, _along((0, 100), True), True
     ),
     "similarity": Metric(_similarity, {"samples": 512, "debiased": True}, _pairs(initial=True), True),
     "paths": Metric(_paths, {"samples": 512, "points": 25, "heads": "all"}, _pairs()),
@@ -220,7 +221,7 @@ def measurements(configs: Sequence[RunConfig], metric: str, store: Store) -> lis
 def _identity(point: Point, phases: list[str], rule: Metric) -> list[Any]:
     """What decides the weights at a point, and the probe samples."""
     config, number, share = point.config, point.phase, point.share
-    trains = [phase.trains for phase in STRATEGIES[config.strategy](config.phase_split)]
+    trains = [phase.trains for phase in planned(config)]
     if rule.backbone_only:
         while "backbone" not in trains[number - 1]:
             number, share = number - 1, 100

@@ -20,6 +20,9 @@ CHANGED = {
     "checkpoints": [0, 100],
     "head_args": {"width": 8},
     "augmentation_args": {"shift": 2},
+    "weights": [1, 2], "gradient_scaling": "equilibrium", "gradient_combination": "pcgrad", "distillation": "last",
+    "distillation_weight": 0.1, "distillation_temperature": 2, "warm_start": 0.1, "stability": 2, "lr_scale": 0.1,
+    "batchnorm": "freeze",
 }  # fmt: skip
 ONLY_ONE_VALUE = {"method"}
 
@@ -36,7 +39,7 @@ def test_defaults_are_pinned():
     """A changed default silently re-labels old results. If this fails on purpose, raise config.SCHEMA too."""
     defaults = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    assert (config_module.SCHEMA, content_hash(defaults)) == (2, "c56923822c")
+    assert (config_module.SCHEMA, content_hash(defaults)) == (2, "301984e714")
 
 
 def test_id_is_the_same_in_another_process_and_for_another_key_order():
@@ -76,7 +79,9 @@ def test_exits_are_a_set():
         ("seed", True, "seed: true and false are not valid here"),
         ("lr", 0, "lr: 0.0 is out of range; it must be above 0"),
         ("lr", float("nan"), "out of range"),
-        ("phase_split", 1, "phase_split: 1.0 is out of range; it must be above 0 and below 1"),
+        ("phase_split", 1.5, "phase_split: 1.5 is out of range; it must be at least 0 and at most 1"),
+        ("weights", [0, 0], "weights: [0.0, 0.0] is not valid; each is at least 0, and one is above it"),
+        ("weights", [-1, 2], "weights: [-1.0, 2.0] is not valid"),
         ("exits", [0], "exits: [0] is not valid"),
         ("exits", "some", "exits: 'some' is not valid; give 'all'"),
         ("exits", {"every": 0}, "exits: {'every': 0} is not valid; give {every: 2}"),
@@ -114,7 +119,9 @@ def test_frozen():
 def test_names_without_torch_are_the_names_there_are():
     from eestudy import data, evaluation, heads, methods, models
     from eestudy.data import augmentation
+    from eestudy.training.combination import COMBINATIONS
     from eestudy.training.losses import WEIGHTINGS
+    from eestudy.training.settings import RELATIVE
     from eestudy.training.strategies import STRATEGIES
 
     assert set(CHOICES["architecture"]) == {"own", *models.BACKBONES}
@@ -122,7 +129,8 @@ def test_names_without_torch_are_the_names_there_are():
     assert set(CHOICES["strategy"]) == set(STRATEGIES)
     assert set(CHOICES["method"]) == set(methods.METHODS)
     assert set(CHOICES["head"]) == {"auto", *heads.HEADS}
-    assert set(CHOICES["weighting"]) == set(WEIGHTINGS)
+    assert set(CHOICES["weighting"]) == {*WEIGHTINGS, *RELATIVE}
+    assert set(CHOICES["gradient_combination"]) == {"sum", *COMBINATIONS}
     made = (*augmentation.ON_RAW, *augmentation.ON_NORMAL, *augmentation.BLENDS)
     assert made == config_module.AUGMENTATIONS  # which are joined in the order in which they are done
     assert set(config_module.EXIT_RULES) == set(evaluation.RULES)

@@ -236,11 +236,13 @@ def stage_information(
     noises: Iterable[float],
     features: int = FEATURES,
     seed: int = 0,
+    directions: int = 512,
 ) -> pd.DataFrame:
     """Bounds and ceiling at each noise, and usable information, of every stage: stage, quantity, noise, value.
 
     quantity: "lower", "upper", "ceiling" (`information_sweep`) and "usable" (`usable_information`; its noise is NaN),
-    which is left out in regression. features, seed, and the columns they draw: `stage_activations`.
+    which is left out in regression. features, seed, and the columns they draw: `stage_activations`. directions: of
+    the probe.
     Memory: the activations (N, m) of as many stages as HELD allows, or of one; then batches go through again.
     Raises EestudyError as those three do.
     """
@@ -257,17 +259,19 @@ def stage_information(
                 for stage, part in taken.items():
                     parts[stage].append(part)
             for stage in stages:
-                frames.append(_quantities(torch.cat(parts.pop(stage)), labels, noises, seed).assign(stage=stage))
+                frames.append(
+                    _quantities(torch.cat(parts.pop(stage)), labels, noises, seed, directions).assign(stage=stage)
+                )
                 bar.update()
     return pd.concat(frames, ignore_index=True)[["stage", "quantity", "noise", "value"]]
 
 
-def _quantities(samples: Tensor, labels: Tensor, noises: list[float], seed: int) -> pd.DataFrame:
+def _quantities(samples: Tensor, labels: Tensor, noises: list[float], seed: int, directions: int) -> pd.DataFrame:
     """quantity, noise, value of one stage's samples (N, m)."""
     sweep = information_sweep(samples, noises)
     rows = [(name, row.noise, getattr(row, name)) for row in sweep.itertuples() for name in sweep.columns[1:]]
     if not is_regression(labels):
-        rows.append(("usable", math.nan, usable_information(samples, labels, seed=seed)))
+        rows.append(("usable", math.nan, usable_information(samples, labels, directions=directions, seed=seed)))
     return pd.DataFrame(rows, columns=["quantity", "noise", "value"])
 
 

@@ -27,7 +27,7 @@ class PhaseLike(Protocol):
     @property
     def trains(self) -> tuple[str, ...]: ...
     @property
-    def exits(self) -> str: ...
+    def exits(self) -> str | tuple[int, ...]: ...
     @property
     def share(self) -> float: ...
 
@@ -118,7 +118,8 @@ def _caption(phase: PhaseLike) -> str:
         "all": "loss of all exits",
         "internal": "loss of the internal exits",
     }
-    return f"{phase.name}: {losses[phase.exits]}"
+    named = losses[phase.exits] if isinstance(phase.exits, str) else f"loss of exits {phase.exits}"
+    return f"{phase.name}: {named}"
 
 
 def _lane(axes: Axes, begin: float, bottom: float, phase: PhaseLike, part: str, colour: str) -> None:

@@ -18,9 +18,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by readers with any colour vision; each strategy has its marker and line
-# too.
-PALETTE = {"disjoint": "#0072B2", "joint": "#D55E00", "mixed": "#009E73"}
-MARKERS = {"disjoint": "o", "joint": "s", "mixed": "D"}
+# too. From the fourth strategy on the colours are Paul Tol's muted ones.
+PALETTE = {
+    "disjoint": "#0072B2", "joint": "#D55E00", "mixed": "#009E73", "mixed-heads": "#44AA99", "joint-heads": "#CC6677",
+    "alternating": "#AA4499", "branch-wise": "#999933", "separate": "#882255", "gradual": "#332288",
+    "sequential-lwf": "#88CCEE", "sequential-ewc": "#117733",
+}  # fmt: skip
+MARKERS = {
+    "disjoint": "o", "joint": "s", "mixed": "D", "mixed-heads": "d", "joint-heads": "p", "alternating": "*",
+    "branch-wise": "<", "separate": ">", "gradual": "h", "sequential-lwf": "8", "sequential-ewc": "H",
+}  # fmt: skip
 OTHERS = (("#CC79A7", "^"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"))  # strategies added later
 INK = "#262626"
 FAINT = "#8c8c8c"

@@ -17,7 +17,7 @@ from eestudy.data import DataSet, Split
 from eestudy.data.augmentation import augment, check
 from eestudy.models import MultiExit
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import heads_alone
+from eestudy.training.freezing import frozen_features, heads_alone
 from eestudy.training.phases import Phase
 
 EVALUATION_BATCH = 512
@@ -70,6 +70,15 @@ class Batches:
             )  # fmt: skip
             yield in_layout(x[part], self.memory_format), targets[part]
 
+    def clean(self, *names: object) -> Iterator[Tensor]:
+        """Whole batches of the training data once, in an order of their own, as a network takes them, not augmented."""
+        generator = torch.Generator().manual_seed(named_seed(*self.seeds, *names))
+        order = torch.randperm(len(self.split), generator=generator)[: self.steps_an_epoch * self.size]
+        chosen = order.split(self.size)
+        for raw in self.split.batches(chosen, self.execution.workers):
+            x = raw.to(self.execution.device)
+            yield in_layout(self.split.normalization(x) if self.split.normalization else x, self.memory_format)
+
 
 def training_batches(
     model: MultiExit, phase: Phase, data: DataSet, seeds: tuple[object, ...], execution: Execution
@@ -87,12 +96,12 @@ def training_batches(
 
 
 def cached_features(model: MultiExit, phase: Phase, split: Split, execution: Execution) -> list[Tensor] | None:
-    """`MultiExit.reduced_features` of a whole split, (N, ...) each; None if they are more than CACHE_BYTES."""
+    """`frozen_features` of a whole split, (N, ...) each; None if they are more than CACHE_BYTES."""
     made: list[Tensor] | None = None
     with torch.no_grad(), execution.precision(phase.precision):
         start = 0
         for x, y in clean_batches(split, execution, model.memory_format):
-            features = model.reduced_features(x)
+            features = frozen_features(model, phase, x)
             if made is None:
                 if sum(each.nbytes for each in features) / len(y) * len(split) > CACHE_BYTES:
                     return None

@@ -1,24 +1,61 @@
-"""Training FLOPs: one forward and backward pass under torch's own counter."""
+"""Training FLOPs: forward and backward passes under torch's own counter."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.models import MultiExit
-from eestudy.training.freezing import PhaseNetwork, set_trainable
+from eestudy.training.freezing import PhaseNetwork, phase_exits, phase_logits, set_trainable, walked
+from eestudy.training.keeping import FISHER_SAMPLES
+from eestudy.training.objective import exit_gradients
 from eestudy.training.phases import Phase
 
 
 def step_flops(model: MultiExit, phase: Phase) -> float:
     """FLOPs of training on one sample in `phase`: forward and backward, frozen parts forward only, up to the last head.
 
-    Counted on a copy with a batch of two (BatchNorm needs two). The optimizer's own arithmetic is not counted. Where a
-    frozen backbone's features are cached, less is spent than this counts, which is what the strategy asks for.
+    Counted on a copy with a batch of two (BatchNorm needs two). The optimizer's own arithmetic, and that on gradients,
+    are not counted. Where a frozen backbone's features are cached, less is spent than this counts, which is what the
+    strategy asks for. Where steps take turns, their mean.
     """
+    if phase.turns:
+        each = [step_flops(model, replace(phase, exits=turn, turns=())) for turn in phase.turns]
+        return sum(each) / len(each)
     copied = copy.deepcopy(model).cpu()
-    set_trainable(copied, phase)
+    trained = set_trainable(copied, phase)
+    x = copied.backbone.dry_input(2)
     with FlopCounterMode(display=False) as counter:
-        PhaseNetwork(copied, phase)(copied.backbone.dry_input(2)).float().sum().backward()
+        if phase.gradient_combination == "sum":
+            PhaseNetwork(copied, phase)(x).float().sum().backward()
+        else:  # every exit's backward pass by itself
+            outputs = phase_logits(copied, phase, x)
+            exit_gradients(outputs, [each.new_ones(each.shape) for each in outputs], trained)
+        if phase.keeps == "lwf":  # what the earlier exits said before
+            set_trainable(copied, replace(phase, trains=()))
+            walked(copied, phase_exits(copied, phase)[:-1], x)
+    return counter.get_total_flops() / 2
+
+
+def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
+    """FLOPs that a phase on so many samples spends once, whatever its epochs: BatchNorm statistics, importances."""
+    flops = 0.0
+    if phase.batchnorm == "reestimate":
+        frozen = replace(phase, trains=(), batchnorm="train", gradient_combination="sum", keeps="none", turns=())
+        flops += samples * _forward_flops(model, phase_exits(model, frozen))
+    if phase.keeps == "ewc":
+        earlier = tuple(range(1, phase_exits(model, phase)[0]))
+        # As a phase that trains all stages up to the last earlier exit, with every exit's backward pass by itself.
+        reached = (1, model.exit_stages[earlier[-1] - 1])
+        alike = Phase("fisher", ("backbone",), earlier, 1.0, stages=reached, gradient_combination="pcgrad")
+        flops += min(samples, FISHER_SAMPLES) * step_flops(model, alike)
+    return flops
+
+
+def _forward_flops(model: MultiExit, exits: list[int]) -> float:
+    copied = copy.deepcopy(model).cpu().requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        walked(copied, exits, copied.backbone.dry_input(2))
     return counter.get_total_flops() / 2

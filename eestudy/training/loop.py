@@ -9,8 +9,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,21 +22,16 @@ from eestudy.config import EestudyError, named_seed
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
 from eestudy.store import Folder
-from eestudy.training.batches import (
-    EVALUATION_BATCH,
-    Batches,
-    Inputs,
-    cached_features,
-    clean_batches,
-    placed,
-    training_batches,
-)
+from eestudy.training.batches import Batches, Inputs, training_batches
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable, trained_tensors
-from eestudy.training.losses import exit_hits, exit_losses, exit_weights
+from eestudy.training.freezing import PhaseNetwork, phase_exits, phase_logits, set_trainable, trained_tensors
+from eestudy.training.losses import exit_hits, exit_losses
+from eestudy.training.normalization import reestimate
+from eestudy.training.objective import Objective, combine
 from eestudy.training.optim import build_optimizer, lr_factor
 from eestudy.training.phases import Phase
 from eestudy.training.saved import Progress, State, arrays, state_files
+from eestudy.training.validation import Validation, scores
 
 # Seconds between saved states, which is what a kill costs at most; longer where saving would take more than a
 # twentieth of the time.
@@ -45,30 +41,55 @@ SAVING_SHARE = 1 / 20
 LOOK_EVERY = 16
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What a method trains with in the place of what is here.
+
+    objective: a class derived from Objective, or what makes one of the same arguments. step: as `_step`, which is the
+    default. Both for phases whose `Phase.method` is set.
+    """
+
+    objective: Callable[..., Objective] = Objective
+    step: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+
 def train_phase(
-    model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seed: int, place: int, execution: Execution
+    model: MultiExit,
+    phase: Phase,
+    data: DataSet,
+    folder: Folder,
+    seed: int,
+    place: int,
+    execution: Execution,
+    hooks: Hooks | None = None,
 ) -> None:
     """Trains what `phase` trains of `model` in place, leaving checkpoints and records in `folder`.
 
     seed: the run's; place: of the phase in its strategy, from 0. The model starts from the weights it comes with.
     Raises EestudyError when the loss is not finite, naming epoch, step and learning rate; the saved state before stays.
     """
+    hooks = hooks or Hooks()
     seeds = (seed, f"phase-{place}")
     device = execution.device
     model.to(device)
     parameters = set_trainable(model, phase)
     exits = phase_exits(model, phase)
-    weights = exit_weights(phase.weighting, len(exits)).to(device)
     batches = training_batches(model, phase, data, seeds, execution)
+    _check_turns(phase, batches)
     validation = Validation(model, phase, data, execution, cached=batches.cache is not None)
     total = batches.steps_an_epoch * phase.epochs
     # Several shares of a short phase can fall on one step.
     due = {share: round(share / 100 * total) for share in phase.checkpoints if share < 100}
 
-    state = State(model, phase, build_optimizer(parameters, phase), torch.zeros(2, len(exits), device=device))
+    objective = hooks.objective(model, phase, batches, seeds, execution)
+    optimizer = build_optimizer([*parameters, *objective.parameters()], phase)
+    state = State(model, phase, optimizer, torch.zeros(2, len(exits), device=device), objective=objective)
     state.load(folder)
     progress = state.progress
-    network = execution.prepared(PhaseNetwork(model, phase), total)
+    network: torch.nn.Module = PhaseNetwork(model, phase)
+    if phase.gradient_combination == "sum":
+        network = execution.prepared(network, total)
+    take_step = hooks.step or _step
     watch = Watch(progress.seconds)
     bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
     epoch, feed = -1, iter(())  # type: tuple[int, Iterator[tuple[Inputs, Tensor]]]
@@ -98,20 +119,22 @@ def train_phase(
             x, targets = next(feed)
 
             execution.seed(named_seed(*seeds, "noise", progress.step, execution.rank))
-            losses, logits = _step(network, state, weights, x, targets, progress.step / total, bad, execution)
+            losses, logits = take_step(network, state, objective, x, targets, progress.step / total, bad, execution)
             progress.step += 1
             bar.update()
-            state.sums[0] += losses
+            state.sums[0, -len(losses) :] += losses  # of all exits, or of the last where steps take turns
             if data.task == "classification":
-                state.sums[1] += exit_hits(logits, targets)
+                state.sums[1, -len(losses) :] += exit_hits(logits, targets)
             if device.type == "cpu" or progress.step % LOOK_EVERY == 0:
                 _stop_if_not_finite(bad, phase, batches, total)
             if progress.step % batches.steps_an_epoch == 0:
                 _stop_if_not_finite(bad, phase, batches, total)
                 train = execution.summed(state.sums) / (batches.steps_an_epoch * execution.processes)
+                if phase.turns:
+                    train[:, :-1] /= _share_of_all(phase, progress.step, batches.steps_an_epoch)
                 held_out = validation.measured()
                 set_trainable(model, phase)
-                train[1] = _scores(train, data.train.y)
+                train[1] = scores(train, data.train.y)
                 _record(progress, exits, epoch + 1, train, held_out)
                 state.sums.zero_()
                 bar.set_postfix_str(_seen(epoch + 1, phase, exits, train, held_out, data.task))
@@ -120,6 +143,8 @@ def train_phase(
 
     if state.best:
         model.load_state_dict(state.best, strict=False)
+    if phase.batchnorm == "reestimate":
+        reestimate(model, phase, batches, execution)
     if execution.main:
         folder.write_arrays(checkpoint_name(100), arrays(trained_tensors(model, phase)))
         folder.write_records(progress.records)
@@ -145,14 +170,15 @@ _Bar.set_lock(threading.RLock())
 def _step(
     network: torch.nn.Module,
     state: State,
-    weights: Tensor,
+    objective: Objective,
     x: Inputs,
     targets: Tensor,
     done: float,
     bad: Tensor,
     execution: Execution,
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward, update. Returns the exits' losses (K,) and logits (K, B, C), detached.
+    """Forward, backward, update. Returns the exits' losses (K,) and logits (K, B, C), detached; where steps take turns,
+    those of the exits whose turn it is.
 
     done: share of the phase's steps behind. bad: is set to this step's number if it is the first not to be finite; the
     update is made all the same, and undone by going back to the saved state.
@@ -160,13 +186,24 @@ def _step(
     phase, optimizer = state.phase, state.optimizer
     for group in optimizer.param_groups:
         group["lr"] = phase.lr * lr_factor(phase.schedule, phase.warmup, done)
+    turn = phase.turns[state.progress.step % len(phase.turns)] if phase.turns else None
+    combining = phase.gradient_combination != "sum"
     with execution.precision(phase.precision):
-        logits = network(x)
-    losses = exit_losses(logits, targets)
-    loss = losses @ weights
+        if combining:  # every exit's gradient by itself, from where its logits are
+            outputs = phase_logits(state.model, phase, x, turn)
+            logits = torch.stack([each.detach() for each in outputs]).requires_grad_()
+        else:
+            logits = network(x) if turn is None else network(x, turn)
+    known = logits[:-1] if phase.frozen_teacher else logits
+    losses = exit_losses(known, targets)
+    loss = losses.sum() if turn == "last" else objective(losses, logits, targets, x, done)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if combining:
+        seeds = (*objective.seeds, "combination", state.progress.step)
+        combine(state.model, outputs, logits.grad, phase, seeds, execution)
+    _average(objective.parameters(), execution)
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     # Where looking costs nothing, a gradient that is short enough is left alone: scaled by 1 it would be the same.
     if phase.clip and (execution.device.type != "cpu" or not float(norm) < phase.clip):
@@ -175,47 +212,27 @@ def _step(
     finite = torch.isfinite(norm if execution.processes > 1 else norm + loss.detach())
     bad.copy_(torch.where(finite, bad, torch.clamp(bad, max=state.progress.step)))
     optimizer.step()
-    return losses.detach(), logits.detach()
+    return losses.detach(), known.detach()
 
 
-class Validation:
-    """The validation split in memory, or its features where the training reads the frozen backbone's features."""
-
-    def __init__(self, model: MultiExit, phase: Phase, data: DataSet, execution: Execution, cached: bool) -> None:
-        self.network = PhaseNetwork(model, phase)
-        self.split = placed(data.validation, execution.device)
-        self.execution = execution
-        self.cache = cached_features(model, phase, self.split, execution) if cached else None
-
-    @torch.no_grad()
-    def measured(self) -> Tensor:
-        """Loss and accuracy (R2 in regression) of the phase's exits in eval mode, (2, K). Leaves the network in it."""
-        phase, execution = self.network.phase, self.execution
-        self.network.eval()
-        sums = torch.zeros(2, len(phase_exits(self.network.model, phase)), device=execution.device)
-        for number, (x, labels) in enumerate(self._batches()):
-            if number % execution.processes != execution.rank:
-                continue
-            with execution.precision(phase.precision):
-                logits = self.network(x)
-            sums[0] += exit_losses(logits, labels) * len(labels)
-            if not labels.is_floating_point():
-                sums[1] += exit_hits(logits, labels) * len(labels)
-        means = execution.summed(sums) / len(self.split)
-        means[1] = _scores(means, self.split.y)
-        return means
-
-    def _batches(self) -> Iterator[tuple[Inputs, Tensor]]:
-        if self.cache is None:
-            yield from clean_batches(self.split, self.execution, self.network.model.memory_format)
-            return
-        for places in torch.arange(len(self.split), device=self.split.y.device).split(EVALUATION_BATCH):
-            yield [features[places] for features in self.cache], self.split.y[places]
+def _average(parameters: list[torch.nn.Parameter], execution: Execution) -> None:
+    """Of several processes each has its own gradient of what is not in the network."""
+    for parameter in parameters:
+        if execution.processes > 1 and parameter.grad is not None:
+            parameter.grad = execution.summed(parameter.grad) / execution.processes
 
 
-def _scores(means: Tensor, y: Tensor) -> Tensor:
-    """The exits' accuracies as they were counted; in regression R2, 1 - mean squared error / variance of the labels."""
-    return 1 - means[0] / y.var(correction=0) if y.is_floating_point() else means[1]
+def _check_turns(phase: Phase, batches: Batches) -> None:
+    if batches.steps_an_epoch < len(phase.turns):
+        raise EestudyError(
+            f"batch_size: {batches.size} makes one step an epoch of {len(batches.split)} samples; phase {phase.name} "
+            f"needs {len(phase.turns)}, as its steps take turns"
+        )
+
+
+def _share_of_all(phase: Phase, end: int, steps: int) -> float:
+    """Share of the last `steps` steps before `end` in which all exits had their turn."""
+    return sum(phase.turns[step % len(phase.turns)] == "all" for step in range(end - steps, end)) / steps
 
 
 def checkpoint_name(share: int) -> str:

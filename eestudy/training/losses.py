@@ -44,3 +44,37 @@ def exit_weights(name: str, exits: int) -> Tensor:
     """Weights (K,) that sum to 1."""
     weights = WEIGHTINGS[name](exits)
     return weights / weights.sum()
+
+
+def soft_losses(students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    """How far students (K, B, C) are from what their teachers expect: (K,), float32, scaled by temperature^2.
+
+    teachers: (K, B, C) probabilities at that temperature (`softened`). The Kullback-Leibler divergence of the student's
+    from the teacher's, mean over samples (Hinton et al. 2015). With one output, as in regression: mean squared
+    difference.
+    """
+    if students.shape[2] == 1:
+        return (students.float() - teachers).square().mean((1, 2))
+    log_students = F.log_softmax(students.float() / temperature, 2)
+    return temperature**2 * F.kl_div(log_students, teachers, reduction="none").sum(2).mean(1)
+
+
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """Logits (..., C) -> detached probabilities at a temperature, float32; a single output is taken as it is."""
+    logits = logits.detach().float()
+    return logits if logits.shape[-1] == 1 else F.softmax(logits / temperature, -1)
+
+
+def teachers_of(logits: Tensor, teacher: str, temperature: float) -> Tensor:
+    """What each exit but the last of logits (K, B, C) learns from, (K-1, B, C), detached; see `soft_losses`.
+
+    teacher: "last", the last exit (Li et al. 2019); "later", the mean of all deeper exits; "next", the next one.
+    """
+    soft = softened(logits, temperature)
+    if teacher == "last":
+        return soft[-1:].expand(len(soft) - 1, *soft.shape[1:])
+    if teacher == "next":
+        return soft[1:]
+    behind = soft.flip(0).cumsum(0).flip(0)[1:]  # the sum of all deeper ones
+    counts = torch.arange(len(soft) - 1, 0, -1, device=soft.device)
+    return behind / counts[:, None, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from eestudy.models import MultiExit
 from eestudy.store import Folder
 from eestudy.training.freezing import trained_tensors
 from eestudy.training.phases import Phase
+
+if TYPE_CHECKING:
+    from eestudy.training.objective import Objective
 
 Weights = dict[str, Tensor]
 
@@ -30,7 +33,10 @@ class Progress:
 
 @dataclass
 class State:
-    """A phase between two steps. sums: losses and hits of the epoch so far (2, K); best: weights, for patience."""
+    """A phase between two steps. sums: losses and hits of the epoch so far (2, K); best: weights, for patience.
+
+    objective: may learn or remember something (`Objective.state`); None: it does not.
+    """
 
     model: MultiExit
     phase: Phase
@@ -38,6 +44,7 @@ class State:
     sums: Tensor
     progress: Progress = field(default_factory=Progress)
     best: Weights | None = None
+    objective: Objective | None = None
 
     def save(self, folder: Folder) -> None:
         """Weights, optimizer and best weights as arrays, the rest as the file's metadata; then the older file goes."""
@@ -45,6 +52,8 @@ class State:
         tensors |= {f"best/{name}": value for name, value in (self.best or {}).items()}
         for number, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{slot}": value for slot, value in slots.items()}
+        if self.objective is not None:
+            tensors |= {f"objective/{name}": value for name, value in self.objective.state().items()}
         old = state_files(folder)
         name = f"state-{self.progress.step:09d}.safetensors"
         folder.write_arrays(name, arrays({**tensors, "sums": self.sums}), vars(self.progress))
@@ -59,12 +68,14 @@ class State:
             return
         # A copy: the arrays of a safetensors file are read-only.
         tensors = {name: torch.tensor(value) for name, value in folder.arrays(states[-1]).items()}
-        groups: dict[str, Weights] = {"model": {}, "best": {}, "optimizer": {}}
+        groups: dict[str, Weights] = {"model": {}, "best": {}, "optimizer": {}, "objective": {}}
         for name, value in tensors.items():
             group, _, rest = name.partition("/")
             if rest:
                 groups[group][rest] = value
         self.model.load_state_dict(groups["model"], strict=False)
+        if self.objective is not None:
+            self.objective.restore(groups["objective"])
         slots: dict[int, Weights] = {}
         for name, value in groups["optimizer"].items():
             number, slot = name.split("/")

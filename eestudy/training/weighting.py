@@ -1,0 +1,118 @@
+"""Weights of the exits' losses that change during a phase. K exits, in order.
+
+Every weighting is a module: (values (K,), share of the phase behind) -> weights (K,) and what is added to the weighted
+sum. What it learns or remembers is its state, which is saved with the phase's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from eestudy.models import MultiExit
+from eestudy.models.cost import stage_flops
+from eestudy.training.execution import Execution
+from eestudy.training.losses import WEIGHTINGS, exit_weights
+from eestudy.training.phases import Phase
+
+REMEMBERED = 0.99  # of AdaLoss's running means, at every step
+RAMP_START = 0.01
+
+Weighted = tuple[Tensor, Tensor | None]
+
+
+class Fixed(nn.Module):
+    """The same weights at every step."""
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, values: Tensor, done: float) -> Weighted:
+        return self.weights, None
+
+
+class Ramp(nn.Module):
+    """Each internal exit's weight grows from 0.01 to its cost (Kaya et al. 2019, SDN): min(c, 0.01 + c t).
+
+    t is the share of the phase behind (the authors change it once an epoch), c the exit's share of the plain backbone's
+    FLOPs; the last exit has weight 1. Scaled to sum 1, which the authors' are not: every weighting has one scale here.
+    """
+
+    costs: Tensor
+
+    def __init__(self, costs: Tensor, last: bool) -> None:
+        """last: whether the last of the exits is the network's."""
+        super().__init__()
+        self.last = last
+        self.register_buffer("costs", costs, persistent=False)
+
+    def forward(self, values: Tensor, done: float) -> Weighted:
+        weights = torch.minimum(self.costs, RAMP_START + self.costs * done)
+        if self.last:
+            weights[-1] = 1.0
+        return weights / weights.sum(), None
+
+
+class Uncertainty(nn.Module):
+    """Each exit has a learned variance (Kendall et al. 2018): mean over exits of L exp(-s) + s / 2, s = log variance.
+
+    In regression L exp(-s) / 2 + s / 2. At the start, s = 0, classification's is the plain mean.
+    """
+
+    def __init__(self, exits: int, regression: bool) -> None:
+        super().__init__()
+        self.log_variances = nn.Parameter(torch.zeros(exits))
+        self.scale = (0.5 if regression else 1.0) / exits
+
+    def forward(self, values: Tensor, done: float) -> Weighted:
+        return self.scale * torch.exp(-self.log_variances), self.log_variances.mean() / 2
+
+
+class AdaLoss(nn.Module):
+    """Weights inversely proportional to each loss's running mean (Hu et al. 2019), scaled to sum 1.
+
+    The mean is exponential, 0.99 of it kept at every step, and begins with the first loss; that is ours.
+    """
+
+    means: Tensor
+
+    def __init__(self, exits: int, execution: Execution) -> None:
+        super().__init__()
+        self.execution = execution
+        self.register_buffer("means", torch.zeros(exits))
+
+    def forward(self, values: Tensor, done: float) -> Weighted:
+        seen = self.execution.summed(values.detach()) / self.execution.processes
+        kept = torch.where(self.means == 0, seen, REMEMBERED * self.means + (1 - REMEMBERED) * seen)
+        self.means.copy_(kept)
+        # A loss that is all but 0 would take all the weight.
+        weights = 1 / kept.clamp(min=1e-6)
+        return weights / weights.sum(), None
+
+
+def weighting_of(model: MultiExit, phase: Phase, execution: Execution) -> nn.Module:
+    """The weighting of a phase, for the exits its loss is over, on the device."""
+    numbers = phase.exit_numbers(model.num_exits)
+    made: nn.Module
+    if phase.weighting in WEIGHTINGS:
+        made = Fixed(exit_weights(phase.weighting, len(numbers)))
+    elif phase.weighting == "custom":
+        made = Fixed(torch.tensor(phase.weights) / sum(phase.weights))
+    elif phase.weighting == "sdn-ramp":
+        costs = exit_shares(model)
+        made = Ramp(torch.tensor([costs[number - 1] for number in numbers]), numbers[-1] == model.num_exits)
+    elif phase.weighting == "uncertainty":
+        made = Uncertainty(len(numbers), regression=model.num_classes == 1)
+    else:
+        made = AdaLoss(len(numbers), execution)
+    return made.to(execution.device)
+
+
+def exit_shares(model: MultiExit) -> list[float]:
+    """Share of the plain backbone's FLOPs that each exit costs, without heads; 1 for the last."""
+    *stages, classifier = stage_flops(model.backbone)
+    whole = sum(stages) + classifier
+    return [*(sum(stages[:stage]) / whole for stage in model.exit_stages), 1.0]
