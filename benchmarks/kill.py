@@ -30,7 +30,6 @@ import torch
 import eestudy
 from eestudy import store as store_module
 from eestudy import study
-from eestudy.config import STRATEGIES
 from eestudy.environment import describe
 from eestudy.training import batches, loop
 
@@ -40,6 +39,7 @@ NETWORKS = (
     {"architecture": "resnet-tiny", "dataset": "digits", "optimizer": "sgd", "lr": 0.05},
     {"architecture": "vit1d", "dataset": "mnist1d", "dataset_args": {"samples": 1000}, "match": "patience"},
 )
+STRATEGIES = ("disjoint", "joint", "mixed")
 CONFIGS = [eestudy.RunConfig(**TINY, **network, strategy=strategy) for network in NETWORKS for strategy in STRATEGIES]
 SAME = ("checkpoint-*.safetensors", "records.jsonl", "predictions.safetensors", "exits.parquet")
 KINDS = ("checkpoint", "state", "predictions", "exits.parquet", "records.jsonl", "manifest.json", "done")

@@ -81,19 +81,19 @@ def _information(
 
 def _similarity(models: Sequence[MultiExit], data: DataSet, samples: int, debiased: bool) -> Tables:
     batches = dynamics.probe_batches(data.train, samples, models[0])
-    return {"similarity": dynamics.stage_similarity(*models, batches, debiased=debiased)}
+    return {"similarity": dynamics.stage_similarity(models[0], models[1], batches, debiased=debiased)}
 
 
 def _paths(models: Sequence[MultiExit], data: DataSet, samples: int, points: int, heads: str) -> Tables:
     splits = _splits(models[0], data, samples)
-    frame = dynamics.linear_path(*models, splits, points, heads, splits["train"])
-    frame["distance"] = dynamics.distance(*models, over="all" if heads == "all" else "backbone")
+    frame = dynamics.linear_path(models[0], models[1], splits, points, heads, splits["train"])
+    frame["distance"] = dynamics.distance(models[0], models[1], over="all" if heads == "all" else "backbone")
     return {"paths" if heads == "all" else "probed_paths": frame}
 
 
 def _curves(models: Sequence[MultiExit], data: DataSet, samples: int, points: int, steps: int) -> Tables:
     splits = _splits(models[0], data, samples)
-    return {"curves": dynamics.bezier(*models, splits["train"], splits, steps=steps, points=points)}
+    return {"curves": dynamics.bezier(models[0], models[1], splits["train"], splits, steps=steps, points=points)}
 
 
 def _splits(model: MultiExit, data: DataSet, samples: int) -> dict[str, dynamics.Batches]:
@@ -102,7 +102,7 @@ def _splits(model: MultiExit, data: DataSet, samples: int) -> dict[str, dynamics
 
 def _plane(models: Sequence[MultiExit], data: DataSet, samples: int, points: int) -> Tables:
     batches = dynamics.probe_batches(data.train, samples, models[0])
-    grid, corners = dynamics.plane(*models, batches, points=points)
+    grid, corners = dynamics.plane(models[0], models[1], models[2], batches, points=points)
     return {"plane": grid, "corners": corners}
 
 
@@ -180,7 +180,7 @@ METRICS: dict[str, Metric] = {
     "dominance": Metric(_dominance, {"samples": 512, "batch_size": 128}, _along()),
     "rank": Metric(_rank, {"samples": 512}, _along(backbone_only=True), True),
     "information": Metric(
-        _information, {"samples": 1000, "noises": (0.1, 0.3, 1.0, 3.0), "directions": 64}, _along((0, 100), True), True
+        _information, {"samples": 1000, "noises": (0.1, 0.3, 1.0, 3.0), "directions": 64}, _along((100,), True), True
     ),
     "similarity": Metric(_similarity, {"samples": 512, "debiased": True}, _pairs(initial=True), True),
     "paths": Metric(_paths, {"samples": 512, "points": 25, "heads": "all"}, _pairs()),

@@ -65,9 +65,9 @@ def test_a_perfect_predictor_has_no_regret_whichever_its_direction(sign: int) ->
 def test_independent_noise_has_intervals_with_0_and_the_regret_of_a_draw() -> None:
     covered = []
     for number in range(20):
-        outcome = drawn(8, 2, number)
+        outcome = drawn(10, 4, number)
         noise = np.random.default_rng(100 + number).random(len(outcome))
-        row = only(early_prediction(metrics(outcome, noise), outcome, resamples=500))
+        row = only(early_prediction(metrics(outcome, noise), outcome, resamples=1000))
         covered.append((row.low <= 0 <= row.high, row.less_random_low <= 0 <= row.less_random_high))
         assert row.note == ""
     # 95 % of 20 is 19; 16 or fewer come up once in 60 times

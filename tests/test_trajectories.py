@@ -158,8 +158,8 @@ def test_probe_batches_are_the_same_for_every_network(small_run):
     places = [int((split.x == sample).flatten(1).all(1).nonzero()[0]) for x, _ in left for sample in x]
     assert len(set(places)) > 295, "without repetition, but for equal pictures"
     assert torch.equal(torch.cat([y for _, y in left]), split.y[torch.tensor(places)])
-    other = dynamics.probe_batches(split, 300, models[0], seed=1)
-    assert not torch.equal(other[0][0], left[0][0])
+    reseeded = dynamics.probe_batches(split, 300, models[0], seed=1)
+    assert not torch.equal(reseeded[0][0], left[0][0])
     assert sum(len(y) for _, y in dynamics.probe_batches(split, 10**6, models[0])) == len(split)
     with pytest.raises(EestudyError, match="samples: 1 in batches of 128 is not valid"):
         dynamics.probe_batches(split, 1, models[0])

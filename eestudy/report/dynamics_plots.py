@@ -218,7 +218,8 @@ def similarities(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> style
                 here = frame[(frame["cell"] == cell) & (frame["strategy"] == a) & (frame["strategy_2"] == b)]
                 here = here[here["relation"] == ("strategies" if a != b else "seeds")]
                 wide = here.pivot_table(index="stage_a", columns="stage_b", values="cka")
-                shown = axes.pcolormesh(wide.columns, wide.index, wide, vmin=0, vmax=1, cmap="cividis", shading="nearest")
+                look = {"vmin": 0, "vmax": 1, "cmap": "cividis", "shading": "nearest"}
+                shown = axes.pcolormesh(wide.columns, wide.index, wide, **look)
                 axes.set_aspect("equal")
                 axes.grid(visible=False)
                 axes.set_title(f"{cell}\n{b}" if axes is row[0] else f"\n{b}")
