@@ -1,0 +1,145 @@
+"""What benchmarks/ measured, for the chapter on speed: tables and sentences from its JSON files."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from eestudy.config import check_name
+from eestudy.grids import project_root
+from eestudy.report.tables import DASH, Table, table
+
+Measured = dict[str, Any]
+# model -> times as fast as plain code, share of the matrix rate; of processors with bfloat16.
+AIMS = {
+    "resnet34, 32x32": (2.5, 0.75),
+    "resnet20, 28x28": (2.8, 0.35),
+    "ViT of width 192, 32x32": (2.0, None),
+    "ViT of width 96, 28x28": (1.5, None),
+}  # type: dict[str, tuple[float, float | None]]
+
+
+def read(name: str) -> Measured:
+    """benchmarks/<name>.json of this checkout."""
+    return json.loads((project_root() / "benchmarks" / f"{name}.json").read_text())
+
+
+def hardware(step: Measured) -> str:
+    """What the numbers belong to, as a sentence."""
+    facts = next(iter(step.values()))["hardware"]
+    return (
+        f"Measured on {facts['processor']}, {facts['cores']} cores, instructions for bfloat16: "
+        f"{facts['bfloat16 instructions']}; torch {facts['torch']}, {facts['date']}; weights and batches in memory."
+    )
+
+
+def steps(step: Measured, memory: Measured, baseline: str) -> pd.DataFrame:
+    """One row a model x step: median, low, high (samples a second), ratio to `baseline`, share of the matrix rate."""
+    frame = pd.DataFrame(
+        {"model": model, "step": name, **row["samples_per_second"], "MiB": memory.get(model, {}).get(name),
+         "share": row.get("share_of_float32_rate")}
+        for model, found in step.items() for name, row in found["variants"].items()
+    )  # fmt: skip
+    check_name("baseline", baseline, set(frame["step"]))
+    base = frame[frame["step"] == baseline].set_index("model")["median"]
+    return frame.assign(ratio=frame["median"] / frame["model"].map(base))
+
+
+def step_table(frame: pd.DataFrame, baseline: str) -> Table:
+    """`steps` for a reader."""
+    rows = frame.to_dict("records")
+    shown = pd.DataFrame(
+        {
+            "samples/s": [f"{row['median']:.0f} ({row['low']:.0f} to {row['high']:.0f})" for row in rows],
+            f"x {baseline}": [f"{row['ratio']:.2f}" for row in rows],
+            "of the matrix rate": [_known(row["share"], "{:.0%}") for row in rows],
+            "peak MiB": [_known(row["MiB"], "{:.0f}") for row in rows],
+        },
+        index=pd.MultiIndex.from_frame(frame[["model", "step"]]),
+    )
+    return table(shown, "One training step, batch 128.", "step")
+
+
+def aims_table(frame: pd.DataFrame) -> Table:
+    """The package's own step in its faster precision, beside AIMS."""
+    own = frame[frame["step"].isin(["float32", "bfloat16"])].sort_values("median").groupby("model").last()
+    rows = []
+    for model, (ratio, share) in AIMS.items():
+        row = own.loc[model]
+        rows.append(
+            {"model": model, "faster precision": row["step"], "x baseline": f"{row['ratio']:.2f}",
+             "aim": f"{ratio:.1f}",
+             "of the matrix rate": f"{row['share']:.0%}", "its aim": _known(share, "{:.0%}"),
+             "met": "both" if row["ratio"] >= ratio and row["share"] >= (share or 0)
+             else "the share" if share and row["share"] >= share else "no"}
+        )  # fmt: skip
+    return table(pd.DataFrame(rows).set_index("model"), "The package's own step, in its faster precision.", "aims")
+
+
+def operations_table(step: Measured) -> Table:
+    """Where a float32 step's time goes."""
+    rows = {
+        model: ", ".join(f"{name} {part:.0%}" for name, part in found["operations"].items())
+        for model, found in step.items()
+    }
+    frame = pd.DataFrame({"operations": rows}).rename_axis("model")
+    return table(frame, "The largest operations of a float32 step, by their own time.", "operations")
+
+
+def compile_table(step: Measured) -> Table:
+    """What torch.compile gains, and what it takes to earn it back."""
+    rows = []
+    for model, found in step.items():
+        compiled, plain = found["variants"]["compiled"], found["variants"]["float32"]
+        gain = compiled["samples_per_second"]["median"] / plain["samples_per_second"]["median"]
+        rows.append(
+            {"model": model, "x float32": f"{gain:.2f}", "seconds to compile": f"{compiled['warmup_seconds']:.0f}",
+             "steps to earn them back": str(compiled["steps_to_earn_it_back"] or "never")}
+        )  # fmt: skip
+    return table(pd.DataFrame(rows).set_index("model"), "torch.compile.", "compiled")
+
+
+def augmentation_table(overhead: Measured) -> Table:
+    """What making a batch takes."""
+    made = pd.DataFrame(
+        {
+            model: {
+                name: f"{row['milliseconds']:.1f} ms, {row['share']:.1%}"
+                for name, row in found.items()
+                if "share" in row
+            }
+            for model, found in overhead["augmentation"].items()
+            if model != "hardware"
+        }
+    )
+    return table(made.rename_axis("augmentation"), "A batch of 128, and its share of a step.", "augmentation")
+
+
+def loop_table(overhead: Measured) -> Table:
+    """Milliseconds a step by part of the loop, and the share that is overhead."""
+    loop = {model: found for model, found in overhead["loop"].items() if model != "hardware"}
+    parts = pd.DataFrame({model: found["milliseconds_a_step"] for model, found in loop.items()}).map("{:.2f}".format)
+    text = "{median:.1%} ({low:.1%} to {high:.1%})"
+    shares = pd.DataFrame(
+        {model: text.format(**found["overhead"]) for model, found in loop.items()}, index=["overhead"]
+    )
+    return table(pd.concat([parts, shares]).rename_axis("part"), "Milliseconds a step.", "loop")
+
+
+def rest(overhead: Measured) -> str:
+    """Cached features and starting, in words."""
+    cache, start = overhead["cache"], overhead["start"]
+    return (
+        f"**Cached features.** A step of phase 3 (heads alone, ResNet-20) takes {cache['cached_milliseconds']:.1f} ms "
+        f"with the frozen backbone's features kept, {cache['not_cached_milliseconds']:.0f} without: "
+        f"{cache['ratio']:.0f} times as long. Making them takes what one epoch's forward passes take.\n\n"
+        f"**Starting.** `import eestudy`: {start['import eestudy']['median']:.2f} s (aim: under 0.2); "
+        f"`eestudy --help`: {start['eestudy --help']['median']:.2f} (aim: under 0.5); Python itself: "
+        f"{start['python alone']['median']:.2f}."
+    )
+
+
+def _known(value: float | None, form: str) -> str:
+    return DASH if value is None or pd.isna(value) else form.format(value)
