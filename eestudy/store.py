@@ -1,6 +1,6 @@
 """Where runs live: content-addressed folders, written by one process at a time, safe to kill at any moment.
 
-A folder is `phases/<id>` or `runs/<id>` under $EESTUDY_HOME (default ./runs of the checkout). Every file is written to
+A folder is `phases/<id>`, `runs/<id>` or `dynamics/<id>` under $EESTUDY_HOME (default ./runs of the checkout). Every file is written to
 a temporary name, flushed to disk and renamed, then entered with its SHA-256 in `manifest.json`, which holds one of its
 own; `done` is written last. A file is compared with its SHA-256 whenever it is read.
 Nothing is pickled: tensors are safetensors, tables parquet, the rest JSON. No torch here.
@@ -222,7 +222,7 @@ class Store:
                 pass
 
     def folder(self, kind: str, folder_id: str) -> Folder:
-        """`kind` is "phases" or "runs"."""
+        """`kind` is "phases", "runs" or "dynamics"."""
         return Folder(self.path / kind / folder_id, self.path / "locks" / f"{kind}-{folder_id}.lock")
 
     def whole(self, folder: Folder) -> bool:
