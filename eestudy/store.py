@@ -1,8 +1,8 @@
 """Where runs live: content-addressed folders, written by one process at a time, safe to kill at any moment.
 
 A folder is `phases/<id>`, `runs/<id>` or `dynamics/<id>` under $EESTUDY_HOME (default ./runs of the checkout). Every
-file is written to a temporary name, flushed to disk and renamed, then entered with its SHA-256 in `manifest.json`, which
-holds one of its own; `done` is written last. A file is compared with its SHA-256 whenever it is read.
+file is written to a temporary name, flushed to disk and renamed, then entered with its SHA-256 in `manifest.json`,
+which holds one of its own; `done` is written last. A file is compared with its SHA-256 whenever it is read.
 Nothing is pickled: tensors are safetensors, tables parquet, the rest JSON. No torch here.
 """
 
