@@ -31,7 +31,7 @@ import eestudy
 from eestudy import store as store_module
 from eestudy import study
 from eestudy.environment import describe
-from eestudy.training import batches, loop
+from eestudy.training import batches, loop, validation
 
 TINY = {"epochs": 2, "batch_size": 64, "train_size": 192, "checkpoints": (0, 50, 100)}
 NETWORKS = (
@@ -42,6 +42,7 @@ NETWORKS = (
 STRATEGIES = ("disjoint", "joint", "mixed")
 CONFIGS = [eestudy.RunConfig(**TINY, **network, strategy=strategy) for network in NETWORKS for strategy in STRATEGIES]
 SAME = ("checkpoint-*.safetensors", "records.jsonl", "predictions.safetensors", "exits.parquet")
+A_RUN = 12  # kills at most: a run that hardly advances between them would take them all
 KINDS = ("checkpoint", "state", "predictions", "exits.parquet", "records.jsonl", "manifest.json", "done")
 
 
@@ -83,7 +84,8 @@ class Doing:
         study.predict_logits = self.during(study.predict_logits, lambda *_: "predicting")
         loop._step = self.during(loop._step, lambda *_: "a training step")
         loop.Validation.measured = self.during(loop.Validation.measured, lambda *_: "validation")  # type: ignore[method-assign]
-        loop.cached_features = self.during(batches.cached_features, lambda *_: "caching features")
+        for room in (batches, validation):
+            room.cached_features = self.during(room.cached_features, lambda *_: "caching features")
         store_module.Folder.verify = self.during(store_module.Folder.verify, lambda *_: "verifying")  # type: ignore[method-assign]
         # The moment between the rename of a file and its entry in the manifest is in here too.
         store_module.Folder._write = self.during(  # type: ignore[method-assign]
@@ -170,7 +172,7 @@ def main() -> int:
             store, before = Path(root) / f"killed-{runs}", killed
             while True:
                 pid = child(config, store, doing)
-                if killed < options.kills:
+                if killed < options.kills and killed - before < A_RUN:
                     if moments.random() < 0.9:  # else it may die while it prepares, when there is little to lose
                         prepared(pid, doing)
                     time.sleep(moments.uniform(0, 0.4 * seconds[config.id]))

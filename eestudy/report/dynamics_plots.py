@@ -24,7 +24,8 @@ def over_training(
     """
     cells, strategies = list(dict.fromkeys(frame["cell"])), in_order(frame["strategy"])
     with style.context():
-        figure = style.Plot(0.7 + 2.2 * len(cells), f"{label} over training, a line for each {name}")
+        # Nine panels of bands at full resolution are half a megabyte in the notebook.
+        figure = style.Plot(0.7 + 2.2 * len(cells), f"{label} over training, a line for each {name}", dpi=120)
         panels = figure.subplots(len(cells), len(strategies), sharex=True, sharey="row", squeeze=False)
         for row, cell in zip(panels, cells, strict=True):
             here = frame[frame["cell"] == cell]

@@ -72,16 +72,17 @@ class Plot(Figure):
     data.
     """
 
-    def __init__(self, height: float, shows: str) -> None:
+    def __init__(self, height: float, shows: str, dpi: int = DPI) -> None:
         super().__init__(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(self)
         self.shows = shows  # in words, for who cannot see it
+        self.dots = dpi
 
-    def png(self, dpi: int = DPI) -> bytes:
-        """The image, twice a page column's pixels, no date in it."""
+    def png(self, dpi: int | None = None) -> bytes:
+        """The image, by default twice a page column's pixels, no date in it."""
         with context():
             buffer = io.BytesIO()
-            self.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+            self.savefig(buffer, format="png", dpi=dpi or self.dots, metadata={"Software": None})
         return buffer.getvalue()
 
     def svg(self) -> str:
