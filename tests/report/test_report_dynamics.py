@@ -44,7 +44,7 @@ def test_effects_are_paired_corrected_and_worded():
     assert np.isnan(untested["p"])
     assert found.loc[("a", "early", "mixed − disjoint"), "decision"] == ""
     tested = found["p"].dropna()
-    assert found["p_holm"].min() == pytest.approx(len(tested) * tested.min(), rel=1e-6), "Holm: times the number of tests"
+    assert found["p_holm"].min() == pytest.approx(len(tested) * tested.min(), rel=1e-6)
 
 
 def shared(shares: dict[str, list[float]]) -> pd.DataFrame:
