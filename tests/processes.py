@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import eestudy
 from eestudy import store as store_module
@@ -125,3 +126,9 @@ def kill_at(where: str, moment: str, nth: int = 1) -> None:
     store_module.write_atomically = watched_write  # type: ignore[assignment]
     os.fsync = watched_flush  # type: ignore[assignment]
     Path.replace = watched_rename  # type: ignore[method-assign, assignment]
+
+
+def flip_a_bit(path: Path, seed: str = "") -> None:
+    content, random = bytearray(path.read_bytes()), Random(f"{path.name} {seed}")
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)

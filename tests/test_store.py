@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import pytest
 
 from eestudy.config import EestudyError
 from eestudy.store import Store, home, write_atomically
+
+from .processes import flip_a_bit
 
 
 def filled(store: Store):
@@ -44,6 +47,41 @@ def test_nothing_in_a_store_is_pickled(small_run, small_store):
 FILES = ("config.json", "weights.safetensors", "table.parquet", "records.jsonl", "manifest.json", "done")
 
 
+def test_reading_compares_with_the_checksum(tmp_path):
+    folder = filled(Store(tmp_path))
+    readers = {
+        "config.json": folder.json, "weights.safetensors": folder.arrays, "table.parquet": folder.frame,
+        "records.jsonl": lambda name: folder.records(),
+    }  # fmt: skip
+    for name, read in readers.items():
+        whole = (folder.path / name).read_bytes()
+        read(name)
+        (folder.path / name).write_bytes(whole[:-1])
+        with pytest.raises(EestudyError, match=rf"is damaged: {name} \(.*bytes.*; running it again sets it aside"):
+            read(name)
+        (folder.path / name).write_bytes(whole)
+    flip_a_bit(folder.path / "weights.safetensors")
+    with pytest.raises(EestudyError, match=r"weights\.safetensors") as caught:
+        folder.metadata("weights.safetensors")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EestudyError, match=r"has no run\.json; running it again goes on"):
+        folder.json("run.json")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "done"])
+def test_any_flipped_bit_of_the_bookkeeping_is_noticed(tmp_path, name):
+    """The high bits too, which make it no text at all, and white space, which JSON would not miss."""
+    folder = filled(Store(tmp_path))
+    folder.finish()
+    path = folder.path / name
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        assert (folder.verify() or "").startswith(name)
+    path.write_bytes(whole)
+    assert folder.verify() is None
+
+
 DAMAGES = [(name, damage) for name in FILES for damage in ("truncated", "flipped", "missing")]
 DAMAGES.remove(("done", "missing"))  # an unfinished folder, not a damaged one
 
@@ -68,7 +106,7 @@ def test_damage_is_noticed_named_and_set_aside(tmp_path, capsys, name, damage):
     assert len(list((tmp_path / "set-aside").iterdir())) == 1
     said = capsys.readouterr().err
     assert "damaged" in said
-    assert name.split(".")[0] in said or name == "manifest.json"
+    assert (name if (name, damage) != ("manifest.json", "missing") else "done") in said
 
 
 def test_an_unfinished_folder_is_kept_but_not_used(tmp_path):
@@ -85,6 +123,18 @@ def test_a_file_half_written_when_the_process_died_is_ignored(tmp_path):
     (folder.path / "state-000000007.safetensors").write_bytes(b"renamed, but not yet in the manifest")
     assert folder.verify() is None
     assert not folder.has("state-000000007.safetensors")
+    assert not store.usable(folder)
+    assert sorted(path.name for path in folder.path.iterdir()) == sorted([*folder.manifest(), "manifest.json"])
+
+
+def test_a_done_folder_in_which_something_changes_is_not_done_until_it_is_finished_again(tmp_path):
+    folder = filled(Store(tmp_path))
+    folder.finish()
+    folder.write_json("config.json", {"lr": 0.1})
+    assert folder.done(), "the same bytes are no change"
+    folder.write_json("more.json", {})
+    assert not folder.done()
+    assert folder.verify() is None
 
 
 def test_rewriting_never_leaves_a_manifest_that_lies(tmp_path, monkeypatch):
