@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pandas as pd
