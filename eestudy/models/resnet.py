@@ -167,9 +167,14 @@ def _pooled_classifier(width: int, num_classes: int) -> list[nn.Module]:
 
 
 def _cifar_resnet(depth: int) -> Callable[..., Backbone]:
-    def build(input_shape: tuple[int, ...], num_classes: int, width: int = 16) -> Backbone:
-        """He et al.'s networks for CIFAR: 3 x 3 stem, three groups `width`, 2 and 4 times as wide, no projections."""
-        groups = [((depth - 2) // 6, width * 2**group) for group in range(3)]
+    def build(
+        input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = (depth - 2) // 6
+    ) -> Backbone:
+        """He et al.'s networks for CIFAR: 3 x 3 stem, three groups `width`, 2 and 4 times as wide, no projections.
+
+        blocks: of each group, for shallower networks of the same family.
+        """
+        groups = [(blocks, width * 2**group) for group in range(3)]
         stages = _stages(
             conv_norm_relu(input_shape[0], width, 3), width, groups,
             lambda before, after, stride: basic(before, after, stride, padding),
