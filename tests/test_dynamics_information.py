@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from eestudy.config import EestudyError
 from eestudy.dynamics import information
+from eestudy.dynamics.activations import stage_activations
 from eestudy.dynamics.information import information_sweep, mutual_information, stage_information, usable_information
-from eestudy.dynamics.representation import stage_activations
 from eestudy.models import Backbone, MultiExit
 
 NOISES = (1e-6, 0.03, 0.1, 0.3, 1.0, 3.0, 100.0)
@@ -66,7 +66,7 @@ def test_the_bounds_hold_the_information_of_the_mixture_itself(noise: float) -> 
 
 @pytest.mark.parametrize("noise", [0.1, 0.4, 2.0])
 def test_the_bounds_are_the_pairwise_formulas(noise: float) -> None:
-    """Kolchinsky and Tracey 2017, equation 10, with the two divergences of N(a, s^2 I) and N(b, s^2 I)."""
+    """The pairwise estimator of Kolchinsky and Tracey 2017, with the two divergences of N(a, s^2 I) and N(b, s^2 I)."""
     points = cloud()
     standard = (points - points.mean(0)) / math.sqrt(points.var(0).sum())
     squared = ((standard[:, None] - standard[None]) ** 2).sum(2)

@@ -12,8 +12,9 @@ from eestudy import data, dynamics, trajectories
 from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
 from eestudy.grids import Study
+from eestudy.probing import METRICS, Point
 from eestudy.store import Store
-from eestudy.trajectories import METRICS, Point, measure, measured, measurements
+from eestudy.trajectories import measure, measured, measurements
 
 from .conftest import SMALL
 

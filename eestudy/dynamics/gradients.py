@@ -10,7 +10,7 @@ function of the weights and the batch alone, and measuring leaves no trace in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -22,11 +22,11 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, check_name
+from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
 from eestudy.models.tracing import mode
 from eestudy.training.losses import WEIGHTINGS, exit_losses, exit_weights
 
-Batches = Sequence[tuple[Tensor, Tensor]]
 DOMINANCE = ["exit", "stage", "norm_share", "signed_share", "cosine", "norm"]
 CONFLICT = ["stage", "exit_a", "exit_b", "cosine", "negative_rate", "kind"]
 

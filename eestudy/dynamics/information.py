@@ -33,7 +33,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, named_seed
-from eestudy.dynamics.representation import BLOCK, FEATURES, HELD, Batches, stage_activations
+from eestudy.dynamics.activations import BLOCK, FEATURES, HELD, stage_activations
+from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
 from eestudy.training.losses import is_regression
 

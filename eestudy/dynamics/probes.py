@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from eestudy.config import EestudyError, named_seed
 from eestudy.data import Split
 from eestudy.models import MultiExit
 
-Batches = list[tuple[Tensor, Tensor]]
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 def probe_batches(split: Split, samples: int, model: MultiExit, batch_size: int = 128, seed: int = 0) -> Batches:

@@ -1,0 +1,152 @@
+"""A network's activations stage by stage, and the sums over samples that ranks and similarities are made of.
+
+Notation: n samples, m features; activations (n, m) are centred, each feature at its mean over the samples. All of it is
+computed in float64 from the smaller Gram matrix, (n, n) or (m, m).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eestudy.config import EestudyError, named_seed
+from eestudy.dynamics.probes import Batches
+from eestudy.models import MultiExit
+from eestudy.models.tracing import mode
+
+Activations = Tensor | np.ndarray
+FEATURES = 8000  # of a stage, at most: drawn by a fixed seed where it has more
+HELD = 8 * FEATURES**2  # bytes: what one pass over the batches may hold, one Gram matrix of the most features
+BLOCK = 1000  # features turned to float64 at a time
+
+
+def stage_activations(
+    model: MultiExit,
+    batches: Batches,
+    features: int = FEATURES,
+    seed: int = 0,
+    stages: Sequence[int] | None = None,
+) -> Iterator[dict[int, Tensor]]:
+    """For each batch {stage: what heads can read of it, flattened, (B, m) float32}, in eval mode.
+
+    A stage of more than `features` features gives that many of them, the same for every model of its shapes: drawn by
+    `seed` and the stage's number. stages: some of them, from 1; default all. batches: pairs of x (B, *input_shape) and
+    labels (B,) on the model's device.
+    Raises EestudyError for a stage that is not there, features below 1, and activations that are not finite.
+    """
+    wanted = _wanted(model, stages)
+    if features < 1:
+        raise EestudyError(f"features: {features} is out of range; it must be at least 1")
+    columns: dict[int, Tensor] = {}
+    for x, _ in batches:
+        taken: dict[int, Tensor] = {}
+        with mode(model, False), torch.no_grad():
+            state = x
+            for stage, module in enumerate(model.backbone.stages[: max(wanted)], 1):
+                state = module(state)
+                if stage not in wanted:
+                    continue
+                rows = model.backbone.features(state).flatten(1).float()
+                check_finite(f"activations of stage {stage}", rows)
+                if rows.shape[1] > features:
+                    if stage not in columns:
+                        columns[stage] = _drawn(rows.shape[1], features, seed, stage).to(rows.device)
+                    rows = rows[:, columns[stage]]
+                taken[stage] = rows
+        yield taken
+
+
+class Held:
+    """Activations of all batches, held: (n, m) float32."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.filled = 0
+        self.rows = torch.empty(0)
+
+    def add(self, part: Tensor) -> None:
+        if not self.filled:
+            self.rows = part.new_empty(self.samples, part.shape[1])
+        self.rows[self.filled : self.filled + len(part)] = part
+        self.filled += len(part)
+
+    def gram(self) -> Tensor:
+        return smaller_gram(self.rows)
+
+
+def centred(rows: Tensor) -> Tensor:
+    """float64. Taken relative to the first sample, a constant feature is exactly 0, and not a rounded mean off it."""
+    rows = rows.double()
+    rows = rows - rows[0]
+    return rows - rows.mean(0)
+
+
+def smaller_gram(rows: Tensor) -> Tensor:
+    """The smaller Gram matrix of the centred rows (n, m): (m, m), or (n, n) added up over blocks of features."""
+    if rows.shape[1] <= len(rows):
+        own = centred(rows)
+        return own.T @ own
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for block in rows.split(BLOCK, 1):
+        part = centred(block)
+        gram.addmm_(part, part.T)
+    return gram
+
+
+def stages_by_pass(sizes: Mapping[int, int], limit: int) -> list[list[int]]:
+    """Stages in a row, cut so that each piece holds at most `limit` bytes, or is one stage. sizes: bytes by stage."""
+    passes: list[list[int]] = []
+    held = 0
+    for stage, size in sizes.items():
+        if not passes or held + size > limit:
+            passes.append([])
+            held = 0
+        passes[-1].append(stage)
+        held += size
+    return passes
+
+
+def widths_of(model: MultiExit, batches: Batches, features: int) -> dict[int, int]:
+    """How many features are taken of each stage, from one sample."""
+    x, y = batches[0]
+    taken = next(stage_activations(model, [(x[:1], y[:1])], features))
+    return {stage: part.shape[1] for stage, part in taken.items()}
+
+
+def _drawn(total: int, features: int, seed: int, stage: int) -> Tensor:
+    generator = torch.Generator().manual_seed(named_seed("representation", seed, stage))
+    return torch.randperm(total, generator=generator)[:features].sort().values
+
+
+def _wanted(model: MultiExit, stages: Sequence[int] | None) -> list[int]:
+    valid = range(1, len(model.backbone.stages) + 1)
+    wanted = list(valid) if stages is None else list(stages)
+    if not wanted or not set(wanted) <= set(valid):
+        raise EestudyError(f"stages: {wanted} is not valid; give some of 1 to {len(valid)}")
+    return wanted
+
+
+def sample_count(batches: Batches, least: int = 2) -> int:
+    samples = sum(len(x) for x, _ in batches)
+    if samples < least:
+        raise EestudyError(
+            f"batches: {samples} sample{'' if samples == 1 else 's'} in all; at least {least} are needed"
+        )
+    return samples
+
+
+def checked(name: str, given: Activations, least: int) -> Tensor:
+    rows = given.detach() if isinstance(given, Tensor) else torch.tensor(given)
+    if rows.ndim != 2 or len(rows) < least or not rows.shape[1]:
+        raise EestudyError(f"{name}: shape {tuple(rows.shape)} is not valid; (n, m) with n at least {least} is needed")
+    check_finite(name, rows)
+    return rows
+
+
+def check_finite(name: str, rows: Tensor) -> None:
+    finite = torch.isfinite(rows)
+    if not finite.all():
+        raise EestudyError(f"{name}: {int((~finite).sum())} of {rows.numel()} values are not finite")
