@@ -94,7 +94,7 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
         figure = style.Plot(4.0, f"{name} against mean cost: " + ", ".join(in_order(tradeoff["strategy"])))
         axes = figure.subplots()
         size, unit = style.flops_unit(max(exits["flops"].max(), backbone_flops))
-        _tradeoff_lines(axes, tradeoff, size)
+        tradeoff_lines(axes, tradeoff, size)
         for strategy in in_order(exits["strategy"]):
             points = exits[exits["strategy"] == strategy].groupby("exit")[["flops", "accuracy"]].mean()
             look = {
@@ -111,7 +111,7 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
             )
         axes.axvline(backbone_flops / size, color=style.FAINT, linestyle="--", linewidth=1.2, label="plain backbone")
         axes.set_xlim(left=0)
-        axes.set_ylim(*_limits(pd.concat([tradeoff["accuracy"], exits["accuracy"]])))
+        axes.set_ylim(*value_limits(pd.concat([tradeoff["accuracy"], exits["accuracy"]])))
         axes.set_xlabel(f"mean cost, {unit} a sample")
         style.percent_axis(axes, f"{name}, %")
         axes.set_title(title)
@@ -125,9 +125,9 @@ def tradeoff_grid(tradeoff: pd.DataFrame, runs: pd.DataFrame) -> style.Plot:
     relative = tradeoff.assign(flops=100 * tradeoff["flops"] / backbone)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        _tradeoff_lines(axes, rows, 1.0)
+        tradeoff_lines(axes, rows, 1.0)
         axes.axvline(100, color=style.FAINT, linestyle="--", linewidth=1.0, label="plain backbone")
-        axes.set_ylim(*_limits(rows["accuracy"]))
+        axes.set_ylim(*value_limits(rows["accuracy"]))
 
     return _grid(relative, draw, "mean cost, % of the plain backbone", "against mean cost by strategy")
 
@@ -259,11 +259,11 @@ def _exit_lines(axes: Axes, exits: pd.DataFrame) -> None:
         for k, values in rows:  # the seeds themselves: with two of them an interval says little
             place_x = x[list(summary).index(int(k))]
             axes.scatter([place_x] * len(values), values, s=9, color=style.colour(strategy), alpha=0.55, linewidth=0)
-    axes.set_ylim(*_limits(exits["accuracy"]))
+    axes.set_ylim(*value_limits(exits["accuracy"]))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
+def tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
     for strategy in in_order(tradeoff["strategy"]):
         rows = tradeoff[tradeoff["strategy"] == strategy]
         seeds = rows["run"].nunique()
@@ -283,7 +283,7 @@ def _tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
         axes.plot(x, mean, color=colour, marker=style.marker(strategy), markevery=every, label=strategy)
 
 
-def _limits(accuracy: pd.Series) -> tuple[float, float]:
+def value_limits(accuracy: pd.Series) -> tuple[float, float]:
     """Limits of an accuracy axis from the seeds' own values, not from their intervals. R2 can be below 0."""
     low, high = float(accuracy.min()), float(accuracy.max())
     room = max(0.08 * (high - low), 0.01)

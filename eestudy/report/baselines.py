@@ -1,0 +1,157 @@
+"""Smaller plain networks beside early-exit networks: accuracy at the same mean cost.
+
+A plain network has no exits: its accuracy is its last exit's, its cost its backbone's. Its untrained heads count for
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+
+from eestudy.config import EestudyError
+from eestudy.report import statistics as st
+from eestudy.report import style
+from eestudy.report.frames import Results, in_order
+from eestudy.report.plots import tradeoff_lines, value_limits
+from eestudy.report.tables import Table, table
+
+WHOLE = "whole"
+
+
+def plain_networks(results: Results) -> pd.DataFrame:
+    """One row a run of plain networks: place (architecture / data set), name, seed, flops (its backbone's), accuracy.
+
+    name: what makes it smaller, such as "width 24", or "whole".
+    """
+    last = results.exits.groupby("run")["exit"].transform("max") == results.exits["exit"]
+    accuracy = results.exits[last].set_index("run")["accuracy"]
+    runs = results.runs
+    return pd.DataFrame(
+        {
+            "run": runs["run"], "place": _place(runs), "name": [_name(text) for text in runs["config"]],
+            "seed": runs["seed"], "flops": runs["backbone_flops"], "accuracy": runs["run"].map(accuracy),
+        }
+    )  # fmt: skip
+
+
+def _place(frame: pd.DataFrame) -> pd.Series:
+    return frame["architecture"] + " / " + frame["dataset"]
+
+
+def _name(config: str) -> str:
+    args = json.loads(config).get("architecture_args", {})
+    return ", ".join(f"{key} {value}" for key, value in args.items()) or WHOLE
+
+
+def at_equal_cost(tradeoff: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
+    """Each strategy at each plain network's cost, paired by seed: early exits less the plain network.
+
+    tradeoff: of `Results.tradeoff`, one protocol and rule. The point taken of its curve is the last whose mean cost on
+    test is not above the plain network's, so early exits are given no more than that cost, and up to one step of the
+    curve less.
+    Columns: place, strategy, name, flops, seeds, early, plain (accuracies), mean, low, high, p_holm, decision
+    ("better": early exits; "worse"; "": no difference seen), note. Holm's correction is over the whole table.
+    EestudyError where the two studies have no cell in common.
+    """
+    curves = tradeoff.assign(place=_place(tradeoff)).dropna(subset="accuracy")
+    rows: list[dict[str, Any]] = []
+    for (place, name), networks in plain.groupby(["place", "name"], sort=False):
+        own = curves[curves["place"] == place]
+        for strategy in in_order(own["strategy"]):
+            cost = float(networks["flops"].iloc[0])
+            within = own[(own["strategy"] == strategy) & (own["flops"] <= cost)].sort_values("flops")
+            early = within.groupby("seed")["accuracy"].last()
+            alone = networks.set_index("seed")["accuracy"]
+            paired = st.paired_difference(early, alone)
+            rows.append(
+                {
+                    "place": place, "strategy": strategy, "name": name, "flops": cost, "seeds": paired.n,
+                    "early": early.mean(), "plain": alone.mean(), "mean": paired.mean, "low": paired.low,
+                    "high": paired.high, "p": paired.p, "note": paired.note,
+                }
+            )  # fmt: skip
+    if not rows:
+        raise EestudyError(
+            "study: the plain networks and the early-exit networks have no architecture and data set in common"
+        )
+    frame = pd.DataFrame(rows).sort_values(["place", "flops"], kind="stable", ignore_index=True)
+    frame["p_holm"] = st.holm(frame.pop("p"))
+    frame["decision"] = [st.decision(mean, p) for mean, p in zip(frame["mean"], frame["p_holm"], strict=True)]
+    return frame
+
+
+def equal_cost_table(frame: pd.DataFrame, whole: dict[str, float]) -> Table:
+    """`at_equal_cost` as a reader sees it. whole: FLOPs of the whole backbone by place."""
+    texts = frame.assign(
+        text=[_difference(row) for row in frame.to_dict("records")],
+        cost=[f"{100 * row['flops'] / whole[row['place']]:.0f} %" for row in frame.to_dict("records")],
+        alone=[f"{100 * value:.1f}" for value in frame["plain"]],
+    )
+    wide = texts.pivot(index=["place", "flops", "name", "cost", "alone"], columns="strategy", values="text")
+    wide = wide[in_order(wide.columns)].droplevel("flops")
+    wide.index.names = ["cell", "plain network", "cost", "accuracy, %"]
+    wide.columns.name = None
+    return table(
+        wide,
+        "Early exits less the plain network at the same mean cost, points [95 % interval over seeds]; * where Holm's "
+        f"correction over these {len(frame)} comparisons leaves a difference. Cost: of the whole backbone.",
+        "equal-cost",
+    )
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if math.isnan(row["mean"]):
+        return "–"
+    star = "*" if row["decision"] else ""
+    if math.isnan(row["low"]):
+        return f"{st.points(row['mean'])} ({row['note']})"
+    return f"{st.points(row['mean'])}{star} [{st.points(row['low'])} to {st.points(row['high'])}]"
+
+
+def verdict(frame: pd.DataFrame) -> list[str]:
+    """Where plain networks win, where early exits do, in sentences; one a place."""
+    lines = []
+    for place, rows in frame.groupby("place", sort=False):
+        parts = []
+        for word, who in (("worse", "the plain network is better"), ("better", "early exits are better")):
+            won = rows[rows["decision"] == word]
+            if len(won):
+                names = [f"{name} ({', '.join(in_order(group['strategy']))})" for name, group in
+                         won.groupby("name", sort=False)]  # fmt: skip
+                parts.append(f"{who} than the other at the cost of {'; '.join(names)}")
+        open_ones = int((rows["decision"] == "").sum())
+        parts.append(f"no difference seen in {open_ones} of {len(rows)} comparisons")
+        lines.append(f"**{place}**: {'; '.join(parts)}.")
+    return lines
+
+
+def plot(tradeoff: pd.DataFrame, plain: pd.DataFrame, whole: dict[str, float]) -> style.Plot:
+    """The trade-off curves of every cell with the plain networks on them: crosses, with seeds' 95 % intervals."""
+    places = [place for place in dict.fromkeys(_place(tradeoff)) if place in set(plain["place"])]
+    with style.context():
+        figure = style.Plot(3.3 * len(places) + 0.7, "accuracy against mean cost; plain networks beside early exits")
+        panels = figure.subplots(len(places), 1, squeeze=False)[:, 0]
+        for axes, place in zip(panels, places, strict=True):
+            rows = tradeoff[_place(tradeoff) == place]
+            rows = rows.assign(flops=100 * rows["flops"] / whole[place])
+            tradeoff_lines(axes, rows, 1.0)
+            own = plain[plain["place"] == place]
+            for name, group in own.groupby("name", sort=False):
+                interval = st.mean_interval(group["accuracy"])
+                x = 100 * float(group["flops"].iloc[0]) / whole[place]
+                half = 0.0 if math.isnan(interval.low) else interval.half
+                axes.errorbar(x, interval.mean, half, color=style.INK, marker="X", markersize=7, capsize=3, zorder=5,
+                              linestyle="", label="plain network")  # fmt: skip
+                axes.annotate(str(name), (x, interval.mean), textcoords="offset points", xytext=(6, -12), fontsize=8)
+            axes.set_ylim(*value_limits(pd.concat([rows["accuracy"], own["accuracy"]])))
+            axes.set_xlim(left=0)
+            axes.set_title(place)
+            style.percent_axis(axes)
+        panels[-1].set_xlabel("mean cost of a sample, % of the whole plain backbone")
+        handles = {label: h for a in panels for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles))
+    return figure

@@ -1,0 +1,92 @@
+"""Plain networks beside early exits: the point of the curve, the pairs, the words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eestudy.config import EestudyError
+from eestudy.report import baselines
+
+GAINS = (0.10, 0.11, 0.09, 0.10)  # of early exits at the plain network's cost, by seed
+
+
+def curves(place: tuple[str, str] = ("vit1d", "mnist1d")) -> pd.DataFrame:
+    rows = [
+        {
+            "run": f"{strategy}-{seed}", "architecture": place[0], "dataset": place[1], "strategy": strategy,
+            "seed": seed, "budget": budget, "flops": 1000.0 * budget,
+            "accuracy": 0.5 + budget * (GAINS[seed] if strategy == "mixed" else 0.0) + 0.01 * seed,
+        }
+        for strategy in ("joint", "mixed") for seed in range(4) for budget in (0.25, 0.5, 0.75, 1.0)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def plain(flops: float = 600.0) -> pd.DataFrame:
+    rows = [
+        {"run": f"plain-{seed}", "place": "vit1d / mnist1d", "name": "width 8", "seed": seed, "flops": flops,
+         "accuracy": 0.5 + 0.01 * seed}
+        for seed in range(4)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_last_point_within_the_cost_is_paired_by_seed():
+    frame = baselines.at_equal_cost(curves(), plain()).set_index("strategy")
+    assert frame.loc["mixed", "mean"] == pytest.approx(0.5 * np.mean(GAINS))  # the point at 500 of 600 FLOPs
+    assert frame.loc["mixed", "decision"] == "better"
+    assert frame.loc["joint", "mean"] == pytest.approx(0)
+    assert frame.loc["joint", "decision"] == ""
+    assert list(frame["seeds"]) == [4, 4]
+
+
+def test_a_cost_that_is_met_exactly_counts_and_one_below_the_curve_is_a_dash():
+    exact = baselines.at_equal_cost(curves(), plain(750.0)).set_index("strategy")
+    assert exact.loc["mixed", "mean"] == pytest.approx(0.75 * np.mean(GAINS))
+    below = baselines.at_equal_cost(curves(), plain(100.0))
+    assert below["mean"].isna().all()
+    text = repr(baselines.equal_cost_table(below, {"vit1d / mnist1d": 1000.0}))
+    assert text.count("–") == 2
+    assert "10 %" in text
+
+
+def test_the_correction_is_over_the_whole_table():
+    noisy = curves()
+    noisy.loc[noisy["strategy"] == "mixed", "accuracy"] += 0.03 * (noisy["seed"] % 2)
+    alone = baselines.at_equal_cost(noisy[noisy["strategy"] == "mixed"], plain())
+    many = pd.concat([plain(), *(plain(600 + 10 * n).assign(name=f"depth {n}") for n in range(9))])
+    together = baselines.at_equal_cost(noisy[noisy["strategy"] == "mixed"], many)
+    first = together[together["name"] == "width 8"]
+    assert first["p_holm"].item() > 3 * alone["p_holm"].item()
+
+
+def test_the_words_say_who_is_better():
+    worse = plain().assign(accuracy=lambda frame: frame["accuracy"] + 0.2)
+    (line,) = baselines.verdict(baselines.at_equal_cost(curves(), worse))
+    assert "the plain network is better than the other at the cost of width 8" in line
+    assert "no difference seen in" in line
+
+
+def test_studies_without_a_common_cell_are_told():
+    with pytest.raises(EestudyError, match="no architecture and data set in common"):
+        baselines.at_equal_cost(curves(("mlp", "digits")), plain())
+
+
+def test_a_network_is_named_by_what_makes_it_smaller(results):
+    frame = baselines.plain_networks(results)
+    assert set(frame["name"]) == {"whole"}
+    assert set(frame["run"]) == set(results.runs["run"])
+    run = results.runs["run"].iloc[0]
+    last = results.exits[results.exits["run"] == run].sort_values("exit").iloc[-1]
+    assert frame.set_index("run").loc[run, "accuracy"] == last["accuracy"]
+
+
+def test_the_figure_has_a_cross_for_each_network_and_a_line_for_each_strategy():
+    figure = baselines.plot(curves(), plain(), {"vit1d / mnist1d": 1000.0})
+    (axes,) = figure.axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels.count("plain network") == 1
+    assert {"joint", "mixed"} <= set(labels)
+    assert [text.get_text() for text in axes.texts] == ["width 8"]
