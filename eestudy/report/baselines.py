@@ -155,3 +155,71 @@ def plot(tradeoff: pd.DataFrame, plain: pd.DataFrame, whole: dict[str, float]) -
         handles = {label: h for a in panels for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
         figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles))
     return figure
+
+
+def on_the_clock(tradeoff: pd.DataFrame, plain: pd.DataFrame, milliseconds: dict[str, Any], batch: int) -> pd.DataFrame:
+    """Accuracy beside measured time: one row a network, or a strategy at a budget.
+
+    milliseconds: of `benchmarks/static.json`. Columns: place, kind ("plain" or the strategy), name (the network, or the
+    budget in %), ms (a sample, in batches of `batch`), accuracy, low, high (over seeds).
+    """
+    curves = tradeoff.assign(place=_place(tradeoff)).dropna(subset="accuracy")
+    rows: list[dict[str, Any]] = []
+
+    def add(place: str, kind: str, name: str, times: dict[str, float], accuracy: pd.Series) -> None:
+        interval = st.mean_interval(accuracy)
+        row = {"place": place, "kind": kind, "name": name, "ms": times[str(batch)]}
+        rows.append({**row, "accuracy": interval.mean, "low": interval.low, "high": interval.high})
+
+    for place, found in milliseconds.items():
+        for name, group in plain[plain["place"] == place].groupby("name", sort=False):
+            add(place, "plain", str(name), found["plain"][name], group["accuracy"])
+        for strategy, budgets in found["early"].items():
+            own = curves[(curves["place"] == place) & (curves["strategy"] == strategy)]
+            for budget, times in budgets.items():
+                at = own[(own["budget"] - float(budget)).abs() < 1e-6]
+                if len(at):
+                    add(place, strategy, f"{100 * float(budget):.0f} %", times, at["accuracy"])
+    return pd.DataFrame(rows)
+
+
+def clock_plot(frames: dict[int, pd.DataFrame]) -> style.Plot:
+    """`on_the_clock` by batch size: a row a place, a column a batch size; crosses are plain networks."""
+    places = list(dict.fromkeys(next(iter(frames.values()))["place"]))
+    with style.context():
+        figure = style.Plot(2.9 * len(places) + 0.7, "accuracy against measured time; plain networks and early exits")
+        panels = figure.subplots(len(places), len(frames), squeeze=False, sharey="row")
+        for column, (batch, frame) in enumerate(frames.items()):
+            for axes, place in zip(panels[:, column], places, strict=True):
+                rows = frame[frame["place"] == place]
+                for strategy in in_order(kind for kind in rows["kind"] if kind != "plain"):
+                    own = rows[rows["kind"] == strategy].sort_values("ms")
+                    axes.plot(own["ms"], own["accuracy"], color=style.colour(strategy), marker=style.marker(strategy),
+                              label=strategy)  # fmt: skip
+                own = rows[rows["kind"] == "plain"]
+                axes.plot(own["ms"], own["accuracy"], color=style.INK, marker="X", linestyle="", label="plain network")
+                axes.set_xlim(left=0)
+                axes.set_title(f"{place}, batch {batch}")
+                style.percent_axis(axes, "accuracy, %" if not column else "")
+        for axes in panels[-1]:
+            axes.set_xlabel("milliseconds a sample")
+        handles = {label: h for a in panels.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def clock_findings(frame: pd.DataFrame) -> list[str]:
+    """Which plain networks are not slower and not less accurate than some point of early exits, and the other way."""
+    lines = []
+    for place, rows in frame.groupby("place", sort=False):
+        plain, early = rows[rows["kind"] == "plain"], rows[rows["kind"] != "plain"]
+        beaten = [
+            row.name_ for row in plain.rename(columns={"name": "name_"}).itertuples()
+            if ((early["ms"] <= row.ms) & (early["accuracy"] >= row.accuracy)).any()
+        ]  # fmt: skip
+        free = [name for name in plain["name"] if name not in beaten]
+        lines.append(
+            f"**{place}**: for {len(beaten)} of {len(plain)} plain networks some early-exit point is as fast and as "
+            f"accurate on average{'; not for ' + ', '.join(free) if free else ''}."
+        )
+    return lines

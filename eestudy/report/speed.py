@@ -128,6 +128,17 @@ def loop_table(overhead: Measured) -> Table:
     return table(pd.concat([parts, shares]).rename_axis("part"), "Milliseconds a step.", "loop")
 
 
+def metrics_table(dynamics: Measured) -> Table:
+    """What one measurement of each metric of the training dynamics takes."""
+    columns = {
+        (network, unit): {metric: f"{row[key]:{form}}" for metric, row in found["metrics"].items()}
+        for network, found in dynamics.items()
+        for unit, key, form in (("seconds", "seconds", ".1f"), ("MiB", "MiB", ".0f"))
+    }
+    shown = pd.DataFrame(columns).rename_axis("metric")
+    return table(shown, "One measurement on one core, and the memory it adds to a process.", "metrics")
+
+
 def rest(overhead: Measured) -> str:
     """Cached features and starting, in words."""
     cache, start = overhead["cache"], overhead["start"]

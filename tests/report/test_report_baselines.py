@@ -90,3 +90,28 @@ def test_the_figure_has_a_cross_for_each_network_and_a_line_for_each_strategy():
     assert labels.count("plain network") == 1
     assert {"joint", "mixed"} <= set(labels)
     assert [text.get_text() for text in axes.texts] == ["width 8"]
+
+
+TIMES = {
+    "vit1d / mnist1d": {
+        "plain": {"width 8": {"1": 2.0, "256": 0.5}},
+        "early": {"mixed": {"0.25": {"1": 1.0, "256": 0.2}, "0.3": {"1": 1.5, "256": 0.3}}},
+    }
+}
+
+
+def test_on_the_clock_reads_the_curve_at_the_timed_budgets():
+    frame = baselines.on_the_clock(curves(), plain(), TIMES, 256)
+    assert list(frame["name"]) == ["width 8", "25 %"]  # the curve has no point at 30 %
+    early = frame[frame["kind"] == "mixed"].iloc[0]
+    assert early["ms"] == 0.2
+    assert early["accuracy"] == pytest.approx(0.5 + 0.25 * np.mean(GAINS) + 0.015)
+    (line,) = baselines.clock_findings(frame)
+    assert "for 1 of 1 plain networks some early-exit point is as fast and as accurate" in line
+    better = frame.assign(accuracy=frame["accuracy"] + (frame["kind"] == "plain") * 0.5)
+    assert "not for width 8" in baselines.clock_findings(better)[0]
+    figure = baselines.clock_plot({1: frame, 256: frame})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "vit1d / mnist1d, batch 1",
+        "vit1d / mnist1d, batch 256",
+    ]
