@@ -1,4 +1,4 @@
-"""The command line: plan, run, train, dynamics, status, table, book, refresh, get, doctor.
+"""The command line: plan, run, train, dynamics, evaluate, status, table, book, refresh, get, doctor.
 
 Exit status: 0, 1 (a run failed; doctor found damage), 2 (a mistake in what was given), 130 (Ctrl-C).
 """
@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("dynamics", help=text, description=text)
     command.add_argument("params", type=Path, help="the study's YAML, such as params/dynamics.yaml")
     command.add_argument("--metrics", help="some of them, such as rank,dominance (default: all)")
+    command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
+    command.add_argument("--workers", type=_positive, default=1, help="local processes at a time (default 1)")
+    text = "evaluate the predictions of a study that has run, and write its tables evaluation_*.parquet"
+    command = commands.add_parser("evaluate", help=text, description=text)
+    command.add_argument("params", type=Path, help="the study's YAML, such as params/dynamics.yaml")
     command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
     command.add_argument("--workers", type=_positive, default=1, help="local processes at a time (default 1)")
     text = "train a YAML's runs in this process, without notebooks; under `accelerate launch`, in several at once"
@@ -162,6 +167,15 @@ def _dynamics(options: argparse.Namespace) -> int:
     for line in failures:
         print(f"eestudy: failed: {line}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from eestudy.evaluating import evaluate_study
+    from eestudy.grids import load_study
+
+    for path in evaluate_study(load_study(options.params), options.workers, options.store):
+        print(path)
+    return 0
 
 
 def _report(failures: list) -> int:
@@ -272,6 +286,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "train": _train,
     "dynamics": _dynamics,
+    "evaluate": _evaluate,
     "status": _status,
     "table": _table,
     "book": _book,

@@ -30,7 +30,7 @@ STRATEGIES = (
     "disjoint", "joint", "mixed", "mixed-heads", "joint-heads", "alternating", "branch-wise", "separate", "gradual",
     "sequential-lwf", "sequential-ewc",
 )  # fmt: skip
-METHODS = ("sdn",)
+METHODS = ("sdn", "branchynet", "pbee", "gpf", "ztw", "l2w", "msdnet", "boosted", "cgt")
 HEADS = (
     "auto", "pooled", "token", "vector", "cascading-pooled", "cascading-token", "cascading-vector", "msdnet",
     "msdnet-wide",
@@ -113,6 +113,7 @@ class RunConfig(BaseModel):
     dataset: str
     strategy: str
     method: str = "sdn"
+    method_args: dict[str, int | float | str] = {}  # the method's own; see `eestudy.methods`
     seed: int = 0
     epochs: int = 20  # of the whole run; `match` says how the phases share them
     # what is learnt from

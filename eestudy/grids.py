@@ -157,6 +157,7 @@ def _parsed(name: str, value: Any) -> Any:
         "checkpoints",
         "weights",
         "architecture_args",
+        "method_args",
         "head_args",
         "dataset_args",
         "augmentation_args",

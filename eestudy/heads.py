@@ -23,6 +23,9 @@ class Head(nn.Sequential):
     A phase that trains heads alone runs `reduce` once for all its epochs and keeps what it gives.
     """
 
+    # What a method's loss reads beside the logits: left by the last forward pass of training, taken away by the loss.
+    beside: list[Tensor] | None = None
+
     def reduce(self, features: Tensor) -> Tensor:
         """What of the features the head reads at all, batch first. No parameters, no randomness."""
         first = self[0]
@@ -40,8 +43,13 @@ class Head(nn.Sequential):
                 x = module(x)
         return x
 
+    def passing(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`read`, and what the next head gets as `previous`, batch first: the logits, unless a method says else."""
+        logits = self.read(reduced, previous)
+        return logits, logits
+
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return self.read(self.reduce(features), previous)
+        return self.passing(self.reduce(features), previous)[0]
 
 
 class Reader(nn.Module):

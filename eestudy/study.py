@@ -20,7 +20,7 @@ from eestudy import data, evaluation
 from eestudy.config import SCHEMA, EestudyError, RunConfig, content_hash, named_seed
 from eestudy.data.augmentation import check as check_augmentation
 from eestudy.environment import describe, say
-from eestudy.methods import METHODS
+from eestudy.methods import METHODS, change, hooks_of, implied_by, more_flops, settled, trained_as
 from eestudy.models import MultiExit, build_backbone, exit_costs
 from eestudy.store import Arrays, Folder, Store
 from eestudy.training.batches import clean_batches
@@ -103,16 +103,18 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     loaded = data.load(config.dataset, config.train_size, **config.dataset_args)
     check_augmentation(config.augmentation, loaded.input_shape, loaded.train.dtype)
     network = build_model(config, loaded, model)
-    phases = configured(phases_of(config, stages_of(network)), config, network.num_exits)
+    chosen = settled(config, network.backbone.kind)
+    phases = phases_of(config, stages_of(network))
+    phases = configured(phases, chosen, network.num_exits, trained_as(config), implied_by(config))
     check_batch_norms(network, phases)
-    flops = {phase.name: step_flops(network, phase) for phase in phases}
+    flops = {phase.name: step_flops(network, phase) + more_flops(config, network, phase) for phase in phases}
     joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
     phases = resolve(phases, config, flops, joint)
     once = sum(once_flops(network, phase, len(loaded.train)) for phase in phases)
     own = fingerprint(network) if model else None
     ids: list[str] = []
     for place, phase in enumerate(phases):
-        ids.append(_phase_id(config, phase, place, ids[-1] if ids else None, network, own))
+        ids.append(_phase_id(chosen, phase, place, ids[-1] if ids else None, network, own))
     return Plan(config, loaded, network, phases, tuple(ids), flops, once)
 
 
@@ -141,10 +143,11 @@ def build_model(config: RunConfig, loaded: data.DataSet, model: MultiExit | None
                 config.architecture, loaded.input_shape, loaded.num_classes, **config.architecture_args
             )
         network = MultiExit(
-            backbone, config.exits, config.head, config.head_layers,
+            backbone, config.exits, settled(config, backbone.kind).head, config.head_layers,
             lambda stage: named_seed(config.seed, "head", stage), config.head_args,
         )  # fmt: skip
     _check_fit(config, network, loaded)
+    change(network, config, phases_of(config, stages_of(network)))
     # The layout convolutions are fastest in; set here, so that training and loading see the same bits. Not for a user's
     # own network, which may rely on the usual one (x.view).
     images = len(loaded.input_shape) == 3 and model is None and not _needs_contiguous(network)
@@ -220,7 +223,8 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
                 content = {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
                 folder.write_json("config.json", content)
             with torch.random.fork_rng(devices=[]):
-                train_phase(model, phase, plan.data, folder, plan.config.seed, number, how)
+                hooks = hooks_of(plan.config) if phase.method else None
+                train_phase(model, phase, plan.data, folder, plan.config.seed, number, how, hooks)
         else:
             load_weights(model, folder.arrays(checkpoint_name(100)))
         if how.main and not folder.done():

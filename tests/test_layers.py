@@ -36,11 +36,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dynamics": _TRAINED,
     "report": _STORED,  # from tables only
     "study": _STUDIED,
-    "trajectories": _STUDIED | {"study"},
+    "probing": _STUDIED | {"study"},
+    "trajectories": _STUDIED | {"study", "probing"},
+    "evaluating": _STUDIED | {"study"},
     "runner": _RUN,
     "book": _RUN | {"runner"},
     "refresh": _RUN | {"runner"},
-    "cli": _RUN | {"runner", "book", "refresh", "trajectories"},
+    "cli": _RUN | {"runner", "book", "refresh", "trajectories", "evaluating"},
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }

@@ -1,11 +1,12 @@
 """Evaluation on stored predictions: exit rules, trade-off curves, budgets, guarantees, reliability.
 
 Everything here works on arrays: logits (K, N, C) float32, labels (N,) int, costs (K,) FLOPs of leaving at
-each exit. Nothing here trains or runs a model, so changing a protocol costs seconds.
+each exit. Nothing here trains or runs a model, so changing a protocol costs seconds; but `latency` times one.
 """
 
 from .budgets import BUDGETS, METHODS, budget_misses, calibrate, calibrated_budgets, calibrated_curve
 from .calibration import apply_temperatures, fit_temperatures
+from .clock import latency
 from .curves import threshold_sweep, tradeoff_curve
 from .exit_rules import (
     RULES,
@@ -43,6 +44,7 @@ __all__ = [
     "entropy",
     "exit_metrics",
     "fit_temperatures",
+    "latency",
     "margin",
     "max_probability",
     "ood_detection",

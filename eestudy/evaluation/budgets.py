@@ -72,7 +72,7 @@ def calibrate(
     """
     if not is_number(budget) or not math.isfinite(budget):
         raise EestudyError(f"budget: must be a finite number of FLOPs, got {budget!r}")
-    fit = _fitter((logits, labels), costs, rule, method, k)
+    fit = fitter((logits, labels), costs, rule, method, k)
     cost = check_costs(costs, len(logits))
     if budget < cost[0]:
         raise EestudyError(f"budget: {budget:g} FLOPs is below the cost of the first exit, {cost[0]:g} FLOPs")
@@ -101,7 +101,7 @@ def calibrated_budgets(
     Raises EestudyError as `calibrate` does, and when validation and test differ in exits or classes.
     """
     limits = named_limits(budgets, backbone_flops)
-    return _applied(_fitter(validation, costs, rule, method, k), validation, test, costs, rule, k, limits)
+    return _applied(fitter(validation, costs, rule, method, k), validation, test, costs, rule, k, limits)
 
 
 def calibrated_curve(
@@ -123,7 +123,7 @@ def calibrated_curve(
     if grid.ndim != 1 or not np.isfinite(grid).all() or (grid <= 0).any():
         raise EestudyError(f"fractions: must be a list of finite numbers above 0, got {fractions!r}")
     limits = {float(fraction): float(fraction) * backbone_flops for fraction in grid}
-    return _applied(_fitter(validation, costs, rule, method, k), validation, test, costs, rule, k, limits)
+    return _applied(fitter(validation, costs, rule, method, k), validation, test, costs, rule, k, limits)
 
 
 def budget_misses(
@@ -145,7 +145,7 @@ def budget_misses(
     limits = named_limits(budgets, backbone_flops)
     tables = []
     for method in methods:
-        fit = _fitter(validation, costs, rule, method, k)
+        fit = fitter(validation, costs, rule, method, k)
         table = _applied(fit, validation, test, costs, rule, k, limits)
         spent = _applied(fit, validation, validation, costs, rule, k, limits)["flops"]
         tables.append(table.assign(method=method, validation_flops=spent))
@@ -192,7 +192,7 @@ def _applied(
     return pd.DataFrame(rows, columns=["budget", *score_names(tensor.shape[2]), "flops"])
 
 
-def _fitter(validation: Predictions, costs: Costs, rule: str, method: str | None, k: int | None) -> Fitter:
+def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None, k: int | None) -> Fitter:
     """Checks the validation data once and returns budget in FLOPs, from the first exit's on -> thresholds (K,)."""
     check_rule(rule)
     if method is None:

@@ -37,8 +37,9 @@ History = Sequence[Tensor] | Tensor
 
 
 def predictions(logits: Tensor) -> Tensor:
-    """Predicted classes (..., C) -> (...), the first one where several logits are largest."""
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+    """Predicted classes (..., C) -> (...), the first one where several logits are largest in float32."""
+    logits = logits.float()  # as they are stored: two that differ in float64 alone are equal
+    if logits.device.type == "cpu":
         # numpy's argmax is vectorized and several times faster than torch's; both take the first of equals.
         return torch.from_numpy(np.asarray(np.argmax(logits.detach().numpy(), axis=-1)))
     return logits.argmax(dim=-1)
@@ -54,7 +55,9 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 
 def _max_probability(logits: Tensor, predicted: Tensor | None = None) -> Tensor:
-    return _probabilities(logits).amax(dim=-1)
+    p = _probabilities(logits)
+    # The largest logit has the largest probability, rounding never changes an order.
+    return p.amax(dim=-1) if predicted is None else p.gather(-1, predicted.unsqueeze(-1)).squeeze(-1)
 
 
 def _entropy(logits: Tensor, predicted: Tensor | None = None) -> Tensor:
@@ -92,13 +95,9 @@ def _last(score: Callable[[Tensor, Tensor | None], Tensor], history: History) ->
 
 
 def _patience_score(history: History) -> Tensor:
-    last = predictions(history[-1])
-    run = torch.ones_like(last)
-    unbroken = torch.ones_like(last, dtype=torch.bool)
-    for k in range(len(history) - 2, -1, -1):
-        unbroken &= predictions(history[k]) == last
-        run += unbroken
-    return run.float()
+    """How many predictions in a row, back from the last, are the same; one search for all exits."""
+    predicted = predictions(history if isinstance(history, Tensor) else torch.stack(list(history)))
+    return (predicted == predicted[-1]).flip(0).float().cumprod(0).sum(0)
 
 
 TOO_EARLY = torch.finfo(torch.float32).min

@@ -58,15 +58,24 @@ def step_curve(score: np.ndarray, worth: np.ndarray) -> StepCurve:
     order = np.argsort(value)
     value = value[order]
     # The rows: before the first move, then after the last of the moves that happen at the same threshold.
-    ends = np.append(np.flatnonzero(value[1:] != value[:-1]), np.arange(len(value))[-1:])
+    last = np.append(value[1:] != value[:-1], np.ones(min(1, len(value)), dtype=bool))
+    ends = np.flatnonzero(last)
+    row = np.cumsum(last, dtype=np.intp)  # of each move
+    row -= last
+    row += 1
 
-    change = np.zeros((num_exits, len(value)), dtype=np.int8)
-    position = np.arange(len(value))
-    change[source[order], position] = -1
-    change[target[order], position] = 1
+    # What every row changes, then summed in place: fresh memory costs more than the arithmetic. Whole numbers, exact.
     counts = np.zeros((num_exits, len(ends) + 1), dtype=np.float64)
-    counts[0] = num_samples
-    counts[:, 1:] += change.cumsum(axis=1, dtype=np.int32)[:, ends]
+    counts[0, 0] = num_samples
+    place = target[order].astype(np.intp)
+    place *= len(ends) + 1
+    place += row
+    np.add.at(counts.reshape(-1), place, 1.0)
+    place[:] = source[order]
+    place *= len(ends) + 1
+    place += row
+    np.subtract.at(counts.reshape(-1), place, 1.0)
+    np.cumsum(counts, axis=1, out=counts)
     exact = np.int64 if worth.dtype == bool else np.float64
     total = np.full(len(ends) + 1, worth[0].sum(), dtype=exact)
     total[1:] += gain[order].cumsum(dtype=exact)[ends]
@@ -85,11 +94,11 @@ def _moves(score: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray
         rises = score[k] > highest[k - 1] if k else np.ones(num_samples, dtype=bool)
         who = np.flatnonzero(rises)
         here = worth[k, who].astype(kind)
-        parts.append((score[k, who], np.full(len(who), k), following[who], there[who] - here))
+        parts.append((score[k, who], np.full(len(who), k, following.dtype), following[who], there[who] - here))
         following[who] = k
         there[who] = here
     if not parts:  # one exit: nobody ever moves
-        return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, kind)
+        return np.empty(0, np.float32), np.empty(0, np.int8), np.empty(0, np.int8), np.empty(0, kind)
     value, source, target, gain = (np.concatenate(column) for column in zip(*parts))
     return value, source, target, gain
 
@@ -157,6 +166,7 @@ def tradeoff_curve(
     leave at each exit). Raises EestudyError as `threshold_sweep` does.
     """
     curve, columns = _curve(logits, labels, costs, rule, k)
-    shares = curve.counts / curve.counts[0].sum()
+    # In place: nobody else has this curve, and fresh memory would take as long as the scores of an exit.
+    shares = np.divide(curve.counts, curve.counts[0].sum(), out=curve.counts)
     by_exit = {f"share_{number}": share for number, share in enumerate(shares.T, 1)}
     return pd.DataFrame({"threshold": curve.thresholds} | columns | by_exit, copy=False)

@@ -92,6 +92,11 @@ class ExitRule:
             )
         return score_function(self.name, num_classes, self.k)
 
+    def check_exits(self, num_exits: int) -> None:
+        """EestudyError when it has thresholds for another number of exits."""
+        if isinstance(self.thresholds, tuple) and len(self.thresholds) != num_exits:
+            raise EestudyError(f"rule: it has {len(self.thresholds)} thresholds, the model has {num_exits} exits")
+
     def threshold(self, k: int) -> float:
         """The threshold of exit k (from 1)."""
         if not isinstance(self.thresholds, tuple):

@@ -53,7 +53,7 @@ def exit_costs(model: MultiExit) -> ExitCosts:
         size += _size(stage)
         if str(number) in model.heads:
             head = model.head(number)
-            previous, cost = _counted(head, model.backbone.features(state), previous)
+            (_, previous), cost = _counted(model.passed, number, state, previous)
             heads.append(cost)
             spent += cost
             size += _size(head)

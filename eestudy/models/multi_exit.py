@@ -38,6 +38,7 @@ class MultiExit(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
+        self.added = 0.0  # see `closing`
         shapes = backbone.feature_shapes()
         if head == "auto":
             head = backbone.default_head or head
@@ -77,13 +78,22 @@ class MultiExit(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, *input_shape) -> K logits (B, C), one an exit."""
         logits: list[Tensor] = []
-        state = x
+        state, previous = x, None
         for number, stage in enumerate(self.backbone.stages, 1):
             state = stage(state)
             if str(number) in self.heads:
-                features = self.backbone.features(state)
-                logits.append(self.head(number)(features, logits[-1] if logits else None))
-        return [*logits, self.backbone.classifier(state)]
+                each, previous = self.passed(number, state, previous)
+                logits.append(each)
+        return [*logits, self.closing(self.backbone.classifier(state), previous)]
+
+    def passed(self, stage: int, state: Any, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) of the head after a stage, from the stage's state, and what it passes on (`Head.passing`)."""
+        head = self.head(stage)
+        return head.passing(head.reduce(self.backbone.features(state)), previous)
+
+    def closing(self, logits: Tensor, previous: Tensor | None) -> Tensor:
+        """The last exit's logits (B, C): the classifier's own, and `added` times what the last head passed on."""
+        return logits + self.added * previous.detach() if self.added and previous is not None else logits
 
     def reduced_features(self, x: Tensor) -> list[Tensor]:
         """x (B, *input_shape) -> what each head reads of its stage (`Head.reduce`), K-1 tensors, batch first."""
@@ -94,45 +104,78 @@ class MultiExit(nn.Module):
                 reduced.append(self.head(number).reduce(self.backbone.features(state)))
         return reduced
 
-    def head_logits(self, reduced: list[Tensor]) -> list[Tensor]:
-        """What `reduced_features` gave -> logits (B, C) of the internal exits, K-1 of them."""
+    def head_logits(self, reduced: list[Tensor], last: Tensor | None = None) -> list[Tensor]:
+        """What `reduced_features` gave -> logits (B, C) of the internal exits, K-1 of them.
+
+        last: what the backbone's classifier gave; then the last exit's logits come after them.
+        """
         logits: list[Tensor] = []
+        previous = None
         for stage, features in zip(self.exit_stages, reduced, strict=True):
-            logits.append(self.head(stage).read(features, logits[-1] if logits else None))
-        return logits
+            each, previous = self.head(stage).passing(features, previous)
+            logits.append(each)
+        return logits if last is None else [*logits, self.closing(last, previous)]
 
     @torch.no_grad()
     def predict(self, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """Early-exit inference: a sample that leaves is dropped from the batch, later stages see only the rest.
 
-        Returns the logits (B, C) each sample left with and its exit_index (B,) in 1..K. Call it in eval mode.
+        Returns the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
+        Raises EestudyError in training mode, where BatchNorm would let a sample depend on who is still inside, and for
+        a rule with thresholds for another number of exits.
         """
+        if self.training:
+            raise EestudyError("predict: the model is in training mode; call model.eval() first")
+        check = getattr(rule, "check_exits", None)
+        if check:
+            check(self.num_exits)
+        if not len(x):
+            return x.new_empty(0, self.num_classes, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
+        left: list[tuple[int, Tensor, Tensor]] = []  # exit, who, their logits
         inside = torch.arange(len(x), device=x.device)
-        exit_index = torch.full((len(x),), self.num_exits, device=x.device)
-        final = torch.empty(0)
         history: list[Tensor] = []
+        previous: Tensor | None = None
         state: Tensor | tuple[Tensor, ...] = x
         for number, stage in enumerate(self.backbone.stages, 1):
             state = stage(state)
             if str(number) not in self.heads:
                 continue
-            features = self.backbone.features(state)
-            history.append(self.head(number)(features, history[-1] if history else None))
-            if not len(final):
-                final = history[-1].new_empty(len(x), self.num_classes)
+            logits, previous = self.passed(number, state, previous)
+            history.append(logits)
             leaves = rule(history)
-            final[inside[leaves]] = history[-1][leaves]
-            exit_index[inside[leaves]] = len(history)
-            inside, state = inside[~leaves], _kept(state, ~leaves)
-            history = [logits[~leaves] for logits in history]
-            if not len(inside):
-                return final, exit_index
-        final[inside] = self.backbone.classifier(state)
-        return final, exit_index
+            # The one look at the result that decides: where nobody or everybody leaves, nothing is copied.
+            count = int(leaves.sum())
+            if count == len(inside):
+                left.append((len(history), inside, history[-1]))
+                break
+            if count:
+                left.append((len(history), inside[leaves], history[-1][leaves]))
+                stays = leaves.logical_not().nonzero().squeeze(1)
+                inside, state = inside[stays], _kept(state, stays)
+                history, previous = [logits[stays] for logits in history], previous[stays]
+        else:
+            left.append((self.num_exits, inside, self.closing(self.backbone.classifier(state), previous)))
+        return _in_order(left)
 
 
-def _kept(state: Tensor | tuple[Tensor, ...], keep: Tensor) -> Tensor | tuple[Tensor, ...]:
-    return state[keep] if isinstance(state, Tensor) else tuple(part[keep] for part in state)
+def _kept(state: Tensor | tuple[Tensor, ...], stays: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """The samples `stays` of a state. Indexing keeps the memory format; index_select would not."""
+    return state[stays] if isinstance(state, Tensor) else tuple(part[stays] for part in state)
+
+
+def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and exit_index (B,) of who left where, in the order they came in.
+
+    Exits may differ in precision, under autocast or by a classifier of the user's own: cat takes the widest.
+    """
+    exit_index = torch.cat([torch.full_like(who, number) for number, who, _ in left])
+    logits = torch.cat([each for _, _, each in left])
+    if len(left) == 1:
+        return logits, exit_index
+    order = torch.cat([who for _, who, _ in left])
+    final, index = torch.empty_like(logits), torch.empty_like(exit_index)
+    final[order], index[order] = logits, exit_index
+    return final, index
 
 
 def exit_stages(exits: Placement, backbone: Backbone) -> tuple[int, ...]:

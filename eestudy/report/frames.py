@@ -79,13 +79,23 @@ class Results:
         Of a pair of runs these are the first's; the others' strategy and seed are strategy_2, seed_2 (and _3).
         EestudyError, with the command that makes it, where it is missing.
         """
-        key = f"dynamics_{name}"
+        return self._made(f"dynamics_{name}", _measure_command(self.study))
+
+    def evaluation(self, name: str) -> pd.DataFrame:
+        """A table of `eestudy evaluate`, such as "allocation", joined with the labels of its runs.
+
+        Where something has no answer its numbers are NaN, and `reason` says why.
+        EestudyError, with the command that makes it, where it is missing.
+        """
+        return self._made(f"evaluation_{name}", _measure_command(self.study, "evaluate"))
+
+    def _made(self, key: str, command: str) -> pd.DataFrame:
         if key not in self._frames:
             if self.folder is None:
                 raise EestudyError(f"results: the frame {key!r} was not collected")
             path = self.folder / f"{key}.parquet"
             if not path.is_file():
-                raise EestudyError(f"results: {path} is missing; make it with: {_measure_command(self.study)}")
+                raise EestudyError(f"results: {path} is missing; make it with: {command}")
             frame = self._labelled(path.name, pd.read_parquet(path))
             for number, column in enumerate(("other", "other_3"), 2):
                 if column in frame:
@@ -219,8 +229,8 @@ def _settings(runs: pd.DataFrame) -> list[dict[str, Any]]:
     return [{**defaults, **json.loads(text)} for text in runs["config"]]
 
 
-def _measure_command(study: str) -> str:
-    return f"eestudy dynamics params/{study}.yaml"
+def _measure_command(study: str, command: str = "dynamics") -> str:
+    return f"eestudy {command} params/{study}.yaml"
 
 
 def _command(study: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.models import MultiExit
@@ -29,7 +30,9 @@ def step_flops(model: MultiExit, phase: Phase) -> float:
     x = copied.backbone.dry_input(2)
     with FlopCounterMode(display=False) as counter:
         if phase.gradient_combination == "sum":
-            PhaseNetwork(copied, phase)(x).float().sum().backward()
+            loss = PhaseNetwork(copied, phase)(x).float().sum()
+            beside = [each for stage in copied.exit_stages for each in copied.head(stage).beside or ()]
+            torch.stack([loss, *(each.float().sum() for each in beside)]).sum().backward()
         else:  # every exit's backward pass by itself
             outputs = phase_logits(copied, phase, x)
             exit_gradients(outputs, [each.new_ones(each.shape) for each in outputs], trained)

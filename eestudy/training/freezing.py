@@ -93,7 +93,7 @@ def phase_logits(model: MultiExit, phase: Phase, x: Tensor | list[Tensor], turn:
         if isinstance(x, Tensor):
             with torch.no_grad():  # the frozen backbone
                 x = frozen_features(model, phase, x)
-        return [*model.head_logits(x[:-1]), x[-1]] if phase.frozen_teacher else model.head_logits(x)
+        return model.head_logits(x[:-1], x[-1]) if phase.frozen_teacher else model.head_logits(x)
     assert isinstance(x, Tensor)
     if turn is not None:
         phase = replace(phase, exits=turn)
@@ -130,7 +130,9 @@ def walked(model: MultiExit, exits: Sequence[int], x: Tensor, scaling: str = "no
     """
     stages = (*model.exit_stages, len(model.backbone.stages))
     wanted = {stages[number - 1]: place for place, number in enumerate(exits)}
+    whole = exits[-1] == model.num_exits
     chained = any(_reads_previous(model.head(stage)) for stage in model.exit_stages if stage in wanted)
+    chained = chained or (whole and bool(model.added))
     logits: list[Tensor] = []
     previous: Tensor | None = None
     state: Any = x
@@ -143,12 +145,13 @@ def walked(model: MultiExit, exits: Sequence[int], x: Tensor, scaling: str = "no
             features = model.backbone.features(state)
             if number in wanted and scaling == "boosting":
                 features = _scaled(features, 1 / left)
-            previous = model.head(number)(features, previous)
+            head = model.head(number)
+            each, previous = head.passing(head.reduce(features), previous)
             if number in wanted:
-                logits.append(previous)
+                logits.append(each)
         if number in wanted and scaling == "equilibrium" and left > 1:
             state = _scaled(state, left - 1)
-    return [*logits, model.backbone.classifier(state)] if exits[-1] == model.num_exits else logits
+    return [*logits, model.closing(model.backbone.classifier(state), previous)] if whole else logits
 
 
 class _Scale(torch.autograd.Function):
@@ -171,7 +174,7 @@ def _scaled(state: Any, factor: float) -> Any:
 
 
 def _reads_previous(head: nn.Module) -> bool:
-    """Whether a head reads the logits of the exit before."""
+    """Whether a head reads what the one before passes on."""
     return any(isinstance(part, Cascade) or getattr(part, "reads_previous", False) for part in head.modules())
 
 

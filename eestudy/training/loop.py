@@ -43,14 +43,14 @@ LOOK_EVERY = 16
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a method trains with in the place of what is here.
+    """What a method adds to the training of phases whose `Phase.method` is set.
 
-    objective: a class derived from Objective, or what makes one of the same arguments. step: as `_step`, which is the
-    default. Both for phases whose `Phase.method` is set.
+    objective: a class derived from Objective, or what makes one of the same arguments. before: what is done before each
+    step, with (network, state, objective, x, targets, done, execution) as in `_step`.
     """
 
     objective: Callable[..., Objective] = Objective
-    step: Callable[..., tuple[Tensor, Tensor]] | None = None
+    before: Callable[..., None] | None = None
 
 
 def train_phase(
@@ -89,7 +89,6 @@ def train_phase(
     network: torch.nn.Module = PhaseNetwork(model, phase)
     if phase.gradient_combination == "sum":
         network = execution.prepared(network, total)
-    take_step = hooks.step or _step
     watch = Watch(progress.seconds)
     bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
     epoch, feed = -1, iter(())  # type: tuple[int, Iterator[tuple[Inputs, Tensor]]]
@@ -118,8 +117,12 @@ def train_phase(
                 feed = batches.epoch(epoch, first)
             x, targets = next(feed)
 
+            done = progress.step / total
+            if hooks.before:
+                execution.seed(named_seed(*seeds, "before", progress.step, execution.rank))
+                hooks.before(network, state, objective, x, targets, done, execution)
             execution.seed(named_seed(*seeds, "noise", progress.step, execution.rank))
-            losses, logits = take_step(network, state, objective, x, targets, progress.step / total, bad, execution)
+            losses, logits = _step(network, state, objective, x, targets, done, bad, execution)
             progress.step += 1
             bar.update()
             state.sums[0, -len(losses) :] += losses  # of all exits, or of the last where steps take turns

@@ -21,12 +21,17 @@ WEIGHTINGS: dict[str, Callable[[int], Tensor]] = {
 
 def exit_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each exit, or mean squared error for real targets: (K,), float32. logits: (K, B, C)."""
+    return sample_losses(logits, targets).mean(1)
+
+
+def sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Those of every sample: (K, B), float32. logits: (K, B, C)."""
     exits, _, classes = logits.shape
     logits = logits.float()
     if is_regression(targets):
-        return (logits[:, :, 0] - targets).square().mean(1)
+        return (logits[:, :, 0] - targets).square()
     repeated = targets.repeat(exits, *[1] * (targets.ndim - 1))
-    return F.cross_entropy(logits.reshape(-1, classes), repeated, reduction="none").view(exits, -1).mean(1)
+    return F.cross_entropy(logits.reshape(-1, classes), repeated, reduction="none").view(exits, -1)
 
 
 def exit_hits(logits: Tensor, targets: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], phase: Phase) -> torch.o
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if phase.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, fused=True)
+        # torch's fused SGD fails on weights that get their first gradient later than others, as where steps take turns.
+        return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, fused=not phase.turns)
     return torch.optim.AdamW(groups, lr=phase.lr, fused=True)
 
 

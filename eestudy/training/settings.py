@@ -7,6 +7,7 @@ runs that lack it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from eestudy.config import EestudyError, RunConfig
@@ -17,10 +18,13 @@ RELATIVE = ("custom", "sdn-ramp", "adaloss", "uncertainty")
 STABILITY = {"lwf": 1.0, "ewc": 1000.0}
 
 
-def configured(phases: tuple[Phase, ...], config: RunConfig, exits: int, method: str = "") -> tuple[Phase, ...]:
+def configured(
+    phases: tuple[Phase, ...], config: RunConfig, exits: int, method: str = "", implied: Collection[str] = ()
+) -> tuple[Phase, ...]:
     """Phases with the run's settings, without epochs. exits: how many the network has.
 
-    method: if it trains otherwise than a plain weighted loss; it is part of every phase that uses heads.
+    method: if it trains otherwise than a plain weighted loss; it is part of every phase that uses heads. implied:
+    fields that the method has set and not the user, for the phases that have a use for them.
     Raises EestudyError, naming the field, for a setting that no phase of the strategy has a use for.
     """
     _check_alone(config, exits)
@@ -28,7 +32,7 @@ def configured(phases: tuple[Phase, ...], config: RunConfig, exits: int, method:
                  enumerate(phases))  # fmt: skip
     for field, plain, why in _NEEDS:
         given = getattr(config, field)
-        if given != plain and not any(getattr(phase, field) == given for phase in made):
+        if given != plain and field not in implied and not any(getattr(phase, field) == given for phase in made):
             raise EestudyError(f"{field}: {given} needs {why}, and {_named(config)} has none")
     if config.lr_scale != 1 and len(made) == 1:
         raise EestudyError(

@@ -1,0 +1,260 @@
+"""What a study's runs come to for who uses them: every evaluation of the stored predictions, as tidy tables.
+
+Nothing is trained. What takes longest is kept in the store, a folder a run, by the SHA-256 of its predictions: the same
+command goes on where it was stopped. A run that has no answer to something (see `evaluation.run_tables`) has a row with
+the reason, never a failure.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from eestudy.config import EestudyError, RunConfig, content_hash
+from eestudy.data.outside import outside
+from eestudy.environment import say
+from eestudy.evaluation import curve_summary, difficulty, exit_metrics, ood_detection, run_tables
+from eestudy.evaluation.exit_rules import simulate
+from eestudy.evaluation.run_tables import Predicted, or_reason, stacked
+from eestudy.grids import Study, project_root
+from eestudy.store import Folder, Store, write_atomically
+from eestudy.study import Run, predict_logits
+from eestudy.training.execution import execution
+
+# Raised when a definition changes so that what is kept no longer answers.
+SCHEMA = 1
+OUTSIDERS = 2000  # samples of each kind that no network was trained for
+Tables = dict[str, pd.DataFrame]
+
+
+def evaluate_study(
+    study: Study, workers: int = 1, store: Path | None = None, results_dir: Path | None = None
+) -> list[Path]:
+    """Evaluates what is not evaluated and writes the study's tables evaluation_*.parquet; returns their paths.
+
+    results_dir: default book/results/<study>. Raises EestudyError for runs that are not done, with what makes them.
+    """
+    results_dir = results_dir or project_root() / "book" / "results" / study.name
+    place = Store(store)
+    missing = [config.id for config in study.configs if not place.folder("runs", config.id).done()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise EestudyError(f"{missing[0]}{more}: not trained yet; make with: eestudy run params/{study.name}.yaml")
+    place.check_writable()
+    runs = [Run(config, place) for config in study.configs]
+    todo = [run.config for run in runs if not _folder(run, place).done()]
+    say(f"study {study.name}: {len(runs)} runs, {len(todo)} to evaluate")
+    _evaluate_all(todo, place, workers)
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for run in runs:
+        for path in sorted(_folder(run, place).path.glob("*.parquet")):
+            frame = _folder(run, place).frame(path.name)
+            frame.insert(0, "run", run.id)
+            tables.setdefault(path.stem, []).append(frame)
+    for cell in _cells(runs):
+        for name, frame in cell_tables(cell).items():
+            tables.setdefault(name, []).append(frame)
+    written = []
+    for name, frames in tables.items():
+        path = results_dir / f"evaluation_{name}.parquet"
+        write_atomically(path, _compact(stacked(frames)).to_parquet(index=False, compression="zstd"))
+        written.append(path)
+    return written
+
+
+def _compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """Single precision: what is committed should be small."""
+    return frame.astype(dict.fromkeys(frame.select_dtypes("float64"), "float32"))
+
+
+def _folder(run: Run, store: Store) -> Folder:
+    """Where a run's tables are kept."""
+    predictions = run.folder.manifest()["predictions.safetensors"]["sha256"]
+    return store.folder("evaluations", f"{run.id}-{content_hash([SCHEMA, predictions])}")
+
+
+def _evaluate_all(todo: Sequence[RunConfig], store: Store, workers: int) -> None:
+    if workers == 1 or len(todo) < 2:
+        for number, config in enumerate(todo, 1):
+            evaluate(config, store)
+            say(f"[{number}/{len(todo)}] {config.id}")
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawned, torch.set_num_threads, (threads,)) as pool:
+        waiting = [pool.submit(evaluate, config, store) for config in todo]
+        for number, (config, future) in enumerate(zip(todo, waiting), 1):
+            future.result()
+            say(f"[{number}/{len(todo)}] {config.id}")
+
+
+def evaluate(config: RunConfig, store: Store) -> None:
+    """A finished run's tables, into the store; nothing where they are there already."""
+    run = Run(config, store)
+    folder = _folder(run, store)
+    with folder.lock(say):
+        if store.usable(folder):
+            return
+        for name, table in tables_of(run).items():
+            folder.write_frame(f"{name}.parquet", table)
+        folder.finish()
+
+
+def predicted(run: Run) -> Predicted:
+    return Predicted(run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops)
+
+
+def tables_of(run: Run) -> Tables:
+    """Everything that one run's predictions say, and its network on samples of none of its classes."""
+    given = predicted(run)
+    return {
+        "allocation": run_tables.allocation(given),
+        "explorer": run_tables.explorer(given),
+        "risk": run_tables.risk(given),
+        "draws": run_tables.draws(given),
+        **run_tables.reliability(given),
+        "ood": strangers(run),
+    }
+
+
+def strangers(run: Run) -> pd.DataFrame:
+    """Is a stranger told from a test sample, by each exit and score, and where does it leave (`dynamic_rule`)?
+
+    outside (the kind), samples, and `ood_detection`'s columns; cost, cost_inside: mean cost of the strangers and of the
+    test samples, as shares of the plain backbone (rows "dynamic").
+    """
+    given = predicted(run)
+    if given.regression:
+        return pd.DataFrame([{"outside": "all", "reason": "a regression has no classes to be a stranger to"}])
+    model, how = run.model(), execution("cpu")
+    try:
+        rule, reason = run_tables.dynamic_rule(given.validation, given), ""
+    except EestudyError as error:
+        rule, reason = None, str(error)
+    tables = []
+    for kind, (split, why) in outside(run.data(), OUTSIDERS).items():
+        if split is None:
+            tables.append(pd.DataFrame([{"outside": kind, "reason": why}]))
+            continue
+        logits = predict_logits(model, split, how)
+        table = or_reason(partial(ood_detection, given.test[0], logits, rule), outside=kind)
+        table["samples"] = len(split)
+        if rule is not None:
+            own, other = (run.costs[simulate(each, rule) - 1].mean() for each in (given.test[0], logits))
+            at = table["system"] == "dynamic"
+            table.loc[at, ["cost", "cost_inside"]] = other / run.backbone_flops, own / run.backbone_flops
+        tables.append(table)
+    if reason:
+        tables.append(pd.DataFrame([{"outside": "all", "system": "dynamic", "reason": reason}]))
+    return stacked(tables)
+
+
+# ---------------------------------------------------------------- of all runs of a cell
+
+
+def _cells(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in strategy and seed alone."""
+    cells: dict[str, list[Run]] = {}
+    for run in runs:
+        cells.setdefault(run.config.replace(seed=0, strategy="joint").id, []).append(run)
+    return list(cells.values())
+
+
+def cell_tables(runs: Sequence[Run]) -> Tables:
+    """curves, of one run each but with a goal in common; agreement, leaving, samples, examples: see `difficulty`.
+
+    samples and examples are of all runs together; they stand under the first.
+    """
+    tables = {"curves": curves(runs)}
+    try:
+        return tables | _difficulty(runs)
+    except EestudyError as error:
+        reason = pd.DataFrame([{"run": run.id, "reason": str(error)} for run in runs])
+        return tables | {"agreement": reason, "leaving": reason, "samples": reason[:1], "examples": reason[:1]}
+
+
+def curves(runs: Sequence[Run]) -> pd.DataFrame:
+    """`curve_summary` of each run, rule max-probability (regression: patience), costs as shares of the backbone.
+
+    goal_of "own": 99 % of the run's own last exit on validation data; "best": of the best last exit that any strategy
+    has with this seed.
+    """
+    last = {run.id: _last_exit(run) for run in runs}
+    tables = []
+    for run in runs:
+        given = predicted(run)
+        best = max(last[other.id] for other in runs if other.config.seed == run.config.seed)
+        rule = "patience" if given.regression else "max-probability"
+        summary = partial(curve_summary, given.test, given.costs, rule, given.validation)
+        for goal_of, reference in (("own", last[run.id]), ("best", best)):
+            table = or_reason(partial(summary, reference), run=run.id, goal_of=goal_of)
+            if "cost" in table:
+                table["cost"] /= run.backbone_flops
+            tables.append(table)
+    return stacked(tables)
+
+
+def _last_exit(run: Run) -> float:
+    """Accuracy (regression: R2) of the last exit on validation data; -inf where there is none, which no goal is."""
+    try:
+        metrics = exit_metrics(*run.predictions("validation"))
+    except EestudyError:
+        return -math.inf
+    return float(metrics["r2" if "r2" in metrics else "accuracy"].iloc[-1])
+
+
+def _difficulty(runs: Sequence[Run]) -> Tables:
+    """The tables agreement, leaving, samples and examples. EestudyError where predictions have no classes."""
+    labels = runs[0].predictions("test")[1]
+    classes = {run.id: difficulty.predicted_classes(*run.predictions("test")) for run in runs}
+    samples = difficulty.sample_table(list(classes.values()), labels)
+    group = difficulty.group_of(samples["difficulty"].to_numpy())
+    agreed, left = [], []
+    exits: dict[str, list[np.ndarray]] = {}
+    for strategy in dict.fromkeys(run.config.strategy for run in runs):
+        own = [run for run in runs if run.config.strategy == strategy]
+        table = difficulty.exit_agreement([classes[run.id] for run in own])
+        agreed.append(table.assign(run=[own[place].id for place in table["place"]]).drop(columns="place"))
+        for run in own:
+            given = predicted(run)
+            try:
+                rule = run_tables.dynamic_rule(given.validation, given)
+            except EestudyError as error:
+                left.append(pd.DataFrame([{"run": run.id, "reason": str(error)}]))
+                continue
+            table, where = difficulty.leaving(given.test[0], labels, rule, group)
+            left.append(table.assign(run=run.id, reason=""))
+            exits.setdefault(strategy, []).append(where)
+    means = {f"exit_{strategy}": np.mean(where, axis=0) for strategy, where in exits.items()}
+    everywhere = np.mean(list(means.values()), axis=0) if means else np.full(len(labels), np.nan)
+    samples = samples.assign(run=runs[0].id, group=group, **means)
+    chosen = difficulty.examples(samples.drop(columns="exit", errors="ignore"), everywhere)
+    return {
+        "agreement": stacked(agreed),
+        "leaving": stacked(left),
+        "samples": samples,
+        "examples": _with_pictures(chosen, runs[0]),
+    }
+
+
+def _with_pictures(chosen: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """The examples with what they look like: pixels (flat, 0 to 255), shape, and the names of their classes."""
+    data = run.data()
+    if data.train.dtype == torch.int64 or len(data.input_shape) not in (2, 3):
+        return chosen.assign(reason=f"{data.name}: its inputs are no pictures")
+    x = data.test.inputs(torch.tensor(chosen["sample"].tolist())).flatten(1).numpy()
+    low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+    pixels = np.rint(255 * (x - low) / np.maximum(high - low, 1e-9)).astype(np.uint8)
+    names = data.classes or tuple(map(str, range(data.num_classes)))
+    shape = "x".join(map(str, data.input_shape))
+    words = {f"{column}_name": [names[number] for number in chosen[column]] for column in ("label", "majority")}
+    return chosen.assign(pixels=list(pixels), shape=shape, reason="", **words)

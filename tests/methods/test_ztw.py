@@ -1,0 +1,81 @@
+"""Zero Time Waste against its equations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from eestudy.config import EestudyError, RunConfig
+from eestudy.heads import Cascade
+from eestudy.methods import settled
+from eestudy.methods.ztw import EnsembleHead
+
+from .tiny import assert_same, batch, cross_entropy, gradients, plan, shaken, states, step
+
+
+def slow_ensemble(rows: list[Tensor], log_weights: Tensor, log_bias: Tensor, geometric: bool) -> Tensor:
+    """Probabilities of the ensemble: logits (B, C) of each head -> (B, C), one number at a time."""
+    samples, classes = rows[0].shape
+    found = []
+    for n in range(samples):
+        q = []
+        for c in range(classes):
+            p = [torch.exp(row[n, c]) / torch.exp(row[n]).sum() for row in rows]
+            w = [torch.exp(value) for value in log_weights]
+            value = torch.ones(()) if geometric else torch.zeros(())
+            for p_j, w_j in zip(p, w, strict=True):
+                value = value * p_j**w_j if geometric else value + w_j * p_j
+            q.append(torch.exp(log_bias[c]) * value)
+        found.append(torch.stack(q) / sum(q))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("ensemble", ["geometric", "arithmetic"])
+def test_a_step_against_the_equations(ensemble):
+    made = plan("ztw", method_args={"ensemble": ensemble})
+    model = shaken(made.model)
+    loss, logits, found = step(made)
+
+    x, targets = batch()
+    h1, h2, h3 = states(model, x)
+    first, second = model.head(1), model.head(2)
+    assert isinstance(first, EnsembleHead)
+    assert isinstance(second, EnsembleHead)
+    cascade = second.base[-1]
+    assert isinstance(cascade, Cascade)
+    r1 = first.base[0](h1)
+    known = r1.detach()  # layer-normed without weights
+    normed = (known - known.mean(1, keepdim=True)) / torch.sqrt(known.var(1, correction=0, keepdim=True) + 1e-5)
+    r2 = torch.cat([h2, normed], 1) @ cascade.linear.weight.T + cascade.linear.bias
+    q1 = slow_ensemble([r1], first.log_weights, first.log_bias, ensemble == "geometric")
+    q2 = slow_ensemble([r1.detach(), r2], second.log_weights, second.log_bias, ensemble == "geometric")
+    last = model.backbone.classifier(h3)
+    torch.testing.assert_close(logits.softmax(2), torch.stack([q1, q2, last.softmax(1)]).detach(), rtol=1e-4, atol=1e-6)
+    terms = [-torch.log(q[range(4), targets]).mean() for q in (q1, q2)]
+    total = (sum(terms) + cross_entropy(last, targets)) / 3
+    assert loss == pytest.approx(float(total.detach()), rel=1e-5)
+    model.zero_grad()
+    total.backward()
+    assert_same(found, gradients(model))
+
+
+def test_an_ensemble_starts_as_the_mean():
+    """Of log probabilities, or of probabilities."""
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    base = plan("sdn").model.head(1)
+    mean = logits.log_softmax(2).mean(1).softmax(1)
+    torch.testing.assert_close(EnsembleHead(base, 3, 4, True).ensemble(logits).softmax(1), mean)
+    mean = logits.softmax(2).mean(1)
+    torch.testing.assert_close(EnsembleHead(base, 3, 4, False).ensemble(logits).softmax(1), mean)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("tokens", "token"), ("maps", "pooled"), ("vector", "vector")])
+def test_it_cascades(kind, head):
+    config = RunConfig(architecture="mlp", dataset="digits", strategy="joint", method="ztw")
+    assert settled(config, kind).head == f"cascading-{head}"
+
+
+def test_a_regression_has_no_probabilities():
+    with pytest.raises(EestudyError, match="method: ztw needs the probabilities of classes, and a regression has none"):
+        plan("ztw", dataset="diabetes")

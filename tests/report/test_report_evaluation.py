@@ -1,0 +1,261 @@
+"""Figures and tables of the evaluation: the numbers are the tables' numbers, and what has no answer is a dash."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from eestudy.config import EestudyError
+from eestudy.evaluation import difficulty as samples_of
+from eestudy.evaluation import ood_detection, run_tables
+from eestudy.evaluation.run_tables import Predicted, or_reason, stacked
+from eestudy.report import calibration, difficulty, explorer, guarantees, style, thresholds
+
+COSTS, BACKBONE = (110, 230, 350, 470, 620), 600.0
+STRATEGIES = ("disjoint", "joint", "mixed")
+LABELS = ("cell", "architecture", "dataset", "strategy", "method", "seed", "run")
+WHY = "rule: a regression has none"
+
+
+def predicted(strategy: str, seed: int) -> Predicted:
+    """Logits that get better from exit to exit; a strategy is better at its own depth."""
+    generator = torch.Generator().manual_seed(10 * seed + STRATEGIES.index(strategy))
+    pairs = []
+    for size in (150, 200):
+        labels = torch.randint(6, (size,), generator=generator)
+        logits = torch.randn((5, size, 6), generator=generator)
+        gain = torch.linspace(0.5 + 0.5 * STRATEGIES.index(strategy), 2.5, 5)
+        logits[:, torch.arange(size), labels] += gain[:, None]
+        pairs.append(((2 * logits).numpy(), labels.numpy()))
+    return Predicted(*pairs, np.array(COSTS, dtype=float), BACKBONE)
+
+
+@pytest.fixture(scope="module")
+def frames() -> dict[str, pd.DataFrame]:
+    """The tables of one cell (3 strategies, 2 seeds), and of a second that has no answer to anything."""
+    made: dict[str, list[pd.DataFrame]] = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_tables, "STEPS", 9)
+        patched.setattr(run_tables, "DRAWS", 3)
+        for strategy in STRATEGIES:
+            for seed in (0, 1):
+                for name, frame in _tables(predicted(strategy, seed)).items():
+                    frame = frame.assign(**_labels("a / b", strategy, seed))
+                    made.setdefault(name, []).append(frame)
+    for name, parts in made.items():
+        parts.append(pd.DataFrame([{**_labels("c / d", "joint", 0), "rule": "max-probability", "reason": WHY}]))
+        if name in ("reliability", "bins"):
+            parts[-1]["scaled"] = True
+    return {name: stacked(parts) for name, parts in made.items()}
+
+
+def _labels(cell: str, strategy: str, seed: int) -> dict[str, object]:
+    values = (cell, *cell.split(" / "), strategy, "sdn", seed, f"{cell}-{strategy}-{seed}")
+    return dict(zip(LABELS, values, strict=True))
+
+
+def _tables(run: Predicted) -> dict[str, pd.DataFrame]:
+    logits, labels = run.test
+    classes = samples_of.predicted_classes(logits, labels)
+    samples = samples_of.sample_table([classes], np.asarray(labels))
+    group = samples_of.group_of(samples["difficulty"].to_numpy())
+    rule = run_tables.dynamic_rule(run.validation, run)
+    leaving, exits = samples_of.leaving(logits, np.asarray(labels), rule, group)
+    agreement = samples_of.exit_agreement([classes, classes]).query("place == 0")
+    noise = torch.randn(5, 50, 6, generator=torch.Generator().manual_seed(1)).numpy()
+    strangers = or_reason(lambda: ood_detection(logits, noise, rule), outside="noise")
+    pictures = samples_of.examples(samples, exits).assign(
+        label_name="coat", majority_name="shirt", shape="1x2x2", reason="", pixels=[np.arange(4)] * 26
+    )
+    return {
+        "allocation": run_tables.allocation(run), "explorer": run_tables.explorer(run), "risk": run_tables.risk(run),
+        "draws": run_tables.draws(run), **run_tables.reliability(run),
+        "ood": strangers.assign(cost=0.6, cost_inside=0.5), "samples": samples.assign(group=group, reason=""),
+        "leaving": leaving.assign(reason=""), "agreement": agreement.assign(reason=""), "examples": pictures,
+        "curves": pd.DataFrame([{"goal_of": goal, "area": 0.8, "cost": 0.4, "reason": ""} for goal in ("own", "best")]),
+    }  # fmt: skip
+
+
+Shown = Callable[[dict[str, pd.DataFrame]], object]
+FIGURES: dict[str, Shown] = {
+    "misses": lambda f: thresholds.miss_plot(f["allocation"], "max-probability"),
+    "diagrams": lambda f: calibration.reliability_diagrams(f["bins"], True),
+    "ece": lambda f: calibration.by_exit(f["reliability"], "ece"),
+    "auroc": lambda f: calibration.by_exit(f["reliability"], "auroc", both=False),
+    "strangers": lambda f: calibration.stranger_plot(f["ood"], "noise"),
+    "nobody": lambda f: calibration.stranger_plot(f["ood"], "turned"),
+    "agreement": lambda f: difficulty.agreement_plot(f["agreement"]),
+    "leaving": lambda f: difficulty.leaving_plot(f["leaving"]),
+    "examples": lambda f: difficulty.examples_plot(f["examples"], "a / b", "hard"),
+}
+TABLES: dict[str, Shown] = {
+    "misses": lambda f: thresholds.miss_table(f["allocation"], "max-probability"),
+    "curves": lambda f: thresholds.curve_table(f["curves"]),
+    "risk": lambda f: guarantees.risk_table(f["risk"], 0.9),
+    "reliability": lambda f: calibration.metric_table(f["reliability"]),
+    "strangers": lambda f: calibration.stranger_table(f["ood"]),
+    "difficulty": lambda f: difficulty.sizes_table(f["samples"]),
+    "depth": lambda f: difficulty.depth_table(f["leaving"]),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_drawn_and_the_same_again(name, frames):
+    first, second = (FIGURES[name](frames) for _ in range(2))
+    assert isinstance(first, style.Plot)
+    assert isinstance(second, style.Plot)
+    assert first.png(40) == second.png(40)
+    assert first.shows
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_say_why_there_is_no_number(name, frames):
+    table = TABLES[name](frames)
+    text, caption = repr(table), str(getattr(table, "caption", ""))
+    assert "nan" not in text.lower().replace("dominan", "")
+    if name != "risk":  # what risk control refuses is told by `none_certified`
+        assert WHY in caption
+
+
+def test_the_numbers_in_the_page_are_the_table_s(frames):
+    shown = explorer.Explorer(frames["explorer"])._repr_html_()
+    found = re.search(r'<script type="application/json">(.*?)</script>', shown, re.DOTALL)
+    assert found
+    (cell,) = json.loads(found.group(1))["cells"]
+    assert (cell["cell"], cell["exits"], cell["score"], len(cell["curves"])) == ("a / b", 5, "accuracy", 9)
+    for curve in cell["curves"]:
+        rows = frames["explorer"].query("strategy == @curve['strategy'] and allocation == @curve['method']")
+        means = rows.groupby("budget")[["accuracy", "cost", *(f"left_{k}" for k in range(1, 6))]].mean()
+        assert cell["budgets"] == pytest.approx(list(means.index), abs=1e-4)
+        assert curve["accuracy"] == pytest.approx(list(means["accuracy"]), abs=1e-4)
+        assert curve["cost"] == pytest.approx(list(means["cost"]), abs=1e-4)
+        shares = means.drop(columns=["accuracy", "cost"]).to_numpy() / 200
+        np.testing.assert_allclose(curve["shares"], shares, atol=1e-4)
+        first = rows[rows["seed"] == 0].sort_values("budget")
+        for given, row in zip(curve["thresholds"], first.itertuples(), strict=True):
+            for k, value in enumerate(given, 1):
+                known = getattr(row, f"threshold_{k}")
+                expected = (
+                    None if known == math.inf else "all" if known == -math.inf else pytest.approx(known, abs=1e-4)
+                )
+                assert value == expected
+        for low, mean, high in zip(curve["low"], curve["accuracy"], curve["high"], strict=True):
+            assert low is None or low <= mean <= high
+
+
+def test_the_page_needs_nothing_from_elsewhere(frames):
+    shown = explorer.Explorer(frames["explorer"], "two")
+    page = shown._repr_html_()
+    assert 'id="two"' in page
+    assert 'getElementById("two")' in page
+    assert not re.findall(r"(?:src|href)=|url\(|@import|fetch\(|import\(", page)
+    assert "<svg" in page.split('type="application/json"')[0], "a drawing that needs no script"
+    assert page.count("<script") == page.count("</script>") == 2
+    assert repr(shown).startswith("Explorer: 1 cells, a slider over 9 budgets")
+    with pytest.raises(EestudyError, match=f"explorer: no run has an answer: {WHY}"):
+        explorer.Explorer(frames["explorer"].query("cell == 'c / d'"))
+
+
+def test_misses_are_counted(frames):
+    chosen = frames["allocation"].query("rule == 'max-probability' and allocation == 'geometric'")
+    over, many = int((chosen["miss"] > 0).sum()), int(chosen["miss"].notna().sum())
+    assert f"**geometric**: spends more than the budget in {over} of {many} cases" in thresholds.miss_findings(
+        frames["allocation"], "max-probability"
+    )
+    row = thresholds.miss_table(frames["allocation"], "max-probability").data.loc[("a / b", "geometric")]
+    at = chosen[chosen["budget"] == "50"]
+    assert f"({int((at['miss'] > 0).sum())} of 6)" in row["50 %"]
+    effects = thresholds.method_effects(frames["allocation"], "max-probability")
+    one = effects.query("budget == '50' and pair == 'optimized − shared'").iloc[0]
+    half = frames["allocation"].query("rule == 'max-probability' and budget == '50'")
+    means = half.groupby("allocation")["accuracy"].mean()
+    assert one["mean"] == pytest.approx(means["optimized"] - means["shared"])
+    assert set(thresholds.rule_effects(frames["allocation"])["pair"]) == {
+        f"{rule} − max-probability" for rule in ("entropy", "margin", "patience")
+    }
+    assert "no difference seen" in thresholds.effect_findings(effects.assign(decision=""), "accuracy")
+    table = thresholds.effects_table(effects, "Accuracy.", "x")
+    assert table.data.shape == (3, 4)
+
+
+def test_a_broken_guarantee_is_seen():
+    draws = pd.DataFrame(
+        {"cell": "a", "strategy": "joint", "tolerance": 0.01, "confidence": 0.9, "reason": "", "speed_up": 2.0,
+         "certified": True, "exceeded": [True] * 30 + [False] * 70}
+    )  # fmt: skip
+    frame = guarantees.exceedance(draws)
+    assert frame[["draws", "exceeded", "share"]].iloc[0].tolist() == [100, 30, 0.3]
+    assert frame["p"].iloc[0] < 1e-6
+    assert "rows: a, joint." in guarantees.guarantee(draws)
+    held = draws.assign(exceeded=[True] * 9 + [False] * 91)
+    assert "none of them" in guarantees.guarantee(held)
+    assert guarantees.exceedance(held)["p"].iloc[0] > 0.5
+    assert guarantees.draws_table(held).data["risk too high, %"].iloc[0].startswith("9.0 [")
+    nothing = draws[:1].assign(exceeded=None, reason=WHY)
+    assert guarantees.guarantee(nothing) == f"Not simulated: {WHY}."
+
+
+def test_risk_control_says_what_it_certified(frames):
+    risk = frames["risk"]
+    held = risk.query("cell == 'a / b' and strategy == 'mixed' and confidence == 0.9 and tolerance == 0.05")
+    text = guarantees.risk_table(risk, 0.9).data.loc[("a / b", "mixed"), "5 points"]
+    many = int(held["certified"].eq(True).sum())
+    assert f"({many} of 2)" in text if many else text == "–"
+    assert risk[risk["certified"].eq(False)]["reason"].iloc[0] in guarantees.none_certified(risk)
+
+
+def test_ends_scaling_and_strategies(frames):
+    frame = frames["reliability"]
+    assert set(calibration.ends(frame)["system"]) == {"exit 1", "exit 5", "dynamic"}
+    effects = calibration.scaling_effects(frame, "nll").set_index(["part", "strategy"])
+    own = frame.query("strategy == 'joint' and system == 'exit 5'")
+    after, before = (own[own["scaled"] == scaled]["nll"].mean() for scaled in (True, False))
+    assert effects.loc[("last exit", "joint"), "mean"] == pytest.approx(after - before)
+    pairs = calibration.strategy_effects(frame, "auroc").set_index(["part", "pair"])
+    first = frame.query("system == 'exit 1' and not scaled").groupby("strategy")["auroc"].mean()
+    assert pairs.loc[("first exit", "mixed − joint"), "mean"] == pytest.approx(first["mixed"] - first["joint"])
+    heat = calibration.temperature_table(frame).data
+    known = frame.query("strategy == 'mixed' and system == 'exit 2' and scaled")["temperature"].mean()
+    assert heat.loc[("a / b", "mixed"), "exit 2"] == f"{known:.2f}"
+    costs = calibration.cost_effects(frames["ood"])
+    assert costs["mean"].iloc[0] == pytest.approx(0.1)
+
+
+def test_bins_are_pooled_by_their_samples():
+    rows = pd.DataFrame(
+        {"bin": [1, 1, 2], "count": [10, 30, 60], "confidence": [0.1, 0.2, 0.9], "accuracy": [0, 0.4, 1]}
+    )
+    pooled = calibration._pooled(rows)
+    assert pooled.loc[1].tolist() == pytest.approx([0.175, 0.3])
+    assert pooled.loc[2].tolist() == pytest.approx([0.9, 1])
+
+
+def test_depth_of_known_exits():
+    rows = [
+        {"cell": "a", "strategy": strategy, "seed": seed, "run": f"{strategy}{seed}", "group": group, "exit": k,
+         "reason": "", "samples": 10, "left": left, "right": 5}
+        for strategy in ("joint", "mixed") for seed in (0, 1)
+        for group, by_exit in (("easy", (10, 0, 0)), ("hard", (0, 5, 5 + seed))) for k, left in enumerate(by_exit, 1)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    found = difficulty.mean_exits(frame).set_index(["run", "group"])["depth"]
+    assert found["joint0", "easy"] == 0
+    assert found["joint0", "hard"] == pytest.approx(0.75)
+    effects = difficulty.depth_effects(frame)
+    assert effects["mean"].tolist() == pytest.approx([(0.75 + (2.5 + 6) / 11) / 2] * 2)
+    gaps = difficulty.gap_effects(frame)
+    assert gaps.query("pair == 'mixed − joint'")["mean"].iloc[0] == pytest.approx(0)
+
+
+def test_examples_without_pictures_say_why(frames):
+    assert difficulty.examples_plot(frames["examples"], "c / d", "easy") == f"c / d: – ({WHY})"
+    shown = difficulty.examples_plot(frames["examples"], "a / b", "hard")
+    assert isinstance(shown, style.Plot)
+    assert "coat" in shown.shows
