@@ -117,12 +117,12 @@ def verdict(frame: pd.DataFrame) -> list[str]:
     lines = []
     for place, rows in frame.groupby("place", sort=False):
         parts = []
-        for word, who in (("worse", "the plain network is better"), ("better", "early exits are better")):
+        for word, who in (("worse", "plain networks win"), ("better", "early exits win")):
             won = rows[rows["decision"] == word]
             if len(won):
                 names = [f"{name} ({', '.join(in_order(group['strategy']))})" for name, group in
                          won.groupby("name", sort=False)]  # fmt: skip
-                parts.append(f"{who} than the other at the cost of {'; '.join(names)}")
+                parts.append(f"{who} at the cost of {'; '.join(names)}")
         open_ones = int((rows["decision"] == "").sum())
         parts.append(f"no difference seen in {open_ones} of {len(rows)} comparisons")
         lines.append(f"**{place}**: {'; '.join(parts)}.")

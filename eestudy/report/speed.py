@@ -28,10 +28,14 @@ def read(name: str) -> Measured:
 
 def hardware(step: Measured) -> str:
     """What the numbers belong to, as a sentence."""
-    facts = next(iter(step.values()))["hardware"]
+    return f"{machine(next(iter(step.values()))['hardware'])[:-1]}; weights and batches in memory."
+
+
+def machine(facts: Measured) -> str:
+    """A benchmark's hardware and date, as a sentence."""
     return (
         f"Measured on {facts['processor']}, {facts['cores']} cores, instructions for bfloat16: "
-        f"{facts['bfloat16 instructions']}; torch {facts['torch']}, {facts['date']}; weights and batches in memory."
+        f"{facts['bfloat16 instructions']}; torch {facts['torch']}, {facts['date']}."
     )
 
 

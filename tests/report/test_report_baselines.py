@@ -65,7 +65,7 @@ def test_the_correction_is_over_the_whole_table():
 def test_the_words_say_who_is_better():
     worse = plain().assign(accuracy=lambda frame: frame["accuracy"] + 0.2)
     (line,) = baselines.verdict(baselines.at_equal_cost(curves(), worse))
-    assert "the plain network is better than the other at the cost of width 8" in line
+    assert "plain networks win at the cost of width 8" in line
     assert "no difference seen in" in line
 
 
