@@ -140,13 +140,20 @@ def plot(tradeoff: pd.DataFrame, plain: pd.DataFrame, whole: dict[str, float]) -
             rows = rows.assign(flops=100 * rows["flops"] / whole[place])
             tradeoff_lines(axes, rows, 1.0)
             own = plain[plain["place"] == place]
-            for name, group in own.groupby("name", sort=False):
+            by_cost = sorted(own.groupby("name"), key=lambda pair: pair[1]["flops"].iloc[0])
+            for number, (name, group) in enumerate(by_cost):
                 interval = st.mean_interval(group["accuracy"])
                 x = 100 * float(group["flops"].iloc[0]) / whole[place]
                 half = 0.0 if math.isnan(interval.low) else interval.half
                 axes.errorbar(x, interval.mean, half, color=style.INK, marker="X", markersize=7, capsize=3, zorder=5,
                               linestyle="", label="plain network")  # fmt: skip
-                axes.annotate(str(name), (x, interval.mean), textcoords="offset points", xytext=(6, -12), fontsize=8)
+                axes.annotate(
+                    str(name),
+                    (x, interval.mean),
+                    textcoords="offset points",
+                    xytext=(6, (-14, 8)[number % 2]),
+                    fontsize=8,
+                )
             axes.set_ylim(*value_limits(pd.concat([rows["accuracy"], own["accuracy"]])))
             axes.set_xlim(left=0)
             axes.set_title(place)
