@@ -36,7 +36,7 @@ RULE = "max-probability"
 BUDGETS = (25, 50, 75)  # per cent of the plain backbone's FLOPs
 # batch size -> samples of a pass: a call on one takes as long as its exit is deep, so it needs many.
 SIZES = {1: 64, 32: 128, 256: 256}
-SECONDS = 30.0  # for each network and batch size, all strategies and budgets together; two passes at least
+SECONDS = 25.0  # for each network and batch size, all strategies and budgets together; two passes at least
 REPEATS = 9
 THREADS = 2
 PARTS_AT = 50  # the budget at which the time is taken apart

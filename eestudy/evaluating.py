@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -98,14 +98,16 @@ def _evaluate_all(todo: Sequence[RunConfig], store: Store, workers: int) -> None
 
 
 def evaluate(config: RunConfig, store: Store) -> None:
-    """A finished run's tables, into the store; nothing where they are there already."""
+    """A finished run's tables, into the store, each as soon as it is made; nothing where they are there already."""
     run = Run(config, store)
     folder = _folder(run, store)
     with folder.lock(say):
         if store.usable(folder):
             return
-        for name, table in tables_of(run).items():
-            folder.write_frame(f"{name}.parquet", table)
+        for name, make in parts_of(run).items():
+            if not folder.has(f"{name}.parquet"):
+                for also, table in reversed(make().items()):  # a part's own table last: then it is whole
+                    folder.write_frame(f"{also}.parquet", table)
         folder.finish()
 
 
@@ -113,16 +115,19 @@ def predicted(run: Run) -> Predicted:
     return Predicted(run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops)
 
 
-def tables_of(run: Run) -> Tables:
-    """Everything that one run's predictions say, and its network on samples of none of its classes."""
+def parts_of(run: Run) -> dict[str, Callable[[], Tables]]:
+    """Everything that one run's predictions say, and its network on samples of none of its classes.
+
+    Name -> what makes the table of this name, and others along with it.
+    """
     given = predicted(run)
     return {
-        "allocation": run_tables.allocation(given),
-        "explorer": run_tables.explorer(given),
-        "risk": run_tables.risk(given),
-        "draws": run_tables.draws(given),
-        **run_tables.reliability(given),
-        "ood": strangers(run),
+        "allocation": lambda: {"allocation": run_tables.allocation(given)},
+        "explorer": lambda: {"explorer": run_tables.explorer(given)},
+        "risk": lambda: {"risk": run_tables.risk(given)},
+        "draws": lambda: {"draws": run_tables.draws(given)},
+        "reliability": lambda: run_tables.reliability(given),
+        "ood": lambda: {"ood": strangers(run)},
     }
 
 
@@ -236,8 +241,8 @@ def _difficulty(runs: Sequence[Run]) -> Tables:
             exits.setdefault(strategy, []).append(where)
     means = {f"exit_{strategy}": np.mean(where, axis=0) for strategy, where in exits.items()}
     everywhere = np.mean(list(means.values()), axis=0) if means else np.full(len(labels), np.nan)
-    samples = samples.assign(run=runs[0].id, group=group, **means)
-    chosen = difficulty.examples(samples.drop(columns="exit", errors="ignore"), everywhere)
+    samples = samples.assign(run=runs[0].id, group=group, reason="", **means)
+    chosen = difficulty.examples(samples, everywhere)
     return {
         "agreement": stacked(agreed),
         "leaving": stacked(left),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from eestudy.evaluation import difficulty, run_tables
 from eestudy.evaluation.run_tables import Predicted
 from eestudy.grids import Study
 from eestudy.report import Results
+from eestudy.store import Store
 
 from .evaluation.cases import BACKBONE, COSTS, random_run
 
@@ -173,10 +176,31 @@ def test_what_is_evaluated_is_not_evaluated_again(runs, folder, small_store, tmp
     def never(_):
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(evaluating, "tables_of", never)
+    monkeypatch.setattr(evaluating, "parts_of", never)
     evaluating.evaluate_study(Study("tiny", tuple(run.config for run in runs)), 1, small_store, tmp_path)
     for path in folder.glob("*.parquet"):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_killed_evaluation_goes_on_with_what_it_lacks(runs, small_store, monkeypatch):
+    place = Store(small_store)
+    monkeypatch.setattr(evaluating, "SCHEMA", -1)  # a folder of this test's own
+    asked = []
+
+    def parts(_):
+        def make(name):
+            asked.append(name)
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+            return {name: pd.DataFrame({"value": [len(asked)]})}
+
+        return {name: partial(make, name) for name in ("one", "two", "three")}
+
+    monkeypatch.setattr(evaluating, "parts_of", parts)
+    with pytest.raises(KeyboardInterrupt):
+        evaluating.evaluate(runs[0].config, place)
+    evaluating.evaluate(runs[0].config, place)
+    assert asked == ["one", "two", "two", "three"]
 
 
 def test_runs_that_are_not_done_are_one_line_with_the_command(tmp_path, capsys):

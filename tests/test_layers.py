@@ -38,6 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study": _STUDIED,
     "probing": _STUDIED | {"study"},
     "trajectories": _STUDIED | {"study", "probing"},
+    "deployed": _GROUND,
+    "programs": _GROUND | {"deployed", "models", "evaluation"},
+    "export": _GROUND | {"deployed", "programs"},
     "evaluating": _STUDIED | {"study"},
     "runner": _RUN,
     "book": _RUN | {"runner"},
@@ -46,7 +49,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }
-WITHOUT_TORCH = ("config", "grids", "store", "pretrained", "environment", "notebooks", "report", "cli", "__init__")
+WITHOUT_TORCH = (
+    "config",
+    "grids",
+    "store",
+    "pretrained",
+    "environment",
+    "notebooks",
+    "report",
+    "deployed",
+    "export",
+    "cli",
+    "__init__",
+)
 CATCH_ALL = {"utils", "util", "helpers", "misc", "common"}
 # What writes or reads pickles, or runs what it loads.
 UNSAFE = (

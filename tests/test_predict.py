@@ -84,10 +84,15 @@ SHORT = {"short": lambda: of("mlp", (1, 4, 4), depth=2, width=12)}  # what is co
 
 
 def network(family: str, seed: int, dtype: torch.dtype = torch.float64) -> MultiExit:
+    model = randomized({**FAMILIES, **SHORT}[family], seed).to(dtype)
+    return model.to(memory_format=torch.channels_last) if seed % 2 and family != "own" else model
+
+
+def randomized(build: Callable[[], MultiExit], seed: int) -> MultiExit:
     """Random weights, BatchNorm statistics too, and logits that differ enough from sample to sample."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = {**FAMILIES, **SHORT}[family]()
+        model = build()
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 buffer.normal_(std=0.3)
@@ -95,8 +100,7 @@ def network(family: str, seed: int, dtype: torch.dtype = torch.float64) -> Multi
         for module in last:
             if module.out_features == CLASSES:
                 nn.init.normal_(module.weight, std=3 / math.sqrt(module.in_features))
-    model = model.to(dtype)
-    return model.to(memory_format=torch.channels_last).eval() if seed % 2 and family != "own" else model.eval()
+    return model.eval()
 
 
 def inputs(model: MultiExit, count: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

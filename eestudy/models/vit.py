@@ -23,7 +23,7 @@ class Embed1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).transpose(1, 2)
-        return torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1) + self.positions
+        return torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1) + self.positions
 
 
 class Embed2d(nn.Module):
@@ -37,7 +37,7 @@ class Embed2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
-        return torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1) + self.positions
+        return torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1) + self.positions
 
 
 class EncoderBlock(nn.Module):

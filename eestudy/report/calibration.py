@@ -98,6 +98,8 @@ def by_exit(reliability: pd.DataFrame, metric: str, both: bool = True) -> style.
                         axes, here[(here["strategy"] == strategy) & (here["scaled"] == scaled)], metric, most, strategy
                     )
             ticks = [*range(1, most + 1, 2), most + 1]
+            if metric != "auroc":  # none of the others can be below 0; intervals can
+                axes.set_ylim(bottom=0)
             axes.set_xticks(ticks, [*(str(tick) for tick in ticks[:-1]), "dyn."])
             axes.set_title(cell)
             axes.set_xlabel("exit")

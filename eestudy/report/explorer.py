@@ -22,7 +22,7 @@ from eestudy.report.frames import in_order
 
 DIGITS = 4
 METHODS = ("geometric", "shared", "optimized")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 240, 46, 40, 12
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 360, 240, 46, 16, 40, 12
 
 
 def payload(frame: pd.DataFrame) -> dict[str, Any]:
@@ -134,19 +134,19 @@ def _still(cell: dict[str, Any], colours: dict[str, str]) -> str:
     right = max(cell["budgets"])
 
     def x(cost: float) -> float:
-        return LEFT + (WIDTH - LEFT - 8) * cost / right
+        return LEFT + (WIDTH - LEFT - RIGHT) * cost / right
 
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / max(high - low, 1e-9)
 
-    parts = [f'<path class="ee-axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 8}"/>']
+    parts = [f'<path class="ee-axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>']
     for value in (low, high):
         label = f"{100 * value:.1f}"
         parts.append(f'<text x="{LEFT - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
     for place in (0.25, 0.5, 0.75, 1.0):
         label = f"{100 * place:g}"
         parts.append(f'<text x="{x(place):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>')
-    label = "mean cost, % of the plain backbone"
+    label = f"{cell['score']}, %, against mean cost, % of the plain backbone"
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{label}</text>')
     for curve in shown:
         points = " ".join(f"{x(c):.1f},{y(a):.1f}" for c, a in zip(curve["cost"], curve["accuracy"], strict=True))

@@ -8,7 +8,7 @@ STYLE = """
 .ee-explorer .ee-grid{stroke:var(--pst-color-border,#ddd);fill:none}
 .ee-explorer .ee-mark{stroke:var(--pst-color-text-base,#222);stroke-dasharray:3 3}
 .ee-explorer .ee-controls{display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;align-items:end;margin-bottom:.6rem}
-.ee-explorer label{display:flex;flex-direction:column;font-size:.85rem}
+.ee-explorer label{display:flex;flex-direction:column;gap:.2rem;font-size:.85rem}
 .ee-explorer .ee-budget{flex:1 1 100%}
 .ee-explorer select,.ee-explorer input{font:inherit;color:inherit;max-width:100%}
 .ee-explorer select{background:var(--pst-color-surface,#f5f5f5);border:1px solid var(--pst-color-border,#ccc);
@@ -73,7 +73,7 @@ SCRIPT = """
   var left = make("div", {}, panels), right = make("div", {}, panels);
   var rows = make("div", {"class": "ee-rows", tabindex: 0, role: "region", "aria-label": "all strategies"}, live);
   var note = make("p", {}, live);
-  var W = 360, H = 240, L = 46, B = 40, T = 14, R = 10;
+  var W = 360, H = 240, L = 46, B = 40, T = 14, R = 16;
 
   function frame(parent, title, ticks, yTicks, xLabel) {
     parent.textContent = "";

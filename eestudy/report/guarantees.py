@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from eestudy.report import statistics as st
+from eestudy.report.frames import in_order
 from eestudy.report.tables import DASH, Table, table
 from eestudy.report.thresholds import signed
 
@@ -27,8 +28,10 @@ def risk_table(risk: pd.DataFrame, confidence: float) -> Table:
             lost = signed(100 * held["test_risk"].max())
             text = f"{held['speed_up'].mean():.2f}x ({len(held)} of {len(here)}), {lost}"
         texts.setdefault((cell, strategy), {})[f"{100 * tolerance:g} points"] = text
-    made = pd.DataFrame.from_dict(texts, orient="index")
-    made.index = pd.MultiIndex.from_tuples(made.index, names=["cell", "strategy"])
+    order = [(cell, name) for cell in dict.fromkeys(risk["cell"]) for name in in_order(risk["strategy"])]
+    order = [key for key in order if key in texts]
+    made = pd.DataFrame.from_dict(texts, orient="index").loc[order]
+    made.index = pd.MultiIndex.from_tuples(order, names=["cell", "strategy"])
     made.columns.name = "tolerated loss"
     text = (
         f"Risk control at confidence {confidence:g}: mean speed-up in FLOPs against the plain backbone (seeds with a "
@@ -75,7 +78,12 @@ def exceedance(draws: pd.DataFrame) -> pd.DataFrame:
     """One row a cell x strategy: draws, certified (share), exceeded, share, low, high, p (of too high a share)."""
     rows = []
     known = draws[draws["exceeded"].notna()]
-    for (cell, strategy), here in known.groupby(["cell", "strategy"], sort=False):
+    for cell, strategy in (
+        (cell, name) for cell in dict.fromkeys(known["cell"]) for name in in_order(known["strategy"])
+    ):
+        here = known[(known["cell"] == cell) & (known["strategy"] == strategy)]
+        if here.empty:
+            continue
         n, over = len(here), int(here["exceeded"].eq(True).sum())
         allowed = 1 - float(here["confidence"].iloc[0])
         interval = stats.binomtest(over, n).proportion_ci(0.95)

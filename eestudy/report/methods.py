@@ -29,22 +29,21 @@ def accuracy_table(results: Results, by: str) -> Table:
     keys = ["strategy", "method"]
     rows, runs = _part(at_own_rule(results), by), _part(results.runs, by)
     flops = runs.groupby(keys)["training_flops"].mean()
-    seconds = runs.groupby(keys)["seconds"].median()
     texts, index = [], []
     for key in _in_order(rows, by):
         mine = rows.set_index(keys).loc[key]
         accuracies = [percent(st.mean_interval(mine.loc[mine["budget"] == budget, "accuracy"])) for budget in BUDGETS]
         base = flops[_reference(key, by)]
-        texts.append([*accuracies, f"{100 * flops[key] / base:.0f}", f"{seconds[key]:.0f}"])
+        texts.append([*accuracies, f"{100 * flops[key] / base:.0f}"])
         index.append(key)
-    columns = [*(budget_name(budget) for budget in BUDGETS), "FLOPs, %", "s"]
+    columns = [*(budget_name(budget) for budget in BUDGETS), "FLOPs, %"]
     made = pd.DataFrame(texts, columns=columns, index=pd.MultiIndex.from_tuples(index, names=keys))
     seeds = runs.groupby(keys)["seed"].nunique().min()
     return table(
         made,
         f"Accuracy on test, %, at budgets of the plain backbone's FLOPs, thresholds from validation data, each method "
         f"with its own exit rule; mean ± half of the 95 % interval over {seeds} seeds. FLOPs: of training, in per cent "
-        f"of {REFERENCE[by]}'s. s: seconds of training, median.",
+        f"of {REFERENCE[by]}'s.",
         f"accuracy-by-{by}",
     )
 
@@ -136,7 +135,7 @@ def difference_plot(frame: pd.DataFrame, budgets: tuple[str, ...] = ("50", "100"
     """Differences with their intervals: a panel a strategy (or pair), rows methods; filled where decided."""
     first = "pair" if "pair" in frame else "strategy"
     places, names = list(dict.fromkeys(frame[first])), list(dict.fromkeys(frame["method"]))
-    if len(names) == 1:  # one panel of strategies
+    if names == [REFERENCE["method"]]:  # strategies alone: they are the rows of one panel
         frame, places, names = frame.assign(method=frame[first], panel=names[0]), names, places
         first = "panel"
     shades = dict(zip(budgets, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False))

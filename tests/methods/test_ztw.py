@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError, RunConfig
-from eestudy.heads import Cascade
 from eestudy.methods import settled
 from eestudy.methods.ztw import EnsembleHead
 
@@ -33,27 +34,33 @@ def slow_ensemble(rows: list[Tensor], log_weights: Tensor, log_bias: Tensor, geo
 
 @pytest.mark.parametrize("ensemble", ["geometric", "arithmetic"])
 def test_a_step_against_the_equations(ensemble):
-    made = plan("ztw", method_args={"ensemble": ensemble})
+    """Three heads: the third reads the second's logits, not the first's."""
+    made = plan("ztw", architecture_args={"width": 8, "depth": 4}, method_args={"ensemble": ensemble})
     model = shaken(made.model)
     loss, logits, found = step(made)
 
     x, targets = batch()
-    h1, h2, h3 = states(model, x)
-    first, second = model.head(1), model.head(2)
-    assert isinstance(first, EnsembleHead)
-    assert isinstance(second, EnsembleHead)
-    cascade = second.base[-1]
-    assert isinstance(cascade, Cascade)
-    r1 = first.base[0](h1)
-    known = r1.detach()  # layer-normed without weights
-    normed = (known - known.mean(1, keepdim=True)) / torch.sqrt(known.var(1, correction=0, keepdim=True) + 1e-5)
-    r2 = torch.cat([h2, normed], 1) @ cascade.linear.weight.T + cascade.linear.bias
-    q1 = slow_ensemble([r1], first.log_weights, first.log_bias, ensemble == "geometric")
-    q2 = slow_ensemble([r1.detach(), r2], second.log_weights, second.log_bias, ensemble == "geometric")
-    last = model.backbone.classifier(h3)
-    torch.testing.assert_close(logits.softmax(2), torch.stack([q1, q2, last.softmax(1)]).detach(), rtol=1e-4, atol=1e-6)
-    terms = [-torch.log(q[range(4), targets]).mean() for q in (q1, q2)]
-    total = (sum(terms) + cross_entropy(last, targets)) / 3
+    *read, last_read = states(model, x)
+    raw: list[Tensor] = []
+    q: list[Tensor] = []
+    for stage, h in enumerate(read, 1):
+        head: Any = model.head(stage)
+        if raw:
+            known = raw[-1].detach()  # layer-normed without weights
+            spread = torch.sqrt(known.var(1, correction=0, keepdim=True) + 1e-5)
+            linear = head.base[-1].linear
+            raw.append(
+                torch.cat([h, (known - known.mean(1, keepdim=True)) / spread], 1) @ linear.weight.T + linear.bias
+            )
+        else:
+            raw.append(h @ head.base[-1].weight.T + head.base[-1].bias)
+        members = [*(each.detach() for each in raw[:-1]), raw[-1]]
+        q.append(slow_ensemble(members, head.log_weights, head.log_bias, ensemble == "geometric"))
+    last = model.backbone.classifier(last_read)
+    expected = torch.stack([*q, last.softmax(1)]).detach()
+    torch.testing.assert_close(logits.softmax(2), expected, rtol=1e-4, atol=1e-6)
+    terms = [-torch.log(each[range(4), targets]).mean() for each in q]
+    total = torch.stack([*terms, cross_entropy(last, targets)]).mean()
     assert loss == pytest.approx(float(total.detach()), rel=1e-5)
     model.zero_grad()
     total.backward()

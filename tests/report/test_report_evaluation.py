@@ -34,7 +34,7 @@ def predicted(strategy: str, seed: int) -> Predicted:
         gain = torch.linspace(0.5 + 0.5 * STRATEGIES.index(strategy), 2.5, 5)
         logits[:, torch.arange(size), labels] += gain[:, None]
         pairs.append(((2 * logits).numpy(), labels.numpy()))
-    return Predicted(*pairs, np.array(COSTS, dtype=float), BACKBONE)
+    return Predicted(pairs[0], pairs[1], np.array(COSTS, dtype=float), BACKBONE)
 
 
 @pytest.fixture(scope="module")

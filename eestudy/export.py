@@ -1,0 +1,33 @@
+"""A network for use elsewhere: one file an exit, and a runner that stops early and needs no torch.
+
+`export` writes, for each exit k from 1 to K, what computes it from the state that the exit before left: the stages in
+between and the head (at exit K the classifier), as a torch.export program (exit_k.pt2) and as ONNX (exit_k.onnx); and
+exits.json: rule and thresholds, shapes, names of inputs and outputs, FLOPs. The batch is free, a batch of one included.
+`Runner` reads the folder with numpy and onnxruntime alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eestudy.deployed import MANIFEST, Runner, needed
+
+if TYPE_CHECKING:
+    from eestudy.programs import ExitRule, MultiExit
+
+__all__ = ["MANIFEST", "Runner", "export"]
+
+
+def export(model: MultiExit, folder: str | Path, rule: ExitRule) -> Path:
+    """Writes the network and its rule to a folder, which is made; files of an earlier export are replaced.
+
+    model: float32, in eval mode, left as it is. rule: an ExitRule with a threshold for each exit, or one for all.
+    Raises EestudyError for a model in training mode or of another precision, for a rule that does not fit it, and for
+    a package that is missing.
+    """
+    for package in ("onnx", "onnxscript"):
+        needed(package)
+    from eestudy.programs import write
+
+    return write(model, Path(folder), rule)

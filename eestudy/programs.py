@@ -1,0 +1,158 @@
+"""What `export` writes: each exit of a network as a torch.export program and as ONNX, and what to know of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import UserError
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
+
+from eestudy.config import EestudyError
+from eestudy.deployed import FORMAT, MANIFEST, handed_on
+from eestudy.evaluation import ExitRule
+from eestudy.models import MultiExit, exit_costs
+
+__all__ = ["ExitRule", "MultiExit", "Part", "parts", "write"]
+
+EXAMPLE = 3  # samples in the batch that is traced: sizes 0 and 1 would be taken for constants
+
+
+class Part(nn.Module):
+    """From the state (and what the head before passed on) to the next state, what is passed on, and the logits.
+
+    stages: their numbers, from 1. exit_stage: the one that the head reads; None: the classifier ends it.
+    Tensors in and out stand in a row: those of the state, then `previous` if there was a head before. `outputs` names
+    what comes out, "next_" before what is an input of the next part; what is passed on is left out where it is the
+    logits themselves.
+    """
+
+    def __init__(self, model: MultiExit, stages: range, exit_stage: int | None, first: bool) -> None:
+        super().__init__()
+        self.model, self.stages, self.exit_stage, self.first = model, stages, exit_stage, first
+        self.outputs: list[str] = []
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        state, previous = (tensors, None) if self.first else (tensors[:-1], tensors[-1])
+        current: Any = state[0] if len(state) == 1 else state
+        for number in self.stages:
+            current = self.model.backbone.stages[number - 1](current)
+        if self.exit_stage is None:
+            self.outputs = ["logits"]
+            return (self.model.closing(self.model.backbone.classifier(current), previous),)
+        logits, passed = self.model.passed(self.exit_stage, current, previous)
+        flat = (current,) if isinstance(current, Tensor) else tuple(current)
+        self.outputs = [*(f"next_state_{place}" for place in range(len(flat))), "logits"]
+        if passed is logits:
+            return (*flat, logits)
+        self.outputs.append("next_previous")
+        return (*flat, logits, passed)
+
+
+def parts(model: MultiExit) -> list[Part]:
+    """One an exit: the stages since the exit before it, and its head; the last has the classifier."""
+    ends = [0, *model.exit_stages, len(model.backbone.stages)]
+    return [
+        Part(model, range(start + 1, end + 1), end if place < model.num_exits else None, first=place == 1)
+        for place, (start, end) in enumerate(zip(ends, ends[1:]), 1)  # noqa: RUF007
+    ]
+
+
+def write(model: MultiExit, folder: Path, rule: ExitRule) -> Path:
+    """See `eestudy.export.export`."""
+    _check(model, rule)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / MANIFEST, *folder.glob("exit_*.pt2"), *folder.glob("exit_*.onnx")):
+        old.unlink(missing_ok=True)
+    plain = copy.deepcopy(model).cpu().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    costs = exit_costs(plain)
+    given: tuple[Tensor, ...] = (_example(plain),)
+    names, exits = ["state_0"], []
+    for number, part in enumerate(parts(plain), 1):
+        with torch.no_grad():
+            gives = part(*given)
+        _save(part, given, names, part.outputs, folder / f"exit_{number}")
+        exits.append({
+            "onnx": f"exit_{number}.onnx", "program": f"exit_{number}.pt2", "stages": list(part.stages),
+            "inputs": names, "outputs": list(part.outputs),
+            "flops": costs.flops[number - 1], "params": costs.params[number - 1],
+        })  # fmt: skip
+        following = handed_on(dict(zip(part.outputs, gives, strict=True)))
+        names, given = list(following), tuple(following.values())
+    thresholds = [rule.threshold(k) for k in range(1, model.num_exits + 1)]
+    facts = {
+        "format": FORMAT,
+        "input_shape": list(model.input_shape),
+        "input_dtype": str(model.backbone.input_dtype).removeprefix("torch."),
+        "num_classes": model.num_classes,
+        # JSON has no infinity: "inf" and "-inf" as text.
+        "rule": {"name": rule.name, "thresholds": [t if math.isfinite(t) else str(t) for t in thresholds], "k": rule.k},
+        "backbone_flops": costs.backbone,
+        "exits": exits,
+        "torch": torch.__version__,
+    }
+    # Last: a folder with it is whole.
+    (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def _check(model: MultiExit, rule: ExitRule) -> None:
+    if model.training:
+        raise EestudyError("export: the model is in training mode; call model.eval() first")
+    if not isinstance(rule, ExitRule):
+        raise EestudyError(f"rule: {rule!r} cannot be written down; give one of eestudy.evaluation's, as per_exit(...)")
+    rule.check_exits(model.num_exits)
+    rule.score_function(model.num_classes)
+    other = {str(tensor.dtype) for tensor in model.parameters() if tensor.dtype != torch.float32}
+    if other:
+        raise EestudyError(f"export: weights are {', '.join(sorted(other))}; export float32: model.float()")
+
+
+def _example(model: MultiExit) -> Tensor:
+    zeros = model.backbone.dry_input(EXAMPLE)
+    return (
+        zeros if zeros.dtype != torch.float32 else torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0))
+    )
+
+
+def _save(part: Part, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    with _quiet():
+        try:
+            program = torch.export.export(part, given, dynamic_shapes={"tensors": tuple({0: batch} for _ in given)})
+        except (UserError, ConstraintViolationError) as error:
+            stages = ", ".join(map(str, part.stages))
+            raise EestudyError(
+                f"export: {path.name} (stages {stages}) cannot be followed with a free batch; write x.shape[0] for "
+                f"len(x), no Python if on values ({str(error).splitlines()[0]})"
+            ) from error
+        torch.export.save(program, path.with_suffix(".pt2"))
+        torch.onnx.export(
+            program, (), path.with_suffix(".onnx"), input_names=inputs, output_names=outputs, dynamo=True,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' notes on their own workings; errors are raised all the same."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
