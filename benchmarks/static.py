@@ -58,7 +58,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for run in runs("baselines"):
         args = run.config.architecture_args
-        name = ", ".join(f"{key} {value}" for key, value in args.items()) or "whole"
+        name = ", ".join(f"{key} {value}" for key, value in sorted(args.items())) or "whole"
         own = found.setdefault(place_of(run), {"plain": {}, "early": {}})
         own["plain"][name] = milliseconds(run, ())[PLAIN]
         print(place_of(run), name, own["plain"][name], flush=True)

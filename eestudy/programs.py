@@ -38,7 +38,8 @@ class Part(nn.Module):
 
     def __init__(self, model: MultiExit, stages: range, exit_stage: int | None, first: bool) -> None:
         super().__init__()
-        self.model, self.stages, self.exit_stage, self.first = model, stages, exit_stage, first
+        self.model = _needed(model, stages, exit_stage)
+        self.stages, self.exit_stage, self.first = stages, exit_stage, first
         self.outputs: list[str] = []
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -56,6 +57,20 @@ class Part(nn.Module):
             return (*flat, logits)
         self.outputs.append("next_previous")
         return (*flat, logits, passed)
+
+
+def _needed(model: MultiExit, stages: range, exit_stage: int | None) -> MultiExit:
+    """The same modules, without those that a part does not run: a program holds the weights of all it is given."""
+    kept, backbone = copy.copy(model), copy.copy(model.backbone)
+    kept._modules, backbone._modules = dict(model._modules), dict(model.backbone._modules)
+    backbone.stages = nn.ModuleList(
+        stage if number in stages else nn.Identity() for number, stage in enumerate(model.backbone.stages, 1)
+    )
+    if exit_stage is not None:
+        backbone.classifier = nn.Identity()
+    kept.backbone = backbone
+    kept.heads = nn.ModuleDict({name: head for name, head in model.heads.items() if name == str(exit_stage)})
+    return kept
 
 
 def parts(model: MultiExit) -> list[Part]:

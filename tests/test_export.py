@@ -175,6 +175,14 @@ def test_a_regression_with_patience_and_token_ids(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_part_holds_its_own_weights_alone() -> None:
+    model = MultiExit(build_backbone("mlp", (4,), 3, depth=6), exits=[2, 5])
+    sizes = [sum(tensor.numel() for tensor in part.parameters()) for part in parts(model)]
+    assert np.cumsum(sizes).tolist() == list(exit_costs(model).params)
+    assert len(model.heads) == 2, "the network keeps them all"
+    assert [type(stage) for stage in model.backbone.stages].count(torch.nn.Identity) == 0
+
+
 def test_stages_without_an_exit_join_the_next_one() -> None:
     model = MultiExit(build_backbone("mlp", (4,), 3, depth=6), exits=[2, 5])
     assert [list(part.stages) for part in parts(model)] == [[1, 2], [3, 4, 5], [6]]

@@ -286,7 +286,8 @@ def test_all_leave_at_once_or_none_does(family: str, threshold: float) -> None:
         )
     x = inputs(model, 6, 7)
     logits = stored(model, x)
-    states.clear(), sizes.clear()
+    states.clear()
+    sizes.clear()
     found, exit_index = model.predict(x, ExitRule("max-probability", threshold))
     last = 1 if threshold < 0 else model.num_exits
     assert exit_index.tolist() == [last] * 6

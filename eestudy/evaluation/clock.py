@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def timed(
     costs = exit_costs(model)
     calls: dict[str, Callable[[Tensor], Any]] = {PLAIN: model.backbone}
     for name, rule in rules.items():
-        calls[name] = lambda batch, rule=rule: model.predict(batch, rule)[1]
+        calls[name] = partial(_exits, model, rule)
     spent: dict[str, list[list[float]]] = {name: [] for name in calls}
     taken: dict[str, list[Tensor]] = {name: [] for name in rules}
     for batch in batches:
@@ -168,6 +169,10 @@ def cut(model: MultiExit, x: Tensor, size: int) -> list[Tensor]:
     if x.ndim != 4:
         return batches
     return [batch.contiguous(memory_format=model.memory_format) for batch in batches]
+
+
+def _exits(model: MultiExit, rule: Rule, batch: Tensor) -> Tensor:
+    return model.predict(batch, rule)[1]
 
 
 def _milliseconds(call: Callable[[Tensor], Any], batch: Tensor) -> float:

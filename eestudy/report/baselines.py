@@ -44,7 +44,7 @@ def _place(frame: pd.DataFrame) -> pd.Series:
 
 def _name(config: str) -> str:
     args = json.loads(config).get("architecture_args", {})
-    return ", ".join(f"{key} {value}" for key, value in args.items()) or WHOLE
+    return ", ".join(f"{key} {value}" for key, value in sorted(args.items())) or WHOLE
 
 
 def at_equal_cost(tradeoff: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:

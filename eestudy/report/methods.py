@@ -22,6 +22,22 @@ def at_own_rule(results: Results) -> pd.DataFrame:
     return rows[rows["rule"] == rows["run"].map(rules)]
 
 
+def same_as_reference(results: Results) -> list[str]:
+    """The methods that have SDN's accuracy in every run and at every budget: one training, one rule. They are no cases
+    of their own, so they are in the table of accuracies alone.
+    """
+    rows = at_own_rule(results)
+    wide = rows.pivot(index=["strategy", "seed", "budget"], columns="method", values="accuracy")
+    mine = wide[REFERENCE["method"]]
+    several = wide.loc[wide.drop(columns=REFERENCE["method"]).notna().any(axis=1)]
+    return [m for m in METHODS if m in wide and m != REFERENCE["method"] and several[m].equals(mine[several.index])]
+
+
+def _cases(results: Results) -> pd.DataFrame:
+    rows = at_own_rule(results)
+    return rows[~rows["method"].isin(same_as_reference(results))]
+
+
 def accuracy_table(results: Results, by: str) -> Table:
     """Accuracy at every budget and what the training cost; by "method": rows strategy x method; by "strategy": rows
     strategy, of SDN alone.
@@ -54,7 +70,7 @@ def differences(results: Results, by: str) -> pd.DataFrame:
 
     One row a strategy x method x budget: mean, low, high (95 %), n, p, p_holm (over all rows), decision, verdict.
     """
-    rows = _part(at_own_rule(results), by).dropna(subset="accuracy")
+    rows = _part(_cases(results), by).dropna(subset="accuracy")
     groups = {key: group.set_index("seed")["accuracy"] for key, group in rows.groupby(["strategy", "method", "budget"])}
     pairs = []
     for key in _in_order(rows, by):
@@ -68,7 +84,7 @@ def differences(results: Results, by: str) -> pd.DataFrame:
 
 def regimes(results: Results) -> pd.DataFrame:
     """As `differences`: for every method, mixed less joint and so on (`PAIRS`), in the column `pair`."""
-    rows = at_own_rule(results).dropna(subset="accuracy")
+    rows = _cases(results).dropna(subset="accuracy")
     groups = {key: group.set_index("seed")["accuracy"] for key, group in rows.groupby(["strategy", "method", "budget"])}
     pairs = [
         (f"{a} − {b}", method, budget, groups[a, method, budget], groups[b, method, budget])
@@ -119,8 +135,17 @@ def findings(frame: pd.DataFrame, what: str) -> str:
     open_ = frame[(frame["decision"] == "") & frame["low"].notna()]
     lines = [f"{what}: the corrected tests decide {len(decided)} of {tested} differences."]
     first = "pair" if "pair" in frame else "strategy"
+    for place, rows in frame.groupby(first, sort=False):
+        if frame["method"].nunique() > 1:
+            there = [set(group["decision"]) - {""} for _, group in rows.groupby("method")]
+            counts = [sum(word in words for words in there) for word in ("better", "worse")]
+            lines.append(
+                f"{place}: higher at some budget for {counts[0]}, lower for {counts[1]} of {len(there)} methods."
+            )
     for (place, method), rows in decided.groupby([first, "method"], sort=False):
-        each = ", ".join(f"{budget_name(r.budget)}: {r.verdict}" for r in rows.itertuples())
+        each = ", ".join(
+            f"{budget_name(r.budget)}: {_text(r.mean, r.low, r.high, r.note, '')}" for r in rows.itertuples()
+        )
         lines.append(f"{place}, {method}: {each}.")
     if len(open_):
         half = float(((open_["high"] - open_["low"]) / 2).median())

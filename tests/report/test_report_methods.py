@@ -121,7 +121,8 @@ def test_methods_are_compared_at_their_own_rule_with_sdn_under_the_same_strategy
     assert set(frame[frame["strategy"] == "mixed"]["decision"]) == {""}
     said = methods.findings(frame, "Method less SDN")
     assert "decide 4 of 8 differences" in said
-    assert "joint, pbee: 50 %: worse by 2." in said
+    assert "joint: higher at some budget for 0, lower for 1 of 1 methods" not in said  # one method: nothing to count
+    assert "joint, pbee: 50 %: −2." in said
     assert "mixed, pbee" not in said
 
 
@@ -138,6 +139,30 @@ def test_regimes_within_a_method():
         ("mixed − joint", "sdn"), ("mixed − joint", "pbee"),
     ]  # fmt: skip
     assert frame.groupby("method")["mean"].mean()["pbee"] == pytest.approx(0.051, abs=3e-3)
+
+
+def test_a_method_that_is_sdn_number_for_number_is_no_case_of_its_own():
+    plain = study()
+    assert methods.same_as_reference(plain) == []
+    frames = {}
+    for name in ("runs", "budgets", "tradeoff"):
+        frame = plain._read(name)
+        twins = frame[frame["run"].str.contains("^(?:joint|mixed)-sdn")].replace({"method": "sdn"}, "msdnet")
+        frames[name] = pd.concat(
+            [frame, twins.assign(run=twins["run"].str.replace("sdn", "msdnet"))], ignore_index=True
+        )
+    twin = Results("made-up", None, dict(frames))
+    assert methods.same_as_reference(twin) == ["msdnet"]
+    assert set(methods.regimes(twin)["method"]) == {"sdn", "pbee"}
+    assert set(methods.differences(twin, "method")["method"]) == {"pbee"}
+    assert ("joint", "msdnet") in methods.accuracy_table(twin, "method").data.index
+    frames["budgets"].loc[frames["budgets"]["run"] == "joint-msdnet-0", "accuracy"] += 0.1
+    assert methods.same_as_reference(Results("made-up", None, frames)) == []
+
+
+def test_findings_count_methods():
+    said = methods.findings(methods.regimes(study()), "Regimes")
+    assert "mixed − joint: higher at some budget for 2, lower for 0 of 2 methods." in said
 
 
 def test_tables_for_readers():

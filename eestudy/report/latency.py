@@ -1,0 +1,194 @@
+"""What benchmarks/latency.py measured: early exits on the clock beside FLOPs, and where the time goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from eestudy.config import check_name
+from eestudy.report import style
+from eestudy.report.speed import Measured, machine, read
+from eestudy.report.tables import Table, table
+
+AIMS = {1: 0.8, 256: 0.9}  # batch size -> share of the FLOPs speed-up that the clock is to show
+MARKERS = {1: "v", 32: "s", 256: "o"}
+PARTS = {"stages": "stages", "heads": "heads", "rule": "exit rule", "rest": "dropping who leaves, and Python"}
+DISTURBED = 0.05  # share of the cores that other programs used, above which times say little
+
+
+def rows(measured: Measured) -> pd.DataFrame:
+    """One row a network x batch size x strategy x budget, as `evaluation.latency` gives them, and:
+
+    ratio: speed-up on the clock over that in FLOPs. attainable: the clock's if only the stages took time, each what it
+    takes in the plain backbone: early ones may be slower for their FLOPs than late ones. own: speedup over attainable.
+    """
+    frames = []
+    for name, found in measured.items():
+        frame = pd.DataFrame(found["rows"])
+        spent = {part["batch_size"]: _until_exit(found, part["stage_ms"]) for part in found["parts"]}
+        attainable = [
+            spent[size][-1] / float(np.dot(taken, spent[size]))
+            for size, taken in zip(frame["batch_size"], frame["taken"], strict=True)
+        ]
+        frames.append(frame.assign(network=name, trained=found["trained"], attainable=attainable))
+    whole = pd.concat(frames, ignore_index=True)
+    return whole.assign(ratio=whole["speedup"] / whole["flops_speedup"], own=whole["speedup"] / whole["attainable"])
+
+
+def _until_exit(found: Measured, stage_ms: list[float]) -> np.ndarray:
+    """Milliseconds (K,) of the plain backbone's stages up to each exit, the classifier with the last."""
+    spent = np.cumsum(stage_ms)
+    return np.append(spent[np.array(found["exit_stages"]) - 1], spent[-1])
+
+
+def hardware(measured: Measured) -> str:
+    """Machine, threads and date, and how quiet it was, in words."""
+    sentences = {
+        f"{machine(found['hardware'])[:-1]}; {found['hardware']['threads']} threads." for found in measured.values()
+    }
+    worst = {name: max(found["others"].values()) for name, found in measured.items()}
+    noisy = [f"{name} ({share:.0%})" for name, share in worst.items() if share > DISTURBED]
+    quiet = f"Other programs used at most {max(worst.values()):.0%} of the cores meanwhile."
+    if noisy:
+        quiet = (
+            f"**Other programs used the cores while these were timed: {', '.join(noisy)}.** Their times are not those "
+            "of a quiet machine; `python benchmarks/latency.py` measures again."
+        )
+    return " ".join([*sorted(sentences), quiet])
+
+
+def sources(measured: Measured) -> str:
+    """Which network left by its own thresholds, and which as another one did, as a list."""
+    lines = []
+    for name, found in measured.items():
+        of = found["source"].replace(", ", " on ")
+        how = f"trained ({of}); its own thresholds, on test images" if found["trained"] else (
+            f"**not trained**; leaves as {of} did, mean over its seeds"
+        )  # fmt: skip
+        share = found["head_flops"] / found["backbone_flops"]
+        lines.append(f"- {name}: {found['exits']} exits, heads {share:.1%} of the backbone's FLOPs; {how}")
+    return "\n".join(lines)
+
+
+def figure(frame: pd.DataFrame) -> style.Plot:
+    """Speed-up on the clock against FLOPs: a panel a network, a colour a strategy, a marker a batch size."""
+    networks, strategies = list(frame["network"].unique()), list(frame["strategy"].unique())
+    columns = min(3, len(networks))
+    with style.context():
+        text = "speed-up on the clock against speed-up in FLOPs, with lines at equal, 0.9 and 0.8 of it"
+        plot = style.Plot(0.6 + 2.9 * -(-len(networks) // columns), text)
+        panels = plot.subplots(-(-len(networks) // columns), columns, squeeze=False, sharex=True, sharey=True)
+        for panel, name in zip(panels.flat, networks, strict=False):
+            _panel(panel, frame[frame["network"] == name], float(frame["flops_speedup"].max()))
+            panel.set_title(name)
+        for panel in panels.flat[len(networks) :]:
+            panel.set_visible(False)
+        for row in panels:
+            row[0].set_ylabel("on the clock, times")
+        for panel in panels[-1]:
+            panel.set_xlabel("in FLOPs, times")
+        handles = [Line2D([], [], color=style.colour(s), marker="o", linestyle="", label=s) for s in strategies]
+        handles += [
+            Line2D([], [], color=style.INK, marker=MARKERS.get(size, "x"), linestyle="", label=f"batch {size}")
+            for size in sorted(frame["batch_size"].unique())
+        ]
+        plot.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return plot
+
+
+def _panel(panel: Axes, frame: pd.DataFrame, most: float) -> None:
+    ends = np.array([1.0, 1.08 * most])
+    for share, line in ((1.0, "-"), (0.9, "--"), (0.8, ":")):
+        panel.plot(ends, share * ends, color=style.FAINT, linewidth=1.0, linestyle=line)
+        panel.annotate(f"{share:g}", (ends[1], share * ends[1]), fontsize=7.5, color=style.FAINT, va="center",
+                       xytext=(2, 0), textcoords="offset points", annotation_clip=False)  # fmt: skip
+    for row in frame.to_dict("records"):
+        panel.plot(row["flops_speedup"], row["speedup"], MARKERS.get(row["batch_size"], "x"), markersize=5,
+                   color=style.colour(row["strategy"]), alpha=0.85)  # fmt: skip
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(FixedLocator([1, 2, 3, 4, 5]))
+        axis.set_minor_locator(NullLocator())
+
+
+def aims_table(frame: pd.DataFrame) -> Table:
+    """The share of the FLOPs speed-up seen on the clock by network and batch size, beside AIMS."""
+    shown = []
+    for (name, size), group in frame.groupby(["network", "batch_size"], sort=False):
+        ratio, aim = group["ratio"], AIMS.get(size)
+        shown.append({
+            "network": name, "batch": size, "clock over FLOPs": f"{ratio.median():.2f}",
+            "least and most": f"{ratio.min():.2f} to {ratio.max():.2f}",
+            "stages alone over FLOPs": f"{(group['attainable'] / group['flops_speedup']).median():.2f}",
+            "aim": "none" if aim is None else f"{aim:g}",
+            "reached by": f"{int((ratio >= (aim or 0)).sum())} of {len(ratio)}" if aim else "",
+        })  # fmt: skip
+    caption = "Speed-up on the clock over speed-up in FLOPs: median, least and most over strategies and budgets."
+    return table(pd.DataFrame(shown).set_index(["network", "batch"]), caption, "latency-aims")
+
+
+def times_table(frame: pd.DataFrame, strategy: str, budget: int) -> Table:
+    """Milliseconds of a batch, plain and with exits, at one strategy and budget."""
+    check_name("strategy", strategy, list(frame["strategy"].unique()))
+    check_name("budget", str(budget), [str(each) for each in frame["budget"].unique()])
+    chosen = frame[(frame["strategy"] == strategy) & (frame["budget"] == budget)]
+    shown = pd.DataFrame(
+        {
+            "plain, median ms": chosen["plain_median_ms"].map("{:.1f}".format),
+            "p95": chosen["plain_p95_ms"].map("{:.1f}".format),
+            "exits, median ms": chosen["median_ms"].map("{:.1f}".format),
+            "p95 ": chosen["p95_ms"].map("{:.1f}".format),
+            "calls": chosen["calls"].astype(str),
+            "samples/s": chosen["samples_per_s"].map("{:.0f}".format),
+            "speed-up": chosen["speedup"].map("{:.2f}".format),
+            "in FLOPs": chosen["flops_speedup"].map("{:.2f}".format),
+        }
+    ).set_axis(pd.MultiIndex.from_frame(chosen[["network", "batch_size"]], names=["network", "batch"]))
+    caption = f"Time of one batch, {strategy} at {budget} % of the backbone's FLOPs; p95 over the calls."
+    return table(shown, caption, "latency-times")
+
+
+def parts_table(measured: Measured) -> Table:
+    """Where the time of `predict` goes."""
+    shown = []
+    for name, found in measured.items():
+        for part in found["parts"]:
+            whole = sum(part[key] for key in PARTS)
+            shares = {words: f"{part[key] / whole:.0%}" for key, words in PARTS.items()}
+            shown.append({"network": name, "batch": part["batch_size"], "ms": f"{whole:.1f}", **shares})
+    first = next(iter(measured.values()))["parts"][0]
+    caption = f"Where the time of one batch goes, {first['strategy']} at a budget of {first['budget']} %."
+    return table(pd.DataFrame(shown).set_index(["network", "batch"]), caption, "latency-parts")
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """Which aims were met, and for those that were not, what most of the loss is."""
+    lines = []
+    for size, aim in AIMS.items():
+        for name, group in frame[(frame["batch_size"] == size) & ~frame["trained"]].groupby("network", sort=False):
+            lines.append(f"- batch {size}, {name}: {_loss(group, aim)}")
+    return "\n".join(lines)
+
+
+def _loss(group: pd.DataFrame, aim: float) -> str:
+    ratio, reached = group["ratio"], int((group["ratio"] >= aim).sum())
+    text = f"{ratio.median():.2f} of the FLOPs speed-up (aim {aim:g}, reached by {reached} of {len(ratio)})"
+    if reached == len(ratio):
+        return text
+    stages, own = float((group["attainable"] / group["flops_speedup"]).median()), float(group["own"].median())
+    if stages < own:
+        return (
+            f"{text}; most of what is lost is the stages': early ones take more time for their FLOPs (x {stages:.2f})"
+        )
+    return (
+        f"{text}; most of what is lost goes to heads, rule and dropping (x {own:.2f}; the stages alone x {stages:.2f})"
+    )
+
+
+def load() -> dict[str, Any]:
+    """benchmarks/latency.json."""
+    return read("latency")

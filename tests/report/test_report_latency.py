@@ -1,0 +1,80 @@
+"""The page on latency, from a measurement made up so that every number is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eestudy import EestudyError
+from eestudy.report import latency
+
+
+def measurement(
+    speedup: float = 1.5, others: float = 0.01, stage_ms: tuple[float, ...] = (1.0, 2.0, 1.0)
+) -> dict[str, Any]:
+    """Two stages and a classifier, an exit after the first; half of the samples leave there."""
+    row = {
+        "strategy": "mixed", "budget": 50, "median_ms": 2.0, "p95_ms": 3.0, "calls": 9, "samples_per_s": 500.0,
+        "plain_median_ms": 4.0, "plain_p95_ms": 5.0, "speedup": speedup, "flops_speedup": 2.0, "taken": [0.5, 0.5],
+    }  # fmt: skip
+    part = {"strategy": "mixed", "budget": 50, "stages": 6.0, "heads": 2.0, "rule": 1.0, "rest": 1.0}
+    facts = {"processor": "P", "cores": 2, "threads": 2, "bfloat16 instructions": "none", "torch": "2", "date": "today"}
+    network = {
+        "hardware": facts, "exits": 2, "backbone_flops": 100, "head_flops": 5, "exit_stages": [1],
+        "stage_flops": [50, 40, 10], "source": "net, data", "trained": False, "others": {"1": others, "256": 0.0},
+        "rows": [{**row, "batch_size": 1}, {**row, "batch_size": 256, "speedup": 1.9}],
+        "parts": [{**part, "batch_size": size, "stage_ms": list(stage_ms)} for size in (1, 256)],
+    }  # fmt: skip
+    return {"one": network, "two": {**network, "trained": True}}
+
+
+def test_rows_say_what_the_stages_alone_would_save() -> None:
+    frame = latency.rows(measurement())
+    assert frame["ratio"].tolist() == [0.75, 0.95] * 2
+    # Of 4 ms, those who leave spend 1 and the others 4.
+    assert frame["attainable"].tolist() == pytest.approx([4 / 2.5] * 4)
+    assert frame["own"].tolist() == pytest.approx([1.5 / 1.6, 1.9 / 1.6] * 2)
+
+
+def test_the_verdict_says_who_reached_the_aim_and_what_was_lost_where() -> None:
+    lines = latency.verdict(latency.rows(measurement())).splitlines()
+    assert len(lines) == 2, "the aims are for the networks that are not trained"
+    assert "batch 1, one: 0.75 of the FLOPs speed-up (aim 0.8, reached by 0 of 1)" in lines[0]
+    assert "the stages'" in lines[0]
+    assert lines[1].endswith("reached by 1 of 1)")
+    even = latency.verdict(latency.rows(measurement(stage_ms=(0.01, 3.99, 0.0)))).splitlines()[0]
+    assert "heads, rule and dropping" in even
+
+
+def test_tables_show_the_numbers() -> None:
+    frame = latency.rows(measurement())
+    aims = latency.aims_table(frame).data
+    assert aims.loc[("one", 1)].tolist() == ["0.75", "0.75 to 0.75", "0.80", "0.8", "0 of 1"]
+    assert latency.times_table(frame, "mixed", 50).data.loc[("one", 256), "speed-up"] == "1.90"
+    assert latency.parts_table(measurement()).data.loc[("two", 1)].tolist() == ["10.0", "60%", "20%", "10%", "10%"]
+
+
+def test_a_busy_machine_is_named() -> None:
+    assert "at most 1%" in latency.hardware(measurement())
+    busy = latency.hardware(measurement(others=0.4))
+    assert "one (40%), two (40%)" in busy
+    assert "2 threads" in busy
+
+
+def test_who_is_trained_and_who_is_not() -> None:
+    first, second = latency.sources(measurement()).splitlines()
+    assert "**not trained**; leaves as net on data did" in first
+    assert "heads 5.0% of" in first
+    assert "its own thresholds" in second
+
+
+def test_the_figure_is_drawn() -> None:
+    assert latency.figure(latency.rows(measurement())).png(dpi=40).startswith(b"\x89PNG")
+
+
+def test_what_was_not_measured_is_refused() -> None:
+    frame = latency.rows(measurement())
+    for strategy, budget in (("joint", 50), ("mixed", 60)):
+        with pytest.raises(EestudyError, match=f"{strategy if strategy == 'joint' else budget}"):
+            latency.times_table(frame, strategy, budget)
