@@ -222,7 +222,7 @@ class Store:
                 pass
 
     def folder(self, kind: str, folder_id: str) -> Folder:
-        """`kind` is "phases", "runs" or "dynamics"."""
+        """`kind` is "phases", "runs", "dynamics" or "evaluations"."""
         return Folder(self.path / kind / folder_id, self.path / "locks" / f"{kind}-{folder_id}.lock")
 
     def whole(self, folder: Folder) -> bool:
