@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself (about 2 minutes the first time). Settings, each after the target's name:
-#   WORKERS=2       processes that train at the same time (default: one a core, at most 8)
+#   WORKERS=2       processes that train or test at the same time (default: one a core, at most 8)
 #   STUDY=smoke     which params/STUDY.yaml `make study` runs
 #   PYTHON=python3  the Python (3.10 to 3.14) that .venv is made from
 
@@ -26,7 +26,7 @@ book: $(READY) ## run the smoke study and build the book (10 minutes on 2 busy c
 	@.venv/bin/eestudy book params/smoke.yaml --workers $(WORKERS)
 
 test: $(READY) ## all tests, and every committed notebook through nbval
-	@$(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	  tests book/chapters book/run.ipynb
 
 study: $(READY) ## run params/$(STUDY).yaml; what is done already is not trained again
