@@ -19,6 +19,7 @@ from eestudy import evaluation
 from eestudy.config import EestudyError
 from eestudy.evaluation.clock import PLAIN, timed
 from eestudy.grids import load_study, project_root
+from eestudy.report.baselines import WHOLE, named
 
 BUDGETS = (0.25, 0.5, 0.75, 1.0)
 SIZES = (1, 256)
@@ -57,15 +58,14 @@ def milliseconds(run: eestudy.Run, budgets: tuple[float, ...]) -> dict[str, dict
 def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for run in runs("baselines"):
-        args = run.config.architecture_args
-        name = ", ".join(f"{key} {value}" for key, value in sorted(args.items())) or "whole"
+        name = named(run.config.architecture_args)
         own = found.setdefault(place_of(run), {"plain": {}, "early": {}})
         own["plain"][name] = milliseconds(run, ())[PLAIN]
         print(place_of(run), name, own["plain"][name], flush=True)
     for run in runs("dynamics"):
         own = found[place_of(run)]
         times = milliseconds(run, BUDGETS)
-        own["plain"].setdefault("whole", times[PLAIN])
+        own["plain"].setdefault(WHOLE, times[PLAIN])
         own["early"][run.config.strategy] = {name: each for name, each in times.items() if name != PLAIN}
         print(place_of(run), run.config.strategy, json.dumps(times), flush=True)
     save("static", {"hardware": hardware(), "milliseconds": found})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +9,12 @@ import torch
 import eestudy
 from eestudy import evaluation, methods
 from eestudy.config import CHOICES, EestudyError, RunConfig
-from eestudy.store import Folder, Store
-from eestudy.study import Plan, prepare
-from eestudy.training import loop
-from eestudy.training.execution import Execution
+from eestudy.study import prepare
 from eestudy.training.freezing import trained_tensors
 
+from .phases import check_resumed, trained
+
 METHODS, STRATEGIES = CHOICES["method"], CHOICES["strategy"]
-CPU = Execution(torch.device("cpu"))
 # Three steps an epoch on digits; three exits.
 TINY = {"architecture": "mlp", "architecture_args": {"width": 8, "depth": 3}, "dataset": "digits", "batch_size": 16,
         "train_size": 48, "checkpoints": [100]}  # fmt: skip
@@ -28,13 +24,6 @@ REFUSED = {("l2w", "sequential-lwf"): "method: l2w weighs the exits of a sample 
 def config(method: str, strategy: str, **settings: object) -> RunConfig:
     epochs = {"joint": 1, "alternating": 1, "disjoint": 2, "mixed": 2, "joint-heads": 2}.get(strategy, 3)
     return RunConfig(**{**TINY, "method": method, "strategy": strategy, "epochs": epochs, **settings})
-
-
-def trained(made: Plan, place: int, tmp_path, name: str = "phase") -> Folder:
-    folder, phase = Store(tmp_path).folder("phases", f"{name}-{place}"), made.phases[place]
-    hooks = methods.hooks_of(made.config) if phase.method else None
-    loop.train_phase(made.model, phase, made.data, folder, 0, place, CPU, hooks)
-    return folder
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -75,12 +64,6 @@ def test_methods_that_train_otherwise_have_phases_of_their_own():
     assert prepare(config("gpf", "joint", method_args=defaults)).phase_ids[0] == ids["gpf"]
 
 
-@contextmanager
-def interrupted_after(steps: int):
-    calls = iter(range(10**9))
-    yield lambda: next(calls) >= steps
-
-
 RESUMED = {
     **{method: {"method": method, "strategy": "joint"} for method in METHODS},
     "ztw, heads alone": {"method": "ztw", "strategy": "disjoint"},
@@ -93,17 +76,7 @@ RESUMED = {
 @pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
 def test_a_resumed_phase_ends_with_the_same_bits(tmp_path, monkeypatch, settings):
     straight, broken = prepare(config(**settings)), prepare(config(**settings))
-    for place in range(len(straight.phases)):
-        whole = trained(straight, place, tmp_path, "whole")
-        start = {name: value.clone() for name, value in broken.model.state_dict().items()}
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "_interrupt_between_steps", lambda: interrupted_after(2))
-            with pytest.raises(KeyboardInterrupt):
-                trained(broken, place, tmp_path, "broken")
-        broken.model.load_state_dict(start)  # a new process has the weights that the phase before ended with
-        assert trained(broken, place, tmp_path, "broken").records() == whole.records()
-        for name, value in straight.model.state_dict().items():
-            assert torch.equal(value, broken.model.state_dict()[name]), (place, name)
+    check_resumed(straight, broken, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("strategy", ["disjoint", "mixed"])

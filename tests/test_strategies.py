@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -11,17 +9,16 @@ import eestudy
 from eestudy.config import STRATEGIES as NAMES
 from eestudy.config import EestudyError, RunConfig
 from eestudy.models import MultiExit, build_backbone
-from eestudy.store import Store
 from eestudy.study import Plan, planned, prepare
 from eestudy.training import loop
 from eestudy.training.cost import once_flops, step_flops
-from eestudy.training.execution import Execution
 from eestudy.training.freezing import batch_norms
 from eestudy.training.phases import Phase, resolve
 from eestudy.training.settings import configured
 from eestudy.training.strategies import STRATEGIES, backbone_phase, phases_of, together_phase
 
-CPU = Execution(torch.device("cpu"))
+from .phases import check_resumed, trained
+
 # Three steps an epoch on digits; three stages with BatchNorm to freeze.
 TINY = {"architecture": "resnet-tiny", "architecture_args": {"width": 8, "blocks": 1}, "dataset": "digits",
         "batch_size": 16, "train_size": 48, "checkpoints": [100]}  # fmt: skip
@@ -34,12 +31,6 @@ def config(strategy: str, **settings: object) -> RunConfig:
 
 def plan(strategy: str, **settings: object) -> Plan:
     return prepare(config(strategy, **settings))
-
-
-def trained(made: Plan, place: int, tmp_path, name: str = "phase"):
-    folder = Store(tmp_path).folder("phases", f"{name}-{place}")
-    loop.train_phase(made.model, made.phases[place], made.data, folder, 0, place, CPU)
-    return folder
 
 
 # What the phases are
@@ -151,27 +142,10 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 
 
-@contextmanager
-def interrupted_after(steps: int):
-    calls = iter(range(10**9))
-    yield lambda: next(calls) >= steps
-
-
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_resumed_phase_ends_with_the_same_bits(tmp_path, monkeypatch, settings):
     straight, broken = (plan(**settings, augmentation="none") for _ in range(2))
-    for place in range(len(straight.phases)):
-        whole = trained(straight, place, tmp_path, "whole")
-        start = {name: value.clone() for name, value in broken.model.state_dict().items()}
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "_interrupt_between_steps", lambda: interrupted_after(2))
-            with pytest.raises(KeyboardInterrupt):
-                trained(broken, place, tmp_path, "broken")
-        broken.model.load_state_dict(start)  # a new process has the weights that the phase before ended with
-        resumed = trained(broken, place, tmp_path, "broken")
-        assert resumed.records() == whole.records()
-        for name, value in straight.model.state_dict().items():
-            assert torch.equal(value, broken.model.state_dict()[name]), (place, name)
+    check_resumed(straight, broken, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("strategy", ["branch-wise", "gradual", "sequential-lwf", "sequential-ewc", "alternating"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -30,21 +31,26 @@ def plain_networks(results: Results) -> pd.DataFrame:
     last = results.exits.groupby("run")["exit"].transform("max") == results.exits["exit"]
     accuracy = results.exits[last].set_index("run")["accuracy"]
     runs = results.runs
+    settings = [json.loads(text) for text in runs["config"]]
     return pd.DataFrame(
         {
-            "run": runs["run"], "place": _place(runs), "name": [_name(text) for text in runs["config"]],
-            "seed": runs["seed"], "flops": runs["backbone_flops"], "accuracy": runs["run"].map(accuracy),
+            "run": runs["run"],
+            "place": _place(runs),
+            "name": [named(each.get("architecture_args", {})) for each in settings],
+            "seed": runs["seed"],
+            "flops": runs["backbone_flops"],
+            "accuracy": runs["run"].map(accuracy),
         }
-    )  # fmt: skip
+    )
 
 
 def _place(frame: pd.DataFrame) -> pd.Series:
     return frame["architecture"] + " / " + frame["dataset"]
 
 
-def _name(config: str) -> str:
-    args = json.loads(config).get("architecture_args", {})
-    return ", ".join(f"{key} {value}" for key, value in sorted(args.items())) or WHOLE
+def named(architecture_args: Mapping[str, Any]) -> str:
+    """What makes a network smaller than its family's, such as "width 24", or WHOLE."""
+    return ", ".join(f"{key} {value}" for key, value in sorted(architecture_args.items())) or WHOLE
 
 
 def at_equal_cost(tradeoff: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
@@ -221,9 +227,10 @@ def clock_findings(frame: pd.DataFrame) -> list[str]:
     for place, rows in frame.groupby("place", sort=False):
         plain, early = rows[rows["kind"] == "plain"], rows[rows["kind"] != "plain"]
         beaten = [
-            row.name_ for row in plain.rename(columns={"name": "name_"}).itertuples()
-            if ((early["ms"] <= row.ms) & (early["accuracy"] >= row.accuracy)).any()
-        ]  # fmt: skip
+            row["name"]
+            for row in plain.to_dict("records")
+            if ((early["ms"] <= row["ms"]) & (early["accuracy"] >= row["accuracy"])).any()
+        ]
         free = [name for name in plain["name"] if name not in beaten]
         lines.append(
             f"**{place}**: for {len(beaten)} of {len(plain)} plain networks some early-exit point is as fast and as "

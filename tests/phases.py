@@ -1,0 +1,47 @@
+"""Phases trained one by one in this process, straight and interrupted, for tests of strategies and of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from eestudy import methods
+from eestudy.store import Folder, Store
+from eestudy.study import Plan
+from eestudy.training import loop
+from eestudy.training.execution import Execution
+
+CPU = Execution(torch.device("cpu"))
+
+
+def trained(made: Plan, place: int, tmp_path: Path, name: str = "phase") -> Folder:
+    """The folder that phase number `place` (from 0) leaves; the plan's network is trained on."""
+    folder, phase = Store(tmp_path).folder("phases", f"{name}-{place}"), made.phases[place]
+    hooks = methods.hooks_of(made.config) if phase.method else None
+    loop.train_phase(made.model, phase, made.data, folder, 0, place, CPU, hooks)
+    return folder
+
+
+@contextmanager
+def interrupted_after(steps: int) -> Iterator:
+    calls = iter(range(10**9))
+    yield lambda: next(calls) >= steps
+
+
+def check_resumed(straight: Plan, broken: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every phase of `broken` is interrupted after two steps and goes on in a network that is new: the same bits."""
+    for place in range(len(straight.phases)):
+        whole = trained(straight, place, tmp_path, "whole")
+        start = {name: value.clone() for name, value in broken.model.state_dict().items()}
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_interrupt_between_steps", lambda: interrupted_after(2))
+            with pytest.raises(KeyboardInterrupt):
+                trained(broken, place, tmp_path, "broken")
+        broken.model.load_state_dict(start)  # a new process has the weights that the phase before ended with
+        assert trained(broken, place, tmp_path, "broken").records() == whole.records()
+        for name, value in straight.model.state_dict().items():
+            assert torch.equal(value, broken.model.state_dict()[name]), (place, name)
