@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from eestudy.evaluation.run_tables import Predicted
 from eestudy.grids import Study
 from eestudy.report import Results
 from eestudy.store import Store
+from eestudy.study import Run
 
 from .evaluation.cases import BACKBONE, COSTS, random_run
 
@@ -180,6 +182,18 @@ def test_what_is_evaluated_is_not_evaluated_again(runs, folder, small_store, tmp
     evaluating.evaluate_study(Study("tiny", tuple(run.config for run in runs)), 1, small_store, tmp_path)
     for path in folder.glob("*.parquet"):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_is_kept_belongs_to_these_predictions_alone(runs, small_store, tmp_path):
+    """A run made again with other predictions is evaluated again."""
+    store, run = Store(tmp_path), runs[0]
+    shutil.copytree(run.path, tmp_path / "runs" / run.id)
+    copied = Run(run.config, store)
+    before = evaluating._folder(copied, store).path.name
+    assert before == evaluating._folder(run, Store(small_store)).path.name
+    content = copied.folder.arrays("predictions.safetensors")
+    copied.folder.write_arrays("predictions.safetensors", {**content, "test.logits": content["test.logits"] + 1})
+    assert evaluating._folder(copied, store).path.name != before
 
 
 def test_a_killed_evaluation_goes_on_with_what_it_lacks(runs, small_store, monkeypatch):

@@ -1,0 +1,52 @@
+"""What the benchmarks' files become on the page."""
+
+from __future__ import annotations
+
+import pytest
+
+from eestudy.config import EestudyError
+from eestudy.report import speed
+
+FACTS = {"processor": "A chip", "cores": 2, "bfloat16 instructions": "none", "torch": "2.0", "date": "2026-01-01"}
+STEP = {
+    "a net": {
+        "hardware": FACTS,
+        "variants": {
+            "plain": {
+                "samples_per_second": {"median": 100.0, "low": 90.0, "high": 110.0},
+                "share_of_float32_rate": 0.5,
+            },
+            "float32": {"samples_per_second": {"median": 150.0, "low": 149.0, "high": 151.0}},
+        },
+    }
+}
+
+
+def test_steps_are_compared_within_a_model():
+    frame = speed.steps(STEP, {"a net": {"plain": 12.0}}, "plain").set_index("step")
+    assert frame.loc["float32", "ratio"] == pytest.approx(1.5)
+    text = repr(speed.step_table(frame.reset_index(), "plain"))
+    assert "150 (149 to 151)" in text
+    assert "50%" in text
+    assert "12" in text
+    assert text.count("–") == 2  # memory and share of the other step were not measured
+    with pytest.raises(EestudyError, match="baseline: unknown name 'plian'; nearest: plain"):
+        speed.steps(STEP, {}, "plian")
+
+
+def test_a_metric_has_its_seconds_and_its_memory_in_its_network_s_columns():
+    found = {
+        "a net": {"metrics": {"rank": {"seconds": 1.26, "MiB": 208.4}}},
+        "another": {"metrics": {"rank": {"seconds": 30.0, "MiB": 7.0}}},
+    }
+    shown = speed.metrics_table(found).data
+    assert list(shown.columns) == [("a net", "seconds"), ("a net", "MiB"), ("another", "seconds"), ("another", "MiB")]
+    assert shown.loc["rank"].tolist() == ["1.3", "208", "30.0", "7"]
+
+
+def test_the_machine_is_named_with_its_date():
+    sentence = speed.hardware(STEP)
+    assert sentence == (
+        "Measured on A chip, 2 cores, instructions for bfloat16: none; torch 2.0, 2026-01-01; weights and batches in "
+        "memory."
+    )
