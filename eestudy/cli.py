@@ -113,8 +113,8 @@ def _positive(text: str) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from eestudy.grids import load_study
+    from eestudy.plan import prepare
     from eestudy.store import Store
-    from eestudy.study import prepare
 
     study, store = load_study(options.params), Store(options.store)
     total = 0.0

@@ -15,7 +15,7 @@ from eestudy import dynamics
 from eestudy.config import RunConfig
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
-from eestudy.study import planned
+from eestudy.plan import planned
 
 Tables = dict[str, pd.DataFrame]
 

@@ -121,7 +121,7 @@ def run_study(
 
 def _check(todo: list[Page]) -> None:
     """Refuses a study with a run that cannot work before anything is trained."""
-    from eestudy.study import prepare
+    from eestudy.plan import prepare
 
     for page in todo:
         prepare(page.configs[0])

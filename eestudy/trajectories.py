@@ -22,9 +22,10 @@ import torch
 from eestudy.config import EestudyError, RunConfig, check_name, content_hash
 from eestudy.environment import describe, say
 from eestudy.grids import Study, project_root
+from eestudy.plan import planned
 from eestudy.probing import METRICS, Metric, Point, Tables
 from eestudy.store import Store, write_atomically
-from eestudy.study import Run, planned
+from eestudy.study import Run
 
 # Raised when a definition changes so that an old measurement no longer answers.
 SCHEMA = 1

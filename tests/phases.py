@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from eestudy import methods
+from eestudy.plan import Plan
 from eestudy.store import Folder, Store
-from eestudy.study import Plan
 from eestudy.training import loop
 from eestudy.training.execution import Execution
 

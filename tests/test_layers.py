@@ -19,7 +19,7 @@ _STORED = _GROUND | {"grids", "store", "pretrained"}
 _BUILT = _STORED | {"data", "models", "heads"}
 _TRAINED = _BUILT | {"training", "evaluation"}
 _STUDIED = _TRAINED | {"methods", "dynamics", "environment"}
-_RUN = _STUDIED | {"notebooks", "report", "study"}
+_RUN = _STUDIED | {"notebooks", "report", "plan", "study"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "grids": _GROUND,
@@ -35,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": _TRAINED,
     "dynamics": _TRAINED,
     "report": _STORED,  # from tables only
-    "study": _STUDIED,
-    "probing": _STUDIED | {"study"},
-    "trajectories": _STUDIED | {"study", "probing"},
+    "plan": _STUDIED,
+    "study": _STUDIED | {"plan"},
+    "probing": _STUDIED | {"plan"},
+    "trajectories": _STUDIED | {"plan", "study", "probing"},
     "deployed": _GROUND,
     "programs": _GROUND | {"deployed", "models", "evaluation"},
     "export": _GROUND | {"deployed", "programs"},

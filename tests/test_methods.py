@@ -9,7 +9,7 @@ import torch
 import eestudy
 from eestudy import evaluation, methods
 from eestudy.config import CHOICES, EestudyError, RunConfig
-from eestudy.study import prepare
+from eestudy.plan import prepare
 from eestudy.training.freezing import trained_tensors
 
 from .phases import check_resumed, trained

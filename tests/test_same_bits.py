@@ -18,6 +18,7 @@ from PIL import Image
 import eestudy
 from eestudy.config import RunConfig
 from eestudy.data import folders, imagenet
+from eestudy.plan import prepare
 
 from .processes import bits, different
 
@@ -95,7 +96,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_readers_too_and_nothing_is_lost(tmp_pa
         env={**one_thread(), "PYTHONPATH": str(Path(eestudy.__file__).parents[1])},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    phase = eestudy.study.prepare(config).phase_ids[0]
+    phase = prepare(config).phase_ids[0]
     deadline = time.monotonic() + 120
     while not (tmp_path / "store" / "phases" / phase / "checkpoint-000.safetensors").is_file():
         assert process.poll() is None, process.communicate()[1]

@@ -9,7 +9,7 @@ import eestudy
 from eestudy.config import STRATEGIES as NAMES
 from eestudy.config import EestudyError, RunConfig
 from eestudy.models import MultiExit, build_backbone
-from eestudy.study import Plan, planned, prepare
+from eestudy.plan import Plan, planned, prepare
 from eestudy.training import loop
 from eestudy.training.cost import once_flops, step_flops
 from eestudy.training.freezing import batch_norms

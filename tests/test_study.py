@@ -9,6 +9,7 @@ import torch
 import eestudy
 from eestudy import evaluation, study
 from eestudy.config import EestudyError, RunConfig
+from eestudy.plan import prepare
 from eestudy.training.loop import checkpoint_name
 
 from .conftest import CELLS, SMALL
@@ -53,12 +54,11 @@ def test_other_heads_share_the_first_phase_too(small_run):
 
 def test_strategies_start_from_the_same_weights_and_order():
     plans = [
-        study.prepare(RunConfig(architecture="mlp", dataset="digits", strategy=name, **SMALL))
-        for name in ("joint", "mixed")
+        prepare(RunConfig(architecture="mlp", dataset="digits", strategy=name, **SMALL)) for name in ("joint", "mixed")
     ]
     first, second = (plan.model.state_dict() for plan in plans)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    other = study.prepare(RunConfig(architecture="mlp", dataset="digits", strategy="joint", **SMALL, seed=1))
+    other = prepare(RunConfig(architecture="mlp", dataset="digits", strategy="joint", **SMALL, seed=1))
     assert not torch.equal(other.model.state_dict()["heads.1.0.weight"], first["heads.1.0.weight"])
 
 
@@ -162,7 +162,7 @@ def test_a_run_says_where_it_comes_from(small_run):
     run = small_run("mlp", "digits", "mixed")
     row = run.summary()
     assert row["seconds"] > 0
-    assert row["training_flops"] == study.prepare(run.config).training_flops
+    assert row["training_flops"] == prepare(run.config).training_flops
     assert "torch" in row["versions"]
     assert row["hardware"]
     assert RunConfig(**{k: v for k, v in json.loads(row["config"]).items() if k != "schema"}) == run.config

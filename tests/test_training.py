@@ -10,8 +10,8 @@ import torch
 from eestudy import data
 from eestudy.config import EestudyError, RunConfig
 from eestudy.models import MultiExit, build_backbone
+from eestudy.plan import prepare
 from eestudy.store import Store
-from eestudy.study import prepare
 from eestudy.training import loop
 from eestudy.training.cost import step_flops
 from eestudy.training.execution import Execution

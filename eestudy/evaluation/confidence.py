@@ -70,7 +70,14 @@ def _entropy(logits: Tensor, predicted: Tensor | None = None) -> Tensor:
     d = logits - largest
     e = d.exp()
     total = e.sum(dim=-1)
-    return d.mul_(e).sum(dim=-1) / total - total.log()
+    return _row_products(d, e) / total - total.log()
+
+
+def _row_products(left: Tensor, right: Tensor) -> Tensor:
+    """sum(left * right) of each row: two (b, C) -> (b,). The sum of a row is the same in any batch."""
+    if left.device.type == "cpu":  # one pass where torch takes two
+        return torch.from_numpy(np.vecdot(left.detach().numpy(), right.detach().numpy()))
+    return (left * right).sum(dim=-1)
 
 
 def _margin(logits: Tensor, predicted: Tensor | None = None) -> Tensor:
@@ -167,28 +174,31 @@ def check_whole(name: str, value: Any) -> int:
 _BLOCK = 2**18
 
 
-def score_table(tensor: Tensor, rule: str, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def score_table(tensor: Tensor, rule: str, k: int | None = None, last: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Checked logits (K, N, C) -> scores (K, N) float32 and predicted classes (K, N) int64, in one pass.
 
-    The predictions serve both: no score needs a second search for the largest logit.
+    The predictions serve both: no score needs a second search for the largest logit. last: False leaves out the scores
+    of exit K, where nobody is asked: (K - 1, N).
     """
     num_exits, num_samples, num_classes = tensor.shape
     score = score_function(rule, num_classes, k)
     own = _OF_ONE_EXIT.get(rule) if num_classes > 1 else None
     rows = max(1, _BLOCK // num_classes)
     predicted = torch.empty((num_exits, num_samples), dtype=torch.int64)
-    found = torch.empty((num_exits, num_samples), dtype=torch.float32)
+    found = torch.empty((num_exits if last else num_exits - 1, num_samples), dtype=torch.float32)
     for start in range(0, num_samples, rows):
         block = tensor[:, start : start + rows]
         for number, logits in enumerate(block):
             here = slice(start, start + rows)
             predicted[number, here] = predictions(logits)
+            if number == len(found):
+                continue
             if own is not None:
                 found[number, here] = own(logits, predicted[number, here])
             elif num_classes == 1:
                 found[number, here] = score(block[: number + 1])
     if num_classes > 1 and own is None:
-        found = _runs(predicted)
+        found = _runs(predicted[: len(found)])
     return found.numpy(), predicted.numpy()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from eestudy.config import EestudyError
 from eestudy.methods.l2w import WeighedSamples, allotted, before_step, looked_ahead, meta_loss, target_shares
 from eestudy.models import MultiExit
-from eestudy.study import Plan
+from eestudy.plan import Plan
 from eestudy.training.freezing import PhaseNetwork, set_trainable
 from eestudy.training.losses import exit_losses
 from eestudy.training.optim import build_optimizer

@@ -14,7 +14,7 @@ from eestudy.config import RunConfig
 from eestudy.evaluation import calibrate, entropy, max_probability, patience, simulate
 from eestudy.methods import METHODS, settled
 from eestudy.models import MultiExit
-from eestudy.study import prepare
+from eestudy.plan import prepare
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_losses
 from eestudy.training.objective import Objective

@@ -8,7 +8,7 @@ from torch import Tensor
 from eestudy import methods
 from eestudy.config import RunConfig
 from eestudy.models import MultiExit
-from eestudy.study import Plan, prepare
+from eestudy.plan import Plan, prepare
 from eestudy.training.execution import Execution
 from eestudy.training.freezing import PhaseNetwork, set_trainable
 from eestudy.training.loop import Hooks
