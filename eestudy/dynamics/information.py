@@ -33,7 +33,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, named_seed
-from eestudy.dynamics.activations import BLOCK, FEATURES, HELD, stage_activations
+from eestudy.dynamics.activations import (
+    BLOCK,
+    FEATURES,
+    HELD,
+    Held,
+    stage_activations,
+    stages_by_pass,
+    widths_of,
+)
 from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
 from eestudy.training.losses import is_regression
@@ -50,8 +58,8 @@ FALLS = 2  # in a row end the path to larger ones
 def mutual_information(activations: Array, noise: float, block: int = 512) -> tuple[float, float]:
     """Lower and upper bound on I(X; T) in nats, of activations (N, M) or (N, ...) at one noise; see the module.
 
-    Distances are made for `block` rows at a time, in float64. Raises EestudyError for fewer than 2 samples, values that
-    are not finite and noise below 1e-6.
+    Distances come from the Gram matrix (N, N), for `block` rows at a time, in float64.
+    Raises EestudyError for fewer than 2 samples, values that are not finite and noise below 1e-6.
     """
     (row,) = information_sweep(activations, [noise], block).itertuples()
     return row.lower, row.upper
@@ -86,24 +94,24 @@ def information_sweep(activations: Array, noises: Iterable[float], block: int = 
 
 def _squared_distances(points: Tensor, weights: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
     """(rows, squared distances (rows, G) of the standardized points (G, M)), a block of rows at a time, float64."""
-    blocks = [slice(start, min(start + block, len(points))) for start in range(0, len(points), block)]
-    first = points[0].double()
-
-    def shifted(rows: slice) -> Tensor:
-        return points[rows].double() - first  # what is constant becomes exactly 0
-
-    mean = torch.stack([weights[rows] @ shifted(rows) for rows in blocks]).sum(0)
-    norms = torch.cat([(shifted(rows) - mean).square().sum(1) for rows in blocks])
+    gram = torch.zeros(len(points), len(points), dtype=torch.float64, device=points.device)
+    size = 0.0
+    for part in points.split(BLOCK, 1):
+        first = part[0].double()
+        shifted = part.double() - first  # what is constant becomes exactly 0
+        mean = weights @ shifted
+        shifted -= mean
+        gram.addmm_(shifted, shifted.T)
+        size += float((first + mean).square().sum())
+    norms = gram.diagonal().clone()
     variance = float(weights @ norms)
     # What varies by no more than the last bit of its numbers is a constant: there is nothing to scale up.
-    rounding = torch.finfo(points.dtype).eps ** 2 * float((first + mean).square().sum())
-    scale = variance if variance > rounding else math.inf
-    norms = norms / scale
-    for rows in blocks:
-        left = (shifted(rows) - mean) / scale
-        products = torch.cat([left @ (shifted(others) - mean).T for others in blocks], dim=1)
-        squared = (norms[rows, None] + norms - 2 * products).clamp(min=0)
-        squared.diagonal(rows.start).zero_()
+    scale = variance if variance > torch.finfo(points.dtype).eps ** 2 * size else math.inf
+    norms /= scale
+    for start in range(0, len(points), block):
+        rows = slice(start, min(start + block, len(points)))
+        squared = (norms[rows, None] + norms).sub_(gram[rows], alpha=2 / scale).clamp_(min=0)
+        squared.diagonal(start).zero_()
         yield rows, squared
 
 
@@ -244,25 +252,22 @@ def stage_information(
     quantity: "lower", "upper", "ceiling" (`information_sweep`) and "usable" (`usable_information`; its noise is NaN),
     which is left out in regression. features, seed, and the columns they draw: `stage_activations`. directions: of
     the probe.
-    Memory: the activations (N, m) of as many stages as HELD allows, or of one; then batches go through again.
+    Memory: the activations (N, m) of as many stages as HELD allows, or of one, and its Gram matrix (N, N); then batches
+    go through again.
     Raises EestudyError as those three do.
     """
     noises = [_checked_noise(noise) for noise in noises]
     labels = torch.cat([y for _, y in batches])
-    widths = [min(math.prod(shape), features) for shape in model.backbone.feature_shapes()]
-    at_once = max(1, HELD // (4 * len(labels) * max(1, *widths)))
+    sizes = {stage: 4 * len(labels) * width for stage, width in widths_of(model, batches, features).items()}
     frames = []
-    with tqdm(total=len(widths), desc="information", unit="stage", leave=False, disable=None) as bar:
-        for start in range(0, len(widths), at_once):
-            stages = range(1, len(widths) + 1)[start : start + at_once]
-            parts: dict[int, list[Tensor]] = {stage: [] for stage in stages}
+    with tqdm(total=len(sizes), desc="information", unit="stage", leave=False, disable=None) as bar:
+        for stages in stages_by_pass(sizes, HELD):
+            held = {stage: Held(len(labels)) for stage in stages}
             for taken in stage_activations(model, batches, features, seed, stages):
                 for stage, part in taken.items():
-                    parts[stage].append(part)
+                    held[stage].add(part)
             for stage in stages:
-                frames.append(
-                    _quantities(torch.cat(parts.pop(stage)), labels, noises, seed, directions).assign(stage=stage)
-                )
+                frames.append(_quantities(held.pop(stage).rows, labels, noises, seed, directions).assign(stage=stage))
                 bar.update()
     return pd.concat(frames, ignore_index=True)[["stage", "quantity", "noise", "value"]]
 
