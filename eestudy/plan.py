@@ -50,7 +50,7 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     phases = phases_of(config, stages_of(network))
     phases = configured(phases, chosen, network.num_exits, trained_as(config), implied_by(config))
     check_batch_norms(network, phases)
-    flops = {phase.name: step_flops(network, phase) + more_flops(config, network, phase) for phase in phases}
+    flops = {phase.name: _counted(config, network, phase, shared=model is None) for phase in phases}
     joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
     phases = resolve(phases, config, flops, joint)
     once = sum(once_flops(network, phase, len(loaded.train)) for phase in phases)
@@ -59,6 +59,20 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     for place, phase in enumerate(phases):
         ids.append(_phase_id(chosen, phase, place, ids[-1] if ids else None, network, own))
     return Plan(config, loaded, network, phases, tuple(ids), flops, once)
+
+
+_COUNTED: dict[tuple[RunConfig, str], float] = {}
+
+
+def _counted(config: RunConfig, network: MultiExit, phase: Phase, shared: bool) -> float:
+    """Training FLOPs of one sample in `phase`; shared: counted once for all seeds, as it takes seconds."""
+    key = config.model_copy(update={"seed": 0}), phase.name
+    if not shared or key not in _COUNTED:
+        flops = step_flops(network, phase) + more_flops(config, network, phase)
+        if not shared:
+            return flops
+        _COUNTED[key] = flops
+    return _COUNTED[key]
 
 
 def stages_of(network: MultiExit) -> tuple[int, ...]:

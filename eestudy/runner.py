@@ -106,9 +106,9 @@ def run_study(
     source = notebooks.identity(notebooks.source_identity(book / "run.ipynb"), *notebooks.package_files())
     wanted = {page: notebooks.identity(source, page.parameters) for page in pages(study, runs_dir)}
     todo = [page for page, made in wanted.items() if notebooks.made_from(page.target) != made]
+    say(f"study {study.name}: {len(wanted)} notebooks of {len(study.configs)} runs, {len(todo)} to execute")
     if todo:
         _check(todo)
-    say(f"study {study.name}: {len(wanted)} notebooks of {len(study.configs)} runs, {len(todo)} to execute")
     failures = list(_execute(book / "run.ipynb", todo, wanted, workers, store))
     titles = {failure.title for failure in failures}
     configs = [config for page in wanted if page.title not in titles for config in page.configs]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import eestudy
-from eestudy import evaluation, study
+from eestudy import evaluation, plan, study
 from eestudy.config import EestudyError, RunConfig
 from eestudy.plan import prepare
 from eestudy.training.loop import checkpoint_name
@@ -60,6 +60,23 @@ def test_strategies_start_from_the_same_weights_and_order():
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = prepare(RunConfig(architecture="mlp", dataset="digits", strategy="joint", **SMALL, seed=1))
     assert not torch.equal(other.model.state_dict()["heads.1.0.weight"], first["heads.1.0.weight"])
+
+
+def test_costs_are_counted_once_for_all_seeds_and_again_for_anything_else(monkeypatch):
+    counted = []
+    count = plan.step_flops
+    monkeypatch.setattr(plan, "_COUNTED", {})
+    monkeypatch.setattr(plan, "step_flops", lambda *given: counted.append(given[1].name) or count(*given))
+    config = RunConfig(architecture="mlp", dataset="digits", strategy="mixed", **SMALL)
+    flops = [prepare(config.model_copy(update={"seed": seed})).training_flops for seed in (3, 4, 5)]
+    assert counted == ["backbone", "together"]
+    assert len(set(flops)) == 1
+    wider = prepare(config.model_copy(update={"architecture_args": {"width": 48}}))
+    assert len(counted) == 4
+    assert wider.training_flops != flops[0]
+    own = RunConfig(architecture="own", dataset="digits", strategy="mixed", **SMALL)
+    assert prepare(own, wider.model).training_flops == wider.training_flops
+    assert prepare(own, prepare(config).model).training_flops == flops[0]
 
 
 def test_a_rerun_trains_nothing(small_run, monkeypatch):
