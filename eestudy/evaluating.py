@@ -51,7 +51,7 @@ def evaluate_study(
         raise EestudyError(f"{missing[0]}{more}: not trained yet; make with: eestudy run params/{study.name}.yaml")
     place.check_writable()
     runs = [Run(config, place) for config in study.configs]
-    todo = [run.config for run in runs if not _folder(run, place).done()]
+    todo = [run.config for run in runs if not place.whole(_folder(run, place))]
     say(f"study {study.name}: {len(runs)} runs, {len(todo)} to evaluate")
     _evaluate_all(todo, place, workers)
     tables: dict[str, list[pd.DataFrame]] = {}

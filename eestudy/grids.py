@@ -37,14 +37,21 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: list[Any] = []
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):  # such as {{name}}, a template that nobody filled in
+            mark = key_node.start_mark
+            raise yaml.constructor.ConstructorError(problem="a key must be a single word", problem_mark=mark)
+        if key_node.tag == MERGE:
+            continue
         key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
         if key in seen:
             mark = key_node.start_mark
             raise yaml.constructor.ConstructorError(problem=f"key {key!r} is given twice", problem_mark=mark)
         seen.append(key)
+    loader.flatten_mapping(node)
     return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
 
 
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
@@ -59,10 +66,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             near = "; " + nearest(path.name, sorted(p.name for p in path.parent.glob("*.y*ml")) or ["(no YAML there)"])
         reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise EestudyError(f"{path}: {reason}{near}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that does not exist
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise EestudyError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise EestudyError(f"{path}{line}: not valid YAML: {problem}") from None
     if not isinstance(content, dict):
         raise EestudyError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     return content

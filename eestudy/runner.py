@@ -74,7 +74,7 @@ def run_notebook() -> Path:
 
 
 def pages(study: Study, runs_dir: Path) -> list[Page]:
-    """The study's notebooks, with names that stay the same when other runs are added."""
+    """The study's notebooks, one a combination: those of one architecture, data set and strategy are numbered."""
     made = []
     taken: dict[str, int] = {}
     for configs in study.pages():
@@ -105,7 +105,12 @@ def run_study(
         Store(folder).check_writable()
     source = notebooks.identity(notebooks.source_identity(book / "run.ipynb"), *notebooks.package_files())
     wanted = {page: notebooks.identity(source, page.parameters) for page in pages(study, runs_dir)}
-    todo = [page for page, made in wanted.items() if notebooks.made_from(page.target) != made]
+    kept = Store(store)
+    todo = [
+        page
+        for page, made in wanted.items()
+        if notebooks.made_from(page.target) != made or not all(_whole(config, kept) for config in page.configs)
+    ]
     say(f"study {study.name}: {len(wanted)} notebooks of {len(study.configs)} runs, {len(todo)} to execute")
     if todo:
         _check(todo)
@@ -115,8 +120,16 @@ def run_study(
     made = notebooks.identity(source, [config.id for config in configs])
     if configs and (todo or not _tables_current(results_dir, made)):
         say(f"writing the tables of {len(configs)} runs to {results_dir}")
-        _write_tables(configs, Store(store), results_dir, made)
+        _write_tables(configs, kept, results_dir, made)
     return failures
+
+
+def _whole(config: RunConfig, store: Store) -> bool:
+    """Whether the store has the run and its phases as they were written."""
+    folder = store.folder("runs", config.id)
+    return store.whole(folder) and all(
+        store.whole(store.folder("phases", phase)) for phase in folder.json("run.json")["phases"]
+    )
 
 
 def _check(todo: list[Page]) -> None:
@@ -163,9 +176,15 @@ def _minutes(seconds: float) -> str:
 
 
 def _tables_current(results_dir: Path, made: str) -> bool:
-    stamp = results_dir / "made-from.txt"
-    whole = all((results_dir / name).is_file() for name in TABLES)
-    return whole and stamp.is_file() and stamp.read_text().strip() == made
+    """Whether the tables are those that were written from the same, to the byte."""
+    try:
+        return (results_dir / "made-from.txt").read_text().strip() == _stamp(results_dir, made)
+    except OSError:
+        return False
+
+
+def _stamp(results_dir: Path, made: str) -> str:
+    return notebooks.identity(made, *(results_dir / name for name in TABLES))
 
 
 def _write_tables(configs: list[RunConfig], store: Store, results_dir: Path, made: str) -> None:
@@ -195,4 +214,4 @@ def _write_tables(configs: list[RunConfig], store: Store, results_dir: Path, mad
         else:
             content = table.to_parquet(index=False)
         write_atomically(results_dir / name, content)
-    write_atomically(results_dir / "made-from.txt", f"{made}\n".encode())
+    write_atomically(results_dir / "made-from.txt", f"{_stamp(results_dir, made)}\n".encode())

@@ -126,7 +126,7 @@ def measure_study(
     place = Store(store)
     place.check_writable()
     wanted = [each for metric in metrics or METRICS for each in measurements(study.configs, metric, place)]
-    todo = {each.id: each for each in wanted if not place.folder("dynamics", each.id).done()}
+    todo = {each.id: each for each in wanted if not place.whole(place.folder("dynamics", each.id))}
     say(f"study {study.name}: {len({each.id for each in wanted})} measurements, {len(todo)} to make")
     failed = dict(_measure_all(list(todo.values()), workers, place))
     tables: dict[str, list[pd.DataFrame]] = {}

@@ -275,7 +275,7 @@ def test_stages_that_do_not_fit_at_once_are_taken_one_after_another(
     model: MultiExit, batches: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = stage_information(model, batches, [0.3])
-    for held in (1, 2 * 4 * 50 * 144):
+    for held in (1, 2 * 2 * 4 * 50 * 144):  # one stage, two stages
         monkeypatch.setattr(information, "HELD", held)
         pd.testing.assert_frame_equal(stage_information(model, batches, [0.3]), at_once)
 

@@ -63,10 +63,15 @@ def test_strategies_start_from_the_same_weights_and_order():
 
 
 def test_costs_are_counted_once_for_all_seeds_and_again_for_anything_else(monkeypatch):
-    counted = []
+    counted: list[str] = []
     count = plan.step_flops
+
+    def counting(model, phase):
+        counted.append(phase.name)
+        return count(model, phase)
+
     monkeypatch.setattr(plan, "_COUNTED", {})
-    monkeypatch.setattr(plan, "step_flops", lambda *given: counted.append(given[1].name) or count(*given))
+    monkeypatch.setattr(plan, "step_flops", counting)
     config = RunConfig(architecture="mlp", dataset="digits", strategy="mixed", **SMALL)
     flops = [prepare(config.model_copy(update={"seed": seed})).training_flops for seed in (3, 4, 5)]
     assert counted == ["backbone", "together"]

@@ -19,7 +19,7 @@ from eestudy.models.tracing import mode
 
 Activations = Tensor | np.ndarray
 FEATURES = 8000  # of a stage, at most: drawn by a fixed seed where it has more
-HELD = 2**27  # bytes: what one pass over the batches may hold of several stages; one alone may hold more
+HELD = 2**28  # bytes: what one pass over the batches may hold of several stages; one alone may hold more
 BLOCK = 1000  # features turned to float64 at a time
 
 

@@ -252,8 +252,8 @@ def stage_information(
     quantity: "lower", "upper", "ceiling" (`information_sweep`) and "usable" (`usable_information`; its noise is NaN),
     which is left out in regression. features, seed, and the columns they draw: `stage_activations`. directions: of
     the probe.
-    Memory: the activations (N, m) of as many stages as HELD allows, or of one, and its Gram matrix (N, N); then batches
-    go through again.
+    Memory: the activations (N, m) of as many stages as half of HELD allows, or of one, and its Gram matrix (N, N); then
+    the batches go through again.
     Raises EestudyError as those three do.
     """
     noises = [_checked_noise(noise) for noise in noises]
@@ -261,7 +261,7 @@ def stage_information(
     sizes = {stage: 4 * len(labels) * width for stage, width in widths_of(model, batches, features).items()}
     frames = []
     with tqdm(total=len(sizes), desc="information", unit="stage", leave=False, disable=None) as bar:
-        for stages in stages_by_pass(sizes, HELD):
+        for stages in stages_by_pass(sizes, HELD // 2):
             held = {stage: Held(len(labels)) for stage in stages}
             for taken in stage_activations(model, batches, features, seed, stages):
                 for stage, part in taken.items():

@@ -46,29 +46,34 @@ def predictions(logits: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- of one exit: logits (b, C) -> (b,)
-# `predicted` (b,) saves the search for the largest logit where it is known already; it changes no number.
+# `predicted` (b,), where it is known already, saves the search for the largest logit; `spare` (2, b or more, C) is
+# memory to work in, as fresh memory would cost as much as the arithmetic. Neither changes a number.
 
 
-def _probabilities(logits: Tensor) -> Tensor:
+def _probabilities(logits: Tensor, spare: Tensor | None) -> Tensor:
     """Softmax over classes in float32, row by row: (b, C) -> (b, C)."""
-    return torch.softmax(logits.float(), dim=-1)
+    return torch.softmax(logits.float(), dim=-1, out=_piece(spare, 0, logits))
 
 
-def _max_probability(logits: Tensor, predicted: Tensor | None = None) -> Tensor:
-    p = _probabilities(logits)
+def _piece(spare: Tensor | None, number: int, logits: Tensor) -> Tensor | None:
+    return None if spare is None else spare[number, : len(logits)]
+
+
+def _max_probability(logits: Tensor, predicted: Tensor | None = None, spare: Tensor | None = None) -> Tensor:
+    p = _probabilities(logits, spare)
     # The largest logit has the largest probability, rounding never changes an order.
     return p.amax(dim=-1) if predicted is None else p.gather(-1, predicted.unsqueeze(-1)).squeeze(-1)
 
 
-def _entropy(logits: Tensor, predicted: Tensor | None = None) -> Tensor:
+def _entropy(logits: Tensor, predicted: Tensor | None = None, spare: Tensor | None = None) -> Tensor:
     """sum p log p = sum(e d) / S - log S, with d = logits - largest, e = exp(d), S = sum(e).
 
     Neither term is above 0, so nothing cancels and the score never is; and there is one exponential for each logit.
     """
     logits = logits.float()
     largest = logits.amax(dim=-1, keepdim=True) if predicted is None else logits.gather(-1, predicted.unsqueeze(-1))
-    d = logits - largest
-    e = d.exp()
+    d = torch.sub(logits, largest, out=_piece(spare, 0, logits))
+    e = torch.exp(d, out=_piece(spare, 1, logits))
     total = e.sum(dim=-1)
     return _row_products(d, e) / total - total.log()
 
@@ -80,15 +85,15 @@ def _row_products(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dim=-1)
 
 
-def _margin(logits: Tensor, predicted: Tensor | None = None) -> Tensor:
-    p = _probabilities(logits)
+def _margin(logits: Tensor, predicted: Tensor | None = None, spare: Tensor | None = None) -> Tensor:
+    p = _probabilities(logits, spare)
     winner = (predictions(p) if predicted is None else predicted).unsqueeze(-1)
     first = p.gather(-1, winner).squeeze(-1)
     p.scatter_(-1, winner, -1.0)  # takes the winner out; topk(2) is five times slower
     return first - p.amax(dim=-1)
 
 
-_OF_ONE_EXIT: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+_OF_ONE_EXIT: dict[str, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = {
     "max-probability": _max_probability,
     "entropy": _entropy,
     "margin": _margin,
@@ -97,8 +102,8 @@ _OF_ONE_EXIT: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 # ---------------------------------------------------------------- of all exits so far
 
 
-def _last(score: Callable[[Tensor, Tensor | None], Tensor], history: History) -> Tensor:
-    return score(history[-1], None)
+def _last(score: Callable[[Tensor, Tensor | None, Tensor | None], Tensor], history: History) -> Tensor:
+    return score(history[-1], None, None)
 
 
 def _patience_score(history: History) -> Tensor:
@@ -169,8 +174,7 @@ def check_whole(name: str, value: Any) -> int:
 # ---------------------------------------------------------------- of stored logits
 
 
-# Numbers in a block of rows. Small blocks stay in the cache; temporaries of whole exits take twice the time,
-# in page faults.
+# Numbers in a block of rows: small enough to stay in the cache.
 _BLOCK = 2**18
 
 
@@ -184,6 +188,7 @@ def score_table(tensor: Tensor, rule: str, k: int | None = None, last: bool = Tr
     score = score_function(rule, num_classes, k)
     own = _OF_ONE_EXIT.get(rule) if num_classes > 1 else None
     rows = max(1, _BLOCK // num_classes)
+    spare = torch.empty(2, min(rows, num_samples), num_classes)
     predicted = torch.empty((num_exits, num_samples), dtype=torch.int64)
     found = torch.empty((num_exits if last else num_exits - 1, num_samples), dtype=torch.float32)
     for start in range(0, num_samples, rows):
@@ -194,7 +199,7 @@ def score_table(tensor: Tensor, rule: str, k: int | None = None, last: bool = Tr
             if number == len(found):
                 continue
             if own is not None:
-                found[number, here] = own(logits, predicted[number, here])
+                found[number, here] = own(logits, predicted[number, here], spare)
             elif num_classes == 1:
                 found[number, here] = score(block[: number + 1])
     if num_classes > 1 and own is None:

@@ -65,8 +65,9 @@ def step_curve(score: np.ndarray, worth: np.ndarray) -> StepCurve:
     row -= last
     row += 1
 
-    # What every row changes, then summed: whole numbers take an eighth of the time, and half of the fresh memory.
-    changes = np.zeros((num_exits, len(ends) + 1), dtype=np.int32)
+    # What every row changes, then summed as whole numbers, which takes an eighth of the time; all in one piece of
+    # memory, because fresh memory costs more than the arithmetic.
+    changes = np.zeros((num_exits, len(ends) + 1), dtype=np.int64)
     changes[0, 0] = num_samples
     place = target[order].astype(np.intp)
     place *= len(ends) + 1
@@ -76,7 +77,10 @@ def step_curve(score: np.ndarray, worth: np.ndarray) -> StepCurve:
     place *= len(ends) + 1
     place += row
     np.subtract.at(changes.reshape(-1), place, 1)
-    counts = np.cumsum(changes, axis=1, out=changes).astype(np.float64)
+    np.cumsum(changes, axis=1, out=changes)
+    counts = changes.view(np.float64)
+    for own, whole in zip(counts, changes, strict=True):
+        own[:] = whole.astype(np.float64)
     exact = np.int64 if worth.dtype == bool else np.float64
     total = np.full(len(ends) + 1, worth[0].sum(), dtype=exact)
     total[1:] += gain[order].cumsum(dtype=exact)[ends]

@@ -56,6 +56,8 @@ class State:
             tensors |= {f"objective/{name}": value for name, value in self.objective.state().items()}
         old = state_files(folder)
         name = f"state-{self.progress.step:09d}.safetensors"
+        if name in old:  # such as right after a resume: writing it again would leave a moment without it
+            return
         folder.write_arrays(name, arrays({**tensors, "sums": self.sums}), vars(self.progress))
         for other in old:
             if other != name:
