@@ -44,7 +44,7 @@ results: $(READY) ## for maintainers: rerun the committed studies, chapters and 
 	@for study in smoke small; do .venv/bin/eestudy run "params/$$study.yaml" --workers $(WORKERS) || exit; done
 	@.venv/bin/eestudy refresh small
 
-bench: $(READY) ## speed and memory; wants a quiet machine (benchmarks/README.md has two more)
+bench: $(READY) ## speed and memory; wants a quiet machine (benchmarks/README.md has more)
 	@for file in step overhead; do echo "== benchmarks/$$file.py"; $(PY) "benchmarks/$$file.py" || exit; done
 
 clean: ## remove the built book and caches; training results in runs/ stay

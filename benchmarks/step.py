@@ -6,6 +6,7 @@ python benchmarks/step.py [MODEL ...] [--only time|memory] -> step.json
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # compiling takes what it takes the first time
 
 import torch
 import torch.nn.functional as F

@@ -1,15 +1,19 @@
 """The command line: plan, run, train, dynamics, evaluate, status, table, book, refresh, get, doctor.
 
-Exit status: 0, 1 (a run failed; doctor found damage), 2 (a mistake in what was given), 130 (Ctrl-C).
+Exit status: 0, 1 (a run failed; doctor found damage), 2 (a mistake in what was given), 130 (Ctrl-C), 128 + n (ended
+by signal n: SIGTERM, as schedulers send it, or SIGHUP, of a closed terminal).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from eestudy.config import EestudyError
 
@@ -35,17 +39,49 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the return value is the exit status."""
     options = _parser().parse_args(arguments)
+    ended_by = [signal.SIGINT]
     try:
-        return COMMANDS[options.command](options)
+        with _ended_like_ctrl_c(ended_by):
+            return COMMANDS[options.command](options)
     except EestudyError as error:
         print(f"eestudy: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("eestudy: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
-        return 130
+        with suppress(OSError):  # the terminal may be gone
+            print("eestudy: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
+        return 128 + ended_by[-1]
     except BrokenPipeError:  # the reader of our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _ended_like_ctrl_c(ended_by: list[signal.Signals]) -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end a command as Ctrl-C does: the state is saved, no process is left behind."""
+
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # forked from it, such as a reader of image files
+            os._exit(128 + number)
+        ended_by.append(signal.Signals(number))
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # a shell's background jobs do not hear of Ctrl-C
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # What is ignored stays so, as below nohup. Only a main thread may ask for signals.
+        with suppress(ValueError):
+            if number and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,6 +163,7 @@ def _plan(options: argparse.Namespace) -> int:
             if phase_id not in trained and not store.folder("phases", phase_id).done():
                 todo += plan.step_flops[phase.name] * phase.epochs * len(plan.data.train)
             trained.add(phase_id)
+        todo += plan.once_flops if todo else 0
         state = "done" if store.folder("runs", config.id).done() else "to train" if todo else "shared"
         print(f"{config.id:<44} {state:<8} {todo / 1e9:>16,.1f}")
         total += todo

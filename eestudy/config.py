@@ -107,7 +107,7 @@ class RunConfig(BaseModel):
     Raises EestudyError (a ValueError) with one line when a field is unknown, of the wrong type or out of range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     architecture: str
     dataset: str

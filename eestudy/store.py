@@ -293,4 +293,4 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
             raise EestudyError(
                 f"{path}: larger than a file may be here; raise the limit (ulimit -f) and run the same command again"
             ) from None
-        raise EestudyError(f"{path}: cannot be written ({error.strerror}); set EESTUDY_HOME or --store") from None
+        raise EestudyError(f"{path}: cannot be written ({error.strerror}); --store keeps runs elsewhere") from None

@@ -186,11 +186,19 @@ class Run:
                 f"checkpoint: {share} % of phase {phase} is not there; {self.config.strategy} has "
                 f"{len(self.phases)} phases, with checkpoints at {', '.join(map(str, shares))} %"
             )
+        if not self.reached(phase, share):
+            raise EestudyError(f"checkpoint: phase {phase} of {self.id} ended by patience before {share} %")
         model = build_model(self.config, self.data(), self._own)
         for number, name in enumerate(self.phases[:phase], 1):
             reached = share if number == phase else 100
             load_weights(model, self._store.folder("phases", name).arrays(checkpoint_name(reached)))
         return model.eval().requires_grad_(False)
+
+    def reached(self, phase: int, share: int) -> bool:
+        """Whether phase number `phase` came to `share` per cent; one that ends by patience may not."""
+        if self.config.match != "patience":
+            return True
+        return self._store.folder("phases", self.phases[phase - 1]).has(checkpoint_name(share))
 
     def data(self) -> data.DataSet:
         """The data set the run was trained and tested on."""

@@ -42,18 +42,23 @@ class Measurement:
 
 
 def measurements(configs: Sequence[RunConfig], metric: str, store: Store) -> list[Measurement]:
-    """Everything that `metric` is measured at in these runs, which must be done. Raises EestudyError otherwise."""
+    """Everything that `metric` is measured at in these runs, as far as their phases came.
+
+    Raises EestudyError for a run that is not done.
+    """
     rule = METRICS[check_name("metric", metric, METRICS)]
     cells: dict[str, list[RunConfig]] = {}
     for config in configs:
         if not store.folder("runs", config.id).done():
             raise EestudyError(f"{config.id}: is not trained yet; train the study first: eestudy run params/...yaml")
         cells.setdefault(config.replace(seed=0, strategy="joint").id, []).append(config)
-    phases = {config: Run(config, store).phases for config in configs}
+    runs = {config: Run(config, store) for config in configs}
     found = []
     for cell in cells.values():
         for points, facts in rule.points(cell):
-            content = [SCHEMA, metric, rule.settings, [_identity(p, phases[p.config], rule) for p in points]]
+            if not all(runs[p.config].reached(p.phase, p.share) for p in points):
+                continue
+            content = [SCHEMA, metric, rule.settings, [_identity(p, runs[p.config].phases, rule) for p in points]]
             found.append(Measurement(metric, points, tuple(facts.items()), f"{metric}-{content_hash(content)}"))
     return found
 

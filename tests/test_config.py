@@ -77,7 +77,7 @@ def test_exits_are_a_set():
         ("epochs", "many", "epochs: 'many' is not valid"),
         ("seed", True, "seed: true and false are not valid here"),
         ("lr", 0, "lr: 0.0 is out of range; it must be above 0"),
-        ("lr", float("nan"), "out of range"),
+        ("lr", float("nan"), "finite number"),
         ("phase_split", 1.5, "phase_split: 1.5 is out of range; it must be at least 0 and at most 1"),
         ("weights", [0, 0], "weights: [0.0, 0.0] is not valid; each is at least 0, and one is above it"),
         ("weights", [-1, 2], "weights: [-1.0, 2.0] is not valid"),

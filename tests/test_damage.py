@@ -14,7 +14,11 @@ import pytest
 import eestudy
 from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
+from eestudy.evaluating import evaluate_study
+from eestudy.grids import load_study
+from eestudy.store import Folder
 from eestudy.training import loop
+from eestudy.trajectories import measure_study
 
 from .processes import bits, different, flip_a_bit, forked, status, train
 
@@ -104,6 +108,48 @@ def test_a_damaged_file_of_an_unfinished_phase_is_set_aside_and_made_again(
     assert f"{path.parent} is damaged: {name} (" in said
     assert len(list((store / "set-aside").iterdir())) == 1
     assert different(bits(TINY, store), bits(TINY, finished)) == []
+
+
+def test_a_state_that_is_there_already_is_left_alone(tmp_path, unfinished, monkeypatch):
+    """Writing it again right after a resume would leave a moment without it."""
+    store = tmp_path / "store"
+    shutil.copytree(unfinished, store)
+
+    def refuse(*arguments):
+        raise AssertionError("changed what is there")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "STATE_EVERY", 0.0)
+    monkeypatch.setattr(loop, "_step", interrupt)
+    monkeypatch.setattr(Folder, "remove", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        eestudy.run(TINY, store=store, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped"])
+def test_a_damaged_measurement_and_evaluation_are_made_again(tmp_path, finished, capsys, kind):
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    (tmp_path / "tiny.yaml").write_text(SETTINGS)
+    study = load_study(tmp_path / "tiny.yaml")
+
+    def tables() -> dict[str, bytes]:
+        assert not measure_study(study, ["rank"], 1, store, tmp_path / "results")
+        evaluate_study(study, 1, store, tmp_path / "results")
+        found = {path.name: path.read_bytes() for path in (tmp_path / "results").glob("*.parquet")}
+        return {name: content for name, content in found.items() if name != "dynamics_costs.parquet"}
+
+    before = tables()
+    damage(next(store.glob("dynamics/*/rank.parquet")), kind)
+    damage(next(store.glob("evaluations/*/*.parquet")), kind)
+    capsys.readouterr()
+    assert tables() == before
+    said = capsys.readouterr().err
+    assert "measurements, 1 to make" in said
+    assert "1 runs, 1 to evaluate" in said
+    assert len(list((store / "set-aside").iterdir())) == 2
 
 
 def test_damaged_weights_and_predictions_are_never_used(tmp_path, finished):

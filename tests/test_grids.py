@@ -64,6 +64,11 @@ GRID = "grid:\n  - architecture: mlp\n    dataset: digits\n    strategy: "
         ("a: 1\na: 2\n", "line 2: not valid YAML: key 'a' is given twice"),
         ("a: [1\n", "not valid YAML"),
         ("a: !!python/object/apply:os.system ['touch hacked']\n", "line 1: not valid YAML"),
+        ("a: 2024-99-99\n", "not valid YAML: month must be in 1..12"),
+        ("architecture: {{arch}}\n", "line 1: not valid YAML: a key must be a single word"),
+        ("a: \0\n", "not valid YAML"),
+        (GRID + "joint\n    clip: .inf\n", "clip: inf is not valid; input should be a finite number"),
+        (GRID + "joint\n    dataset_args: {noise: .nan}\n", "dataset_args: nan is not valid"),
         ("architecture: mlp\ndataset: digits\nstrategy: joint\nfoo: 1\n", "unknown key 'foo'"),
     ],
 )
@@ -75,6 +80,12 @@ def test_a_mistake_in_a_file_names_file_and_field(tmp_path, monkeypatch, text, w
     assert wanted in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "hacked").exists()
+
+
+def test_a_merge_key_brings_settings_along(tmp_path):
+    text = "common: &both {epochs: 2, lr: 0.1}\n" + GRID.replace("- ", "- <<: *both\n    lr: 0.2\n    ") + "joint\n"
+    (config,) = load_study(written(tmp_path, text)).configs
+    assert (config.epochs, config.lr) == (2, 0.2)
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -57,6 +57,12 @@ def test_is_a_valid_notebook_for_any_machine(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_waits_for_no_measurement(name: str) -> None:
+    outputs = [output for cell in code_cells(read(name)) for output in cell.outputs]
+    assert not [output for output in outputs if "Not measured yet" in str(output)]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_holds_no_error(name: str) -> None:
     notebook = read(name)
     failed = [cell.source for cell in code_cells(notebook) if any(out.output_type == "error" for out in cell.outputs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from eestudy import notebooks
 from eestudy.cli import main
 from eestudy.grids import load_study
 from eestudy.runner import TABLES, Page, pages, run_study
+
+from .processes import flip_a_bit
 
 ROOT = Path(__file__).parents[1]
 STUDY = """
@@ -66,6 +69,26 @@ def test_a_second_call_executes_nothing(studied, capfd):
     assert {path: path.stat().st_mtime_ns for path in studied.rglob("*.ipynb")} == before
     assert {name: (studied / "results" / name).read_bytes() for name in TABLES} == tables
     assert "0 to execute" in capfd.readouterr().err
+
+
+def test_what_the_store_lost_or_has_damaged_is_made_again(studied, tmp_path, capfd):
+    shutil.copytree(studied, tmp_path, dirs_exist_ok=True)
+    (run,) = tmp_path.glob("store/runs/mlp-digits-joint-s1-*")
+    phase = json.loads((run / "run.json").read_text())["phases"][0]
+    flip_a_bit(tmp_path / "store/phases" / phase / "checkpoint-100.safetensors")
+    os.truncate(tmp_path / "results/exits.csv", 100)
+    assert not execute(tmp_path)
+    assert "1 to execute" in capfd.readouterr().err
+    assert (tmp_path / "results/exits.csv").read_bytes() == (studied / "results/exits.csv").read_bytes()
+    # A table alone is written again from what is there; a store that has lost everything trains everything.
+    os.truncate(tmp_path / "results/budgets.csv", 100)
+    assert not execute(tmp_path)
+    assert "0 to execute" in capfd.readouterr().err
+    assert (tmp_path / "results/budgets.csv").read_bytes() == (studied / "results/budgets.csv").read_bytes()
+    shutil.rmtree(tmp_path / "store")
+    assert not execute(tmp_path)
+    assert "2 to execute" in capfd.readouterr().err
+    assert (tmp_path / "results/exits.csv").read_bytes() == (studied / "results/exits.csv").read_bytes()
 
 
 def test_a_failed_run_is_listed_and_does_not_stop_the_others(tmp_path, capfd):
@@ -136,7 +159,8 @@ def test_the_notebook_refuses_a_parameter_it_does_not_know(tmp_path):
     assert not (tmp_path / "store/phases").exists()
 
 
-def test_ctrl_c_stops_a_study_in_one_line_and_it_goes_on_later(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_study_in_one_line_and_leaves_nothing_running(tmp_path, number):
     (tmp_path / "tiny.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 100000"))
     command = [sys.executable, "-c",
                "import sys; from pathlib import Path; from eestudy import cli, runner; from eestudy.grids import *;"
@@ -148,9 +172,9 @@ def test_ctrl_c_stops_a_study_in_one_line_and_it_goes_on_later(tmp_path):
     deadline = time.monotonic() + 90
     while not list(tmp_path.glob("store/phases/*/config.json")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert "interrupted" in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
     # Nothing is left running, and nothing half-made has a final name.

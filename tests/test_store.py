@@ -184,7 +184,7 @@ def test_one_writer_at_a_time_and_a_dead_one_is_replaced(tmp_path):
 
 def test_a_store_that_cannot_be_written_gets_one_line(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(EestudyError, match=r"cannot be written.*EESTUDY_HOME") as caught:
+    with pytest.raises(EestudyError, match=r"cannot be written.*--store") as caught:
         Store(tmp_path / "file" / "runs").check_writable()
     assert "\n" not in str(caught.value)
 

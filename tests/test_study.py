@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import eestudy
-from eestudy import evaluation, plan, study
+from eestudy import evaluation, plan, study, trajectories
 from eestudy.config import EestudyError, RunConfig
 from eestudy.plan import prepare
 from eestudy.training.loop import checkpoint_name
@@ -82,6 +82,19 @@ def test_costs_are_counted_once_for_all_seeds_and_again_for_anything_else(monkey
     own = RunConfig(architecture="own", dataset="digits", strategy="mixed", **SMALL)
     assert prepare(own, wider.model).training_flops == wider.training_flops
     assert prepare(own, prepare(config).model).training_flops == flops[0]
+
+
+def test_a_phase_that_ends_by_patience_has_the_checkpoints_it_came_to(tmp_path):
+    config = RunConfig(
+        architecture="mlp", dataset="digits", strategy="joint", train_size=192, batch_size=64, epochs=200, lr=0.05,
+        match="patience", patience=1, checkpoints=(0, 1, 90),
+    )  # fmt: skip
+    run = eestudy.run(config, store=tmp_path, device="cpu")
+    assert [share for share in config.checkpoints if run.reached(1, share)] == [0, 1, 100]
+    with pytest.raises(EestudyError, match=r"checkpoint: phase 1 of mlp-.* ended by patience before 90 %"):
+        run.checkpoint(1, 90)
+    found = trajectories.measurements([config], "rank", eestudy.Store(tmp_path))
+    assert [point.share for each in found for point in each.points] == [0, 1, 100]
 
 
 def test_a_rerun_trains_nothing(small_run, monkeypatch):

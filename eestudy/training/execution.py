@@ -33,9 +33,9 @@ class Execution:
     """Where and how to compute.
 
     workers: processes that read image files ahead of the training; no effect on data in memory, none on the result.
-    compile: "auto" compiles on a GPU, for phases of at least 2,000 steps; on a processor the one measurement there is
-    (ResNet-20, benchmarks/) gained 1.15 x after 70 s of compiling. A compiled network rounds differently, so
-    its bits are not those of the plain one.
+    compile: "auto" compiles on a GPU, for phases of at least 2,000 steps, and not on a processor, where it gains little
+    (0.84 to 1.15 x, benchmarks/step.json). A compiled network rounds differently, so its bits are not those of the
+    plain one.
     """
 
     device: torch.device
@@ -88,7 +88,8 @@ class Execution:
         """
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
 
     @contextmanager
     def precision(self, name: str) -> Iterator[None]:
@@ -132,6 +133,7 @@ def execution(device: str | None = None, workers: int = 0, compile: str = "auto"
     else:
         place = _device(device)
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32; torch would round convolutions to 10 bits
     return Execution(place, workers, compile)
 
 

@@ -92,7 +92,8 @@ def train_phase(
     watch = Watch(progress.seconds)
     bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
     epoch, feed = -1, iter(())  # type: tuple[int, Iterator[tuple[Inputs, Tensor]]]
-    bar = _Bar(total=total, initial=progress.step, desc=phase.name, unit="step", disable=None, leave=False)
+    hidden = None if execution.main else True  # None: where nobody looks
+    bar = _Bar(total=total, initial=progress.step, desc=phase.name, unit="step", disable=hidden, leave=False)
 
     with _interrupt_between_steps() as interrupted, bar:
         while True:
