@@ -282,6 +282,26 @@ def test_re_estimated_at_every_point_a_scale_before_batchnorm_is_without_effect(
     np.testing.assert_allclose(at(frame, 2), sum(losses) / 30, rtol=1e-5)
 
 
+@pytest.mark.parametrize("way", ["line", "probes on the line", "curve"])
+def test_what_statistics_the_models_came_with_is_without_effect(way):
+    """Neither on what is measured nor on how the curve is fitted; tanh makes the scale matter to a probe."""
+    data = noise_data(classes=4)
+
+    def between(mean: float, variance: float) -> pd.DataFrame:
+        a, b = normed(1.0), normed(5.0)
+        for model in (a, b):
+            norm = model.backbone.stages[1]
+            nn.init.constant_(norm.get_buffer("running_mean"), mean)
+            nn.init.constant_(norm.get_buffer("running_var"), variance)
+            model.backbone.stages[1] = nn.Sequential(norm, nn.Tanh())
+        if way == "curve":
+            return bezier(a, b, data, data, steps=20, lr=0.1, points=3)
+        heads = "all" if way == "line" else "probe"
+        return linear_path(a, b, data, points=3, heads=heads, train=data)
+
+    pd.testing.assert_frame_equal(between(0.0, 1.0), between(0.3, 9.0))
+
+
 @pytest.mark.parametrize("classes", [0, 2, 4])
 def test_probes_are_refitted_to_what_the_backbone_gives(classes):
     """Against scikit-learn on features computed by hand, and whatever the heads are."""

@@ -147,6 +147,22 @@ def test_independent_labels_carry_no_usable_information() -> None:
     assert np.mean(few) == pytest.approx(0, abs=0.1)
 
 
+def test_what_shuffled_labels_give_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains, seen = iter((1.0, 0.5, 0.1)), []
+
+    def gain(features: np.ndarray, classes: np.ndarray, *_: Any) -> float:
+        seen.append(classes)
+        return next(gains)
+
+    monkeypatch.setattr(information, "_held_out_gain", gain)
+    labels = np.arange(60) % 3
+    assert usable_information(cloud(), labels, shuffles=2) == pytest.approx(1.0 - (0.5 + 0.1) / 2)
+    assert np.array_equal(seen[0], labels)
+    for shuffled in seen[1:]:
+        assert not np.array_equal(shuffled, labels)
+        assert np.array_equal(np.sort(shuffled), np.sort(labels))
+
+
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("width", [6, 700])  # fewer features than samples, more
 def test_separable_classes_give_the_logarithm_of_their_number(classes: int, width: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from eestudy.config import EestudyError
 from eestudy.report import prediction
-from eestudy.report.prediction import early_prediction, rank_correlations
+from eestudy.report.prediction import early_metrics, early_prediction, rank_correlations
 
 STRATEGIES = ("disjoint", "joint", "mixed")
 KEYS = ["cell", "seed", "strategy"]
@@ -230,3 +230,32 @@ def test_a_mistake_is_named(metric: pd.DataFrame, outcome: pd.DataFrame, setting
     with pytest.raises(EestudyError, match=message) as raised:
         early_prediction(metric, outcome, **settings)
     assert "\n" not in str(raised.value)
+
+
+def test_early_metrics_are_of_the_last_checkpoint_that_all_strategies_have():
+    rows = [
+        {"cell": "a", "strategy": strategy, "seed": 0, "run": strategy, "phase": phase, "share": share,
+         "progress": (share / 100 if strategy == "joint" else (phase - 1 + share / 100) / 2)}
+        for strategy, phases in (("joint", (1,)), ("mixed", (1, 2)))
+        for phase in phases for share in (0, 5, 10, 50, 100) if share or phase == 1
+    ]  # fmt: skip
+    base = pd.DataFrame(rows)
+    marked = base.assign(mark=100 * base["phase"] + base["share"])
+    dominance = pd.concat([marked.assign(stage=0, exit=exit, norm_share=0.5) for exit in (1, 2)])
+    conflict = marked.assign(stage=0, kind="exits", negative_rate=marked["mark"])
+    rank = pd.concat([marked.assign(stage=stage, numerical_share=marked["mark"]) for stage in (1, 2, 3)])
+
+    def seen(per_cent, when):
+        found = early_metrics(dominance, conflict, rank, per_cent, when)
+        assert (found[found["metric"] == "evenness"]["value"].round(6) == 1).all()
+        late = found[found["metric"] == "rank of late stages"].set_index("strategy")["value"].to_dict()
+        assert late == found[found["metric"] == "conflicts"].set_index("strategy")["value"].to_dict()
+        return late
+
+    assert seen(5, "run") == {"joint": 105, "mixed": 110}
+    assert seen(10, "run") == {"joint": 105, "mixed": 110}, "mixed has no checkpoint at 10 % of the run"
+    assert seen(50, "run") == {"joint": 150, "mixed": 200}
+    assert seen(10, "last phase") == {"joint": 110, "mixed": 210}
+    assert seen(1, "last phase") == {"joint": 100, "mixed": 200}
+    with pytest.raises(EestudyError, match="when: unknown name 'first'"):
+        seen(5, "first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -107,6 +108,33 @@ def test_what_was_not_trained_is_named(tmp_path):
         measurements([config], "rank", Store(tmp_path))
     with pytest.raises(EestudyError, match="metric: unknown name 'rang'; nearest: rank"):
         measurements([config], "rang", Store(tmp_path))
+
+
+def test_what_is_fitted_is_fitted_to_training_samples(monkeypatch):
+    """Which split each metric reads; what it reads is the split's name, instead of its batches."""
+    monkeypatch.setattr(dynamics, "probe_batches", lambda split, *_: split)
+    monkeypatch.setattr(dynamics, "distance", lambda *_, **__: 0.0)
+    seen = {}
+
+    def spied(name):
+        def spy(*given, **named):
+            seen[name] = [each for each in (*given, *named.values()) if isinstance(each, str | dict)]
+            return pd.DataFrame()
+
+        return spy
+
+    for name in ("linear_path", "bezier", "stage_ranks", "stage_information"):
+        monkeypatch.setattr(dynamics, name, spied(name))
+    splits = SimpleNamespace(train="train", test="test")
+    for metric in ("rank", "information", "curves", "probed-paths"):
+        METRICS[metric].measure([None, None], splits, **METRICS[metric].settings)
+    both = {"train": "train", "test": "test"}
+    assert seen == {
+        "stage_ranks": ["train"],
+        "stage_information": ["test"],
+        "bezier": ["train", both],
+        "linear_path": [both, "probe", "train"],
+    }
 
 
 SMALLER = {"samples": 64, "points": 3, "steps": 2, "noises": (1.0,), "batch_size": 32}

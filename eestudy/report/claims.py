@@ -15,6 +15,8 @@ from eestudy.report import statistics as st
 from eestudy.report.frames import score_name
 from eestudy.report.tables import BUDGETS, budget_name
 
+NOT_COMPARED = "The strategies it speaks of are not compared in this study."
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -159,4 +161,4 @@ def _reason(table: pd.DataFrame) -> str:
         f"{row.a} against {row.b} at {budget_name(row.budget)}: {row.verdict}, over {row.n} {row.unit}"
         for row in table.itertuples()
     ]
-    return "; ".join(parts) + "." if parts else "The strategies it speaks of are not compared in this study."
+    return "; ".join(parts) + "." if parts else NOT_COMPARED

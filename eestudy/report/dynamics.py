@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from eestudy.config import check_name
 from eestudy.report import statistics as st
-from eestudy.report.claims import Claim
+from eestudy.report.claims import NOT_COMPARED, Claim
 from eestudy.report.tables import DASH, PAIRS, Table, table
 
 PARTS = ("early", "middle", "late")
 # In which phase all exits train together, by strategy: where they can compete for the backbone.
 COMPETING = {"joint": 1, "mixed": 2}
+MEASURED = ("mean_a", "mean_b", "mean", "low", "high", "sd", "n", "p", "note")
 
 
 def part_of(frame: pd.DataFrame, column: str) -> pd.Series:
@@ -35,6 +35,7 @@ def effects(
     """Paired differences a - b of the mean of `value`, over seeds: one row a cell x `by` x pair.
 
     mean_a, mean_b, mean, low, high (95 %), sd, n, p, note, p_holm (over all rows), decision: "higher", "lower" or "".
+    Pairs of which a cell lacks a strategy are left out there; no rows when all are.
     """
     keys = ["cell", *by]
     rows = []
@@ -48,7 +49,7 @@ def effects(
                     | {"mean_a": here[a].mean(), "mean_b": here[b].mean()}
                     | _paired(here[a], here[b])
                 )
-    return corrected(pd.DataFrame(rows))
+    return corrected(pd.DataFrame(rows, columns=[*keys, "a", "b", "pair", *MEASURED]))
 
 
 def against(frame: pd.DataFrame, value: str, reference: str, by: Sequence[str] = ("strategy",)) -> pd.DataFrame:
@@ -59,7 +60,7 @@ def against(frame: pd.DataFrame, value: str, reference: str, by: Sequence[str] =
         seeds = here.groupby("seed")[[value, reference]].mean()
         means = {"mean_a": seeds[value].mean(), "mean_b": seeds[reference].mean()}
         rows.append({**dict(zip(keys, key, strict=True)), **means, **_paired(seeds[value], seeds[reference])})
-    return corrected(pd.DataFrame(rows))
+    return corrected(pd.DataFrame(rows, columns=[*keys, *MEASURED]))
 
 
 def _paired(a: pd.Series, b: pd.Series) -> dict[str, float | str]:
@@ -110,6 +111,13 @@ def _interval(mean: float, low: float, high: float, digits: int, note: str) -> s
     return f"{_number(mean, digits)} [{_number(low, digits)} to {_number(high, digits)}]"
 
 
+def _claim(name: str, statement: str, rows: pd.DataFrame, expected: Sequence[str], reason: str) -> Claim:
+    """The verdict of rows that must all be decided as `expected`; without rows nothing is compared."""
+    if rows.empty:
+        return Claim(name, statement, "not decided", NOT_COMPARED, rows)
+    return Claim(name, statement, decided(rows, expected), reason, rows)
+
+
 # Gradient dominance (C3)
 
 
@@ -117,15 +125,16 @@ def competition(dominance: pd.DataFrame) -> pd.DataFrame:
     """Over the phase in which all exits train: one row a run. Mean over its checkpoints of the whole backbone's shares.
 
     middle: share of the gradient's norm that the middle third of the exits has; uniform: their share in number;
-    evenness: entropy of the shares over log K, 1 where all exits pull alike.
+    evenness: entropy of the shares over log K, 1 where all exits pull alike. Checkpoints count alike, but for the
+    start of a phase: mixed's second phase has none of its own, so joint's untrained network is left out too.
     """
-    whole = dominance[dominance["stage"] == 0]
-    whole = whole[whole["phase"] == whole["strategy"].map(COMPETING)]
-    return _shares(whole.assign(part=part_of(whole, "exit")))
+    whole = dominance[(dominance["stage"] == 0) & (dominance["share"] > 0)]
+    return exit_shares(whole[whole["phase"] == whole["strategy"].map(COMPETING)])
 
 
-def _shares(whole: pd.DataFrame) -> pd.DataFrame:
-    """`competition` over the checkpoints that are given."""
+def exit_shares(whole: pd.DataFrame) -> pd.DataFrame:
+    """`competition` over all the checkpoints that are given, of the whole backbone."""
+    whole = whole.assign(part=part_of(whole, "exit"))
     rows = []
     for (cell, strategy, seed), run in whole.groupby(["cell", "strategy", "seed"], sort=False):
         shares = run.pivot_table(index="progress", columns="exit", values="norm_share")
@@ -135,7 +144,7 @@ def _shares(whole: pd.DataFrame) -> pd.DataFrame:
             {"cell": cell, "strategy": strategy, "seed": seed, "middle": shares[middle].sum(axis=1).mean(),
              "uniform": len(middle) / shares.shape[1], "evenness": entropy.mean()}
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["cell", "strategy", "seed", "middle", "uniform", "evenness"])
 
 
 def c3(dominance: pd.DataFrame) -> Claim:
@@ -143,14 +152,10 @@ def c3(dominance: pd.DataFrame) -> Claim:
     runs = competition(dominance)
     middle = against(runs[runs["strategy"] == "joint"], "middle", "uniform").assign(what="middle share of joint")
     even = effects(runs, "evenness", (("mixed", "joint"),), ()).assign(what="evenness of mixed less joint's")
-    rows = corrected(pd.concat([middle, even], ignore_index=True))
-    return Claim(
-        "C3",
-        "In the joint regime the exits in the middle drive the backbone; mixed training balances them.",
-        decided(rows, ["higher"] * len(rows)),
-        _reasons(rows, ("cell", "what")),
-        rows,
-    )
+    # Half of the claim is no claim: without mixed there are no rows.
+    rows = even if even.empty else corrected(pd.concat([middle, even], ignore_index=True))
+    statement = "In the joint regime the exits in the middle drive the backbone; mixed training balances them."
+    return _claim("C3", statement, rows, ["higher"] * len(rows), _reasons(rows, ("cell", "what")))
 
 
 # Mode connectivity (C4)
@@ -175,31 +180,37 @@ def barriers(paths: pd.DataFrame, column: str = "loss") -> pd.DataFrame:
     return frame.assign(pair=pair)
 
 
+def curve_barriers(lines: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """`barriers` of the curves, and of the lines between the same models, by the column way: "line" or "curve"."""
+    ends = ["cell", "relation", "strategy", "strategy_2", "seed", "seed_2"]
+    both = lines.merge(curves[ends].drop_duplicates(), on=ends)
+    found = [barriers(frame).assign(way=way) for frame, way in ((both, "line"), (curves, "curve"))]
+    return pd.concat(found, ignore_index=True)
+
+
+# The pairs of strategies that C4 speaks of.
+C4_PAIRS = {
+    frozenset(("disjoint", "mixed")): "near",
+    frozenset(("disjoint", "joint")): "disjoint to joint",
+    frozenset(("joint", "mixed")): "mixed to joint",
+}
+
+
 def c4(paths: pd.DataFrame, split: str = "train", column: str = "loss") -> Claim:
     """Supported: in every cell disjoint and mixed have a lower barrier between them than either has to joint."""
     found = barriers(paths, column)
     found = found[(found["relation"] == "strategies") & (found["split"] == split)]
-    ends = [frozenset(pair) for pair in zip(found["strategy"], found["strategy_2"])]
-    names = {frozenset(("disjoint", "mixed")): "near", frozenset(("disjoint", "joint")): "disjoint to joint",
-             frozenset(("joint", "mixed")): "mixed to joint"}  # fmt: skip
-    wide = found.assign(which=[names[pair] for pair in ends]).pivot_table(
-        index=["cell", "seed"], columns="which", values="barrier"
-    )
-    rows = pd.concat(
-        [
+    which = [C4_PAIRS.get(frozenset(pair)) for pair in zip(found["strategy"], found["strategy_2"])]
+    wide = found.assign(which=which).pivot_table(index=["cell", "seed"], columns="which", values="barrier")
+    rows = pd.DataFrame(columns=["cell", "what", *MEASURED])
+    if set(C4_PAIRS.values()) <= set(wide):
+        compared = [
             against(wide.reset_index().assign(what=f"{far}, less disjoint to mixed"), far, "near", ("what",))
             for far in ("disjoint to joint", "mixed to joint")
-        ],
-        ignore_index=True,
-    )
-    rows = corrected(rows)
-    return Claim(
-        "C4",
-        "Disjoint and mixed models lie in one basin; the joint model lies in another.",
-        decided(rows, ["higher"] * len(rows)),
-        _reasons(rows, ("cell", "what"), "barrier "),
-        rows,
-    )
+        ]
+        rows = corrected(pd.concat(compared, ignore_index=True))
+    statement = "Disjoint and mixed models lie in one basin; the joint model lies in another."
+    return _claim("C4", statement, rows, ["higher"] * len(rows), _reasons(rows, ("cell", "what"), "barrier "))
 
 
 # Rank (C5), information (C6)
@@ -216,27 +227,23 @@ def c5(rank: pd.DataFrame, value: str = "numerical_share") -> Claim:
     rows = effects(finals(rank), value, (("joint", "disjoint"),))
     rows = corrected(rows[rows["part"].isin(["early", "late"])].reset_index(drop=True))
     expected = ["higher" if part == "early" else "lower" for part in rows["part"]]
-    return Claim(
-        "C5",
-        "Training the exits along (joint against disjoint) raises the rank of early stages and lowers late ones.",
-        decided(rows, expected),
-        _reasons(rows, ("cell", "part", "pair")),
-        rows,
+    statement = (
+        "Training the exits along (joint against disjoint) raises the rank of early stages and lowers late ones."
     )
+    return _claim("C5", statement, rows, expected, _reasons(rows, ("cell", "part", "pair")))
 
 
 def c6(information: pd.DataFrame, quantity: str = "lower", noise: float = 1.0) -> Claim:
-    """Supported: in every cell some pair of strategies differs in some third of the stages."""
+    """Supported: in every cell some pair of strategies differs in some third of the stages, by one bound of I(X; T)."""
     chosen = information[(information["quantity"] == quantity) & np.isclose(information["noise"], noise)]
     rows = effects(finals(chosen), "value")
+    statement = "Mutual information between the input and the hidden representations separates the regimes."
+    if rows.empty:
+        return Claim("C6", statement, "not decided", NOT_COMPARED, rows)
     apart = rows.groupby("cell")["decision"].apply(lambda found: (found != "").any())
-    return Claim(
-        "C6",
-        "Mutual information between the input and the hidden representations separates the regimes.",
-        "supported" if len(apart) and apart.all() else "not decided",
-        _reasons(rows[rows["decision"] != ""], ("cell", "part", "pair")) or "no pair of regimes differs in any third.",
-        rows,
-    )
+    reasons = _reasons(rows[rows["decision"] != ""], ("cell", "part", "pair")) or "no pair differs in any third"
+    tested = f"tested is the {quantity} bound at noise {noise:g}, not the information itself"
+    return Claim("C6", statement, "supported" if apart.all() else "not decided", f"{tested}; {reasons}", rows)
 
 
 def _reasons(rows: pd.DataFrame, names: Sequence[str], unit: str = "") -> str:
@@ -247,45 +254,3 @@ def _reasons(rows: pd.DataFrame, names: Sequence[str], unit: str = "") -> str:
         word = row["decision"] or "no difference seen"
         parts.append(f"{where}: {unit}{word}, {size}, {row['n']} seeds")
     return "; ".join(parts)
-
-
-# What the metrics are for
-
-WHEN = ("run", "last phase")
-
-
-def early(
-    dominance: pd.DataFrame, conflict: pd.DataFrame, rank: pd.DataFrame, per_cent: int, when: str
-) -> pd.DataFrame:
-    """Metrics at the last checkpoint within the first `per_cent` of the run, or of its last phase (`when`).
-
-    Tidy: cell, seed, strategy, metric, value. middle share, evenness (`competition`), conflicts (rate of the whole
-    backbone's pairs), rank of early and of late stages. In disjoint's last phase the backbone is frozen: its rank is
-    that of the phase before.
-    """
-    check_name("when", when, WHEN)
-
-    def chosen(frame: pd.DataFrame) -> pd.DataFrame:
-        if when == "run":
-            frame = frame[frame["progress"] <= per_cent / 100 + 1e-6]
-        else:
-            last = frame.groupby("run")["phase"].transform("max")
-            start = frame["phase"] == last - 1  # of which the end is the last phase's start
-            within = (frame["phase"] == last) & (frame["share"] <= per_cent)
-            frame = frame[within | (start & (frame["share"] == 100))]
-        return frame[frame["progress"] == frame.groupby("run")["progress"].transform("max")]
-
-    whole = chosen(dominance[dominance["stage"] == 0])
-    shares = _shares(whole.assign(part=part_of(whole, "exit")))
-    pairs = chosen(conflict[(conflict["stage"] == 0) & (conflict["kind"] == "exits")])
-    stages = chosen(rank)
-    stages = stages.assign(part=part_of(stages, "stage"))
-    keys = ["cell", "seed", "strategy"]
-    found = [
-        shares.melt(keys, ["middle", "evenness"], "metric"),
-        pairs.groupby(keys)["negative_rate"].mean().rename("value").reset_index().assign(metric="conflicts"),
-    ]
-    for part in ("early", "late"):
-        mean = stages[stages["part"] == part].groupby(keys)["numerical_share"].mean().rename("value")
-        found.append(mean.reset_index().assign(metric=f"rank of {part} stages"))
-    return pd.concat(found, ignore_index=True)[[*keys, "metric", "value"]]

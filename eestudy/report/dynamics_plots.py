@@ -1,4 +1,4 @@
-"""Figures of the training dynamics, from frames of `Results.dynamics`: bands and bars are 95 % intervals over seeds."""
+"""Figures of the training dynamics, from frames of `Results.dynamics`: bands are 95 % intervals over seeds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 
 from eestudy.report import statistics as st
 from eestudy.report import style
@@ -114,7 +115,8 @@ def paths(
 ) -> style.Plot:
     """Along the straight line between two models: a panel a cell; the x axis is the true distance from the first.
 
-    Solid: different strategies with the same seed; dashed: one strategy with two seeds, the control.
+    Solid: different strategies with the same seed; dashed: one strategy with two seeds, the control, without a band:
+    pairs that share seeds are not independent.
     """
     chosen = frame[(frame["exit"] == 0) & (frame["split"] == split)]
 
@@ -124,9 +126,12 @@ def paths(
             between = here[here["relation"] == relation]
             for (a, b), one in between.groupby(["strategy", "strategy_2"], sort=False):
                 length = one.groupby("seed")["distance"].first().mean()
-                shade = style.colour(a) if a == b else PAIR_COLOURS[frozenset((a, b))]
-                name = f"{a} to {b}" if a != b else f"{a}, other seed"
-                _band(axes, one["alpha"] * length, one[column], one["seed"], color=shade, linestyle=line, label=name)
+                look = {"color": _pair_colour(a, b), "linestyle": line}
+                if a == b:
+                    level = one.groupby("alpha")[column].mean()
+                    axes.plot(level.index * length, level, label=f"{a}, other seed", **look)
+                else:
+                    _band(axes, one["alpha"] * length, one[column], one["seed"], label=f"{a} to {b}", **look)
 
     return _cells(chosen["cell"], draw, "distance from the first model", label, f"{label} along paths, {split}", 3.4)
 
@@ -136,6 +141,12 @@ PAIR_COLOURS = {
     frozenset(("disjoint", "joint")): "#CC79A7",
     frozenset(("joint", "mixed")): "#E69F00",
 }
+
+
+def _pair_colour(a: str, b: str) -> str:
+    """Of a pair of strategies; of one alone its own, of a pair that has none halfway between the two strategies'."""
+    between = np.mean([to_rgb(style.colour(strategy)) for strategy in (a, b)], axis=0)
+    return PAIR_COLOURS.get(frozenset((a, b)), to_hex(between))
 
 
 def curves(straight: pd.DataFrame, curved: pd.DataFrame, split: str) -> style.Plot:
@@ -154,7 +165,7 @@ def curves(straight: pd.DataFrame, curved: pd.DataFrame, split: str) -> style.Pl
             rows = chosen(frame, cell)
             for (a, b), one in rows[rows["seed"].isin(seeds)].groupby(["strategy", "strategy_2"], sort=False):
                 level = one.groupby("alpha")["loss"].mean()
-                look = {"color": PAIR_COLOURS[frozenset((a, b))], "linestyle": line, "label": f"{a} to {b}, {word}"}
+                look = {"color": _pair_colour(a, b), "linestyle": line, "label": f"{a} to {b}, {word}"}
                 axes.plot(level.index, level, **look)
 
     label = "mean loss of the exits, nats"
@@ -209,8 +220,10 @@ def landscapes(frame: pd.DataFrame) -> style.Plot:
 
 
 def similarities(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> style.Plot:
-    """Linear CKA between the stages of two models, mean over seeds: rows cells, columns pairs of strategies."""
+    """Linear CKA between the stages of two models, mean over seeds: rows cells, columns pairs that are there."""
     cells = list(dict.fromkeys(frame["cell"]))
+    there = set(zip(frame["strategy"], frame["strategy_2"], strict=True))
+    pairs = [pair for pair in pairs if pair in there]
     with style.context():
         figure = style.Plot(0.6 + 2.4 * len(cells), "linear CKA between stages")
         panels = figure.subplots(len(cells), len(pairs), squeeze=False)

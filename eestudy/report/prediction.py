@@ -1,7 +1,8 @@
 """Does a metric measured early in training predict which strategy wins at a budget?
 
-A group is one (cell, seed): its strategies start alike and see the same data in the same order, so they are compared
-within it and never across cells, whose accuracies differ for other reasons. Accuracies and regrets are fractions.
+A group is one (cell, seed): its strategies start alike and see the same data, in the same order during their first
+phase, so they are compared within it and never across cells, whose accuracies differ for other reasons. Accuracies and
+regrets are fractions.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from scipy import stats
 
 from eestudy.config import EestudyError, check_name
 from eestudy.report import statistics as st
+from eestudy.report.dynamics import exit_shares, part_of
 from eestudy.report.frames import in_order
 
+WHEN = ("run", "last phase")
 METRICS = ("cell", "seed", "strategy", "metric", "value")
 OUTCOMES = ("cell", "seed", "strategy", "budget", "accuracy")
 # From as many cells on, cells are resampled; below, (cell, seed) groups: a few numbers have too few resamples. In a
@@ -26,6 +29,52 @@ OUTCOMES = ("cell", "seed", "strategy", "budget", "accuracy")
 # 95 % with 8; with exponential ones in 70, 85 and 89 %.
 FEWEST_CELLS = 8
 EXACT = 1e-12  # means of equal numbers may differ in their last bits
+
+
+def early_metrics(
+    dominance: pd.DataFrame, conflict: pd.DataFrame, rank: pd.DataFrame, per_cent: int, when: str
+) -> pd.DataFrame:
+    """Metrics at the last checkpoint within the first `per_cent` of the run, or of its last phase (`when`).
+
+    Within the run it is the last checkpoint that all strategies of a (cell, seed) have: as much is trained of each.
+    Tidy: cell, seed, strategy, metric, value. middle share, evenness (`dynamics.competition`), conflicts (rate of the
+    whole backbone's pairs), rank of early and of late stages. In disjoint's last phase the backbone is frozen: its rank
+    is that of the phase before. Raises EestudyError for an unknown `when`.
+    """
+    check_name("when", when, WHEN)
+
+    def chosen(frame: pd.DataFrame) -> pd.DataFrame:
+        return _within_run(frame, per_cent) if when == "run" else _within_last_phase(frame, per_cent)
+
+    pairs = chosen(conflict[(conflict["stage"] == 0) & (conflict["kind"] == "exits")])
+    stages = chosen(rank)
+    stages = stages.assign(part=part_of(stages, "stage"))
+    keys = ["cell", "seed", "strategy"]
+    found = [
+        exit_shares(chosen(dominance[dominance["stage"] == 0])).melt(keys, ["middle", "evenness"], "metric"),
+        pairs.groupby(keys)["negative_rate"].mean().rename("value").reset_index().assign(metric="conflicts"),
+    ]
+    for part in ("early", "late"):
+        mean = stages[stages["part"] == part].groupby(keys)["numerical_share"].mean().rename("value")
+        found.append(mean.reset_index().assign(metric=f"rank of {part} stages"))
+    return pd.concat(found, ignore_index=True)[list(METRICS)]
+
+
+def _within_run(frame: pd.DataFrame, per_cent: int) -> pd.DataFrame:
+    """The rows of each (cell, seed) at the largest progress up to `per_cent` that all its strategies have."""
+    frame = frame.assign(at=frame["progress"].round(6))
+    strategies = frame.groupby(["cell", "seed"])["strategy"].transform("nunique")
+    have = frame.groupby(["cell", "seed", "at"])["strategy"].transform("nunique")
+    frame = frame[(have == strategies) & (frame["at"] <= per_cent / 100)]
+    return frame[frame["at"] == frame.groupby(["cell", "seed"])["at"].transform("max")]
+
+
+def _within_last_phase(frame: pd.DataFrame, per_cent: int) -> pd.DataFrame:
+    """The rows of each run at its last checkpoint up to `per_cent` of its last phase, the phase's start included."""
+    last = frame.groupby("run")["phase"].transform("max")
+    start = (frame["phase"] == last - 1) & (frame["share"] == 100)  # the end of the phase before
+    frame = frame[start | (frame["phase"] == last) & (frame["share"] <= per_cent)]
+    return frame[frame["progress"] == frame.groupby("run")["progress"].transform("max")]
 
 
 def early_prediction(

@@ -143,6 +143,22 @@ def metrics_table(dynamics: Measured) -> Table:
     return table(shown, "One measurement on one core, and the memory it adds to a process.", "metrics")
 
 
+def curve_table(evaluation: Measured, aim: float = 30.0) -> Table:
+    """What the exact trade-off curve takes by exit rule, beside its aim (ms) and a loop over 100 thresholds."""
+    rows = {
+        rule: {
+            "ms": f"{found['ms']['tradeoff_curve']:.1f}", "least": f"{found['ms, least']['tradeoff_curve']:.1f}",
+            "of them scores": f"{found['ms']['scores']:.1f}", "aim": f"{aim:.0f}",
+            "met": "yes" if found["ms"]["tradeoff_curve"] <= aim else "no", "rows": f"{found['rows']:,}",
+            "loop / curve": f"{found['loop / tradeoff_curve']:.1f}",
+        }
+        for rule, found in evaluation.items() if isinstance(found, dict) and "rows" in found
+    }  # fmt: skip
+    exits, samples, classes = evaluation["exits, samples, classes"]
+    title = f"The exact curve of {exits} exits, {samples:,} samples, {classes} classes on one core: median of blocks."
+    return table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("rule"), title, "tradeoff-time")
+
+
 def rest(overhead: Measured) -> str:
     """Cached features and starting, in words."""
     cache, start = overhead["cache"], overhead["start"]

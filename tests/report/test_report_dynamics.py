@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eestudy.config import EestudyError
-from eestudy.report import dynamics
+from eestudy.report import claims, dynamics, dynamics_plots
 
 SEEDS = range(4)
 STRATEGIES = ("disjoint", "joint", "mixed")
@@ -72,6 +71,13 @@ def test_competition_of_known_shares():
     assert mixed["evenness"].to_numpy() == pytest.approx(1, abs=1e-4)
 
 
+def test_competition_leaves_out_the_untrained_network():
+    """Mixed's second phase has no checkpoint before its first step, so joint's does not count either."""
+    trained = shared({"joint": [0.2, 0.6, 0.2], "mixed": [1 / 3] * 3})
+    start = shared({"joint": [0.98, 0.01, 0.01]}).query("share == 50").assign(share=0, progress=0.0)
+    pd.testing.assert_frame_equal(dynamics.competition(pd.concat([start, trained])), dynamics.competition(trained))
+
+
 @pytest.mark.parametrize(
     ("joint", "mixed", "verdict"),
     [
@@ -112,6 +118,61 @@ def test_c4(near, far, verdict):
     assert dynamics.c4(straight(heights)).verdict == verdict
 
 
+def test_c4_is_of_the_split_that_is_asked_for():
+    near = straight({("disjoint", "joint"): 2.0, ("disjoint", "mixed"): 0.2, ("joint", "mixed"): 2.0})
+    far = straight({("disjoint", "joint"): 0.2, ("disjoint", "mixed"): 2.0, ("joint", "mixed"): 0.2})
+    both = pd.concat([near, far.assign(split="test")])
+    assert [dynamics.c4(both, split).verdict for split in ("train", "test")] == ["supported", "contradicted"]
+
+
+def test_a_curve_is_set_beside_the_line_between_the_same_models():
+    lines = straight({("disjoint", "mixed"): 0.5, ("disjoint", "joint"): 2.0})
+    curves = straight({("disjoint", "joint"): 0.3}).query("seed < 2").drop(columns="distance")
+    found = dynamics.curve_barriers(lines, curves).groupby(["pair", "way"])["barrier"].agg(["mean", "size"])
+    assert found["mean"].to_dict() == pytest.approx(
+        {("disjoint – joint", "curve"): 0.3, ("disjoint – joint", "line"): 2.0}, rel=1e-6
+    )
+    assert found["size"].tolist() == [2, 2]
+
+
+RENAMED = {"joint": "joint", "disjoint": "disjoint", "mixed": "gradual"}  # three strategies, not the paper's
+
+
+def without_mixed(frame: pd.DataFrame) -> pd.DataFrame:
+    columns = [column for column in ("strategy", "strategy_2") if column in frame]
+    return frame[~frame[columns].isin(["mixed"]).any(axis=1)]
+
+
+def with_gradual(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.replace({"strategy": RENAMED, "strategy_2": RENAMED})
+
+
+@pytest.mark.parametrize("other", [without_mixed, with_gradual])
+def test_a_study_of_other_strategies_gets_no_verdict_that_needs_the_missing_one(other):
+    shares = shared({"joint": [0.2, 0.6, 0.2], "mixed": [1 / 3] * 3, "disjoint": [0.9, 0.05, 0.05]})
+    paths = straight({("disjoint", "joint"): 2.0, ("disjoint", "mixed"): 0.2, ("joint", "mixed"): 2.0})
+    for claim in (dynamics.c3(other(shares)), dynamics.c4(other(paths))):
+        assert (claim.verdict, claim.reason, len(claim.effects)) == ("not decided", claims.NOT_COMPARED, 0)
+    known = staged(lambda strategy, part: 0.5 + {"early": 0.2, "late": -0.2}.get(part, 0) * (strategy == "joint"))
+    frame = other(known.assign(quantity="lower", noise=1.0))
+    assert dynamics.c5(frame, "value").verdict == "supported"
+    assert dynamics.c6(frame).verdict == "supported"
+    assert set(dynamics.c6(frame).effects["pair"]) == {"joint − disjoint"}
+    assert len(dynamics_plots.paths(other(paths), "train").axes) == 1
+    alone = frame[frame["strategy"] == "joint"]
+    for claim in (dynamics.c5(alone, "value"), dynamics.c6(alone)):
+        assert (claim.verdict, claim.reason) == ("not decided", claims.NOT_COMPARED)
+
+
+def test_the_stages_of_pairs_that_are_not_there_are_not_drawn():
+    frame = pd.DataFrame(
+        [("a", "strategies", "disjoint", "joint", i, j, 0.5) for i in (1, 2) for j in (1, 2)],
+        columns=["cell", "relation", "strategy", "strategy_2", "stage_a", "stage_b", "cka"],
+    )
+    figure = dynamics_plots.similarities(frame, [("disjoint", "joint"), ("joint", "mixed")])
+    assert len(figure.axes) == 2, "one panel and the colour bar"
+
+
 def test_c5_needs_both_ends():
     def value(early, late):
         return staged(lambda strategy, part: 0.3 + (strategy == "joint") * {"early": early, "late": late}.get(part, 0))
@@ -129,32 +190,7 @@ def test_c6_needs_a_difference_in_every_cell():
 
     assert dynamics.c6(information(["a", "b"])).verdict == "supported"
     assert dynamics.c6(information(["a"])).verdict == "not decided"
+    assert dynamics.c6(information(["a"])).reason.startswith(
+        "tested is the lower bound at noise 1, not the information itself"
+    )
     assert dynamics.c6(information([])).verdict == "not decided"
-
-
-def test_early_takes_the_last_checkpoint_within_the_share():
-    rows = [
-        {"cell": "a", "strategy": strategy, "seed": 0, "run": strategy, "phase": phase, "share": share,
-         "progress": (share / 100 if strategy == "joint" else (phase - 1 + share / 100) / 2)}
-        for strategy, phases in (("joint", (1,)), ("mixed", (1, 2)))
-        for phase in phases for share in (0, 5, 10, 25, 100) if share or phase == 1
-    ]  # fmt: skip
-    base = pd.DataFrame(rows)
-    marked = base.assign(mark=100 * base["phase"] + base["share"])
-    dominance = pd.concat([marked.assign(stage=0, exit=exit, norm_share=0.5) for exit in (1, 2)])
-    conflict = marked.assign(stage=0, kind="exits", negative_rate=marked["mark"])
-    rank = pd.concat([marked.assign(stage=stage, numerical_share=marked["mark"]) for stage in (1, 2, 3)])
-
-    def seen(per_cent, when):
-        found = dynamics.early(dominance, conflict, rank, per_cent, when)
-        assert (found[found["metric"] == "evenness"]["value"].round(6) == 1).all()
-        late = found[found["metric"] == "rank of late stages"].set_index("strategy")["value"].to_dict()
-        assert late == found[found["metric"] == "conflicts"].set_index("strategy")["value"].to_dict()
-        return late
-
-    assert seen(5, "run") == {"joint": 105, "mixed": 110}
-    assert seen(10, "run") == {"joint": 110, "mixed": 110}
-    assert seen(10, "last phase") == {"joint": 110, "mixed": 210}
-    assert seen(1, "last phase") == {"joint": 100, "mixed": 200}
-    with pytest.raises(EestudyError, match="when: unknown name 'first'"):
-        seen(5, "first")

@@ -50,3 +50,19 @@ def test_the_machine_is_named_with_its_date():
         "Measured on A chip, 2 cores, instructions for bfloat16: none; torch 2.0, 2026-01-01; weights and batches in "
         "memory."
     )
+
+
+def test_the_time_of_a_curve_stands_beside_its_aim():
+    def found(ms):
+        return {"rows": 4000, "loop / tradeoff_curve": 1.66, "ms": {"tradeoff_curve": ms, "scores": 20.0},
+                "ms, least": {"tradeoff_curve": ms - 1}}  # fmt: skip
+
+    measured = {
+        "hardware": FACTS,
+        "exits, samples, classes": [9, 10000, 100],
+        "entropy": found(30.04),
+        "margin": found(30),
+    }
+    shown = speed.curve_table(measured).data
+    assert shown.loc["entropy"].tolist() == ["30.0", "29.0", "20.0", "30", "no", "4,000", "1.7"]
+    assert shown.loc["margin", "met"] == "yes"
