@@ -112,7 +112,8 @@ def evaluate(config: RunConfig, store: Store) -> None:
 
 
 def predicted(run: Run) -> Predicted:
-    return Predicted(run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops)
+    splits = (run.predictions("validation"), run.predictions("test"))
+    return Predicted(*splits, run.costs, run.backbone_flops, run.config.match == "patience")
 
 
 def parts_of(run: Run) -> dict[str, Callable[[], Tables]]:

@@ -334,6 +334,12 @@ def test_training_mode_is_refused() -> None:
         network("resnet-tiny", 11).train().predict(torch.zeros(2, 1, 8, 8).double(), max_probability(0.5))
 
 
+def test_a_bare_threshold_is_no_rule() -> None:
+    model = network("mlp", 12)
+    with pytest.raises(EestudyError, match=r"^rule: give a rule, as max_probability\(0\.9\), got 0\.9$"):
+        model.predict(inputs(model, 3, 12), 0.9)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("count", [2, 5])
 def test_thresholds_for_another_number_of_exits_are_refused(count: int) -> None:
     model = network("mlp", 12)

@@ -2,7 +2,9 @@
 
 Scores (K, N) float32, costs (K,) FLOPs of leaving at each exit; a budget is a mean cost. A fitter reads the data once
 and gives back budget -> thresholds (K,), with which the mean cost on these data never exceeds the budget. Budgets lie
-from the first exit's cost to below the last one's. inf: nobody leaves there (always at the last exit); -inf: everybody.
+from the first exit's cost to below the last one's, and means are floats: at the first exit's cost everybody leaves
+there, even where the mean of N equal costs is rounded above it. inf: nobody leaves (always at the last exit); -inf:
+everybody.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def shared_fitter(score: np.ndarray, costs: np.ndarray) -> Fitter:
     mean_cost = curve.cost(costs)
 
     def fit(budget: float) -> np.ndarray:
-        thresholds = np.full(len(costs), curve.thresholds[np.flatnonzero(mean_cost <= budget)[-1]])
+        within = np.flatnonzero(mean_cost <= budget)
+        # None: the budget is the first exit's cost, and a mean of costs that are no whole numbers is rounded above it.
+        thresholds = np.full(len(costs), curve.thresholds[within[-1] if len(within) else 0])
         thresholds[-1] = math.inf
         return thresholds
 
@@ -192,7 +196,9 @@ def optimized_fitter(score: np.ndarray, worth: np.ndarray, costs: np.ndarray, st
         firsts = [max(within, key=_rank).thresholds] if within else []
         firsts += [start(budget) for start in starts]
         found = [ascent.climb(first, budget=budget) for first in firsts]
-        return max((solution for solution in found if solution.cost <= budget), key=_rank).thresholds
+        # At a budget of the first exit's cost a mean may be rounded above it: then the cheapest, one of `starts`.
+        allowed = [solution for solution in found if solution.cost <= budget] or [min(found, key=lambda one: one.cost)]
+        return max(allowed, key=_rank).thresholds
 
     return fit
 

@@ -22,8 +22,10 @@ how rarely it is not 0, where bounds from the range alone (Hoeffding) need many 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -38,6 +40,7 @@ from .exit_rules import ExitRule, leave_at
 RISKS = ("gap", "error", "disagree")
 _STEPS = 200
 _SUREST = 11.5  # logit of 0.99999
+_MOST = 2**20  # samples, up to which `fewest_samples` looks
 _AIM = 0.05  # the stakes are best for p-values near this one, and valid for all
 
 
@@ -145,18 +148,30 @@ def _losses(predicted: np.ndarray, labels: np.ndarray, index: np.ndarray, risk: 
 
 
 def _why_none(first: pd.Series, risk: str, tolerance: float, confidence: float, num_samples: int) -> str:
-    level = 1 - confidence
-    # Without a single loss p is (1 - tolerance)^N.
-    needed = math.ceil(math.log(level) / math.log1p(-tolerance))
-    if risk != "gap" and num_samples < needed:
-        return (
-            f"{num_samples} samples are too few: even without a single loss, tolerance {tolerance:g} at confidence "
-            f"{confidence:g} takes at least {needed}"
-        )
-    return (
+    return too_few(num_samples, risk, tolerance, confidence) or (
         f"already the most careful threshold, {first['threshold']:.6g}, has risk ({risk}) {first['risk']:.4g} on "
-        f"{num_samples} samples, p = {first['p']:.3g} > {level:.3g} for risk > {tolerance:g}"
+        f"{num_samples} samples, p = {first['p']:.3g} > {1 - confidence:.3g} for risk > {tolerance:g}"
     )
+
+
+def too_few(num_samples: int, risk: str, tolerance: float, confidence: float) -> str:
+    """Why that many samples certify nothing without a loss on any of them, and how many would; "" where they do."""
+    needed = fewest_samples(risk, tolerance, confidence)
+    if num_samples >= needed:
+        return ""
+    return (
+        f"{num_samples} samples are too few: even without a single loss, tolerance {tolerance:g} at confidence "
+        f"{confidence:g} takes at least {needed}"
+    )
+
+
+@cache
+def fewest_samples(risk: str, tolerance: float, confidence: float) -> int:
+    """How many samples without a single loss certify a threshold; for a gap, 2^20 where that many do not yet."""
+    level = 1 - confidence
+    if risk != "gap":  # p is (1 - tolerance)^N
+        return math.ceil(math.log(level) / math.log1p(-tolerance))
+    return bisect_left(range(_MOST), True, lo=1, key=lambda n: betting_p_value(np.zeros(n), tolerance) <= level)
 
 
 def binomial_p_value(losses: int, samples: int, tolerance: float) -> float:

@@ -28,17 +28,22 @@ STEPS = 60
 TOLERANCES, CONFIDENCES = (0.005, 0.01, 0.02, 0.05), (0.8, 0.9, 0.95)
 DRAWS, DRAWN = 50, (0.01, 0.9)
 """Of the simulation of risk control: how many, and the tolerance and confidence of all of them."""
+CHOSEN = "match: patience chose the weights by these validation data, so they guarantee nothing"
 DYNAMIC = 0.5
 """Budget, of the plain backbone, of the network that leaves early wherever one has to stand for all."""
 
 
 class Predicted(NamedTuple):
-    """A run's predictions, (logits (K, N, C), labels (N,)) each, costs (K,) and the plain backbone's cost in FLOPs."""
+    """A run's predictions, (logits (K, N, C), labels (N,)) each, costs (K,) and the plain backbone's cost in FLOPs.
+
+    validation_chose: whether validation data had a say in the weights, as under match: patience.
+    """
 
     validation: Predictions
     test: Predictions
     costs: np.ndarray
     backbone_flops: float
+    validation_chose: bool = False
 
     @property
     def regression(self) -> bool:
@@ -70,7 +75,8 @@ def _scored(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _missed(run: Predicted, rule: str, method: str) -> pd.DataFrame:
-    return budget_misses(*run, rule, BUDGETS[:-1], (method,)).drop(columns="method")
+    costs = (run.costs, run.backbone_flops)
+    return budget_misses(run.validation, run.test, *costs, rule, BUDGETS[:-1], (method,)).drop(columns="method")
 
 
 def allocation(run: Predicted) -> pd.DataFrame:
@@ -116,9 +122,12 @@ def risk(run: Predicted) -> pd.DataFrame:
     """Risk control (risk gap, rule max-probability): tolerance, confidence, threshold, certified, and what came of it.
 
     validation_risk, test_risk: accuracy lost against the last exit; flops (test); speed_up: plain backbone's / flops.
+    Nothing is certified where validation data chose the weights: the guarantee is for data that chose nothing.
     """
 
     def controlled(tolerance: float, confidence: float) -> pd.DataFrame:
+        if run.validation_chose:
+            return pd.DataFrame([{"certified": False, "reason": CHOSEN}])
         found = control_risk(*run.validation, run.costs, tolerance, confidence)
         row = {"certified": found.threshold is not None, "reason": found.reason}
         if found.threshold is not None:

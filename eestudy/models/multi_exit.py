@@ -122,10 +122,12 @@ class MultiExit(nn.Module):
 
         Returns the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
         Raises EestudyError in training mode, where BatchNorm would let a sample depend on who is still inside, and for
-        a rule with thresholds for another number of exits.
+        a rule that is none, such as a bare threshold, or that has thresholds for another number of exits.
         """
         if self.training:
             raise EestudyError("predict: the model is in training mode; call model.eval() first")
+        if not callable(rule):
+            raise EestudyError(f"rule: give a rule, as max_probability(0.9), got {rule!r}")
         check = getattr(rule, "check_exits", None)
         if check:
             check(self.num_exits)

@@ -18,7 +18,7 @@ from eestudy.report import statistics as st
 from eestudy.report import style
 from eestudy.report.frames import Results, in_order
 from eestudy.report.plots import tradeoff_lines, value_limits
-from eestudy.report.tables import Table, table
+from eestudy.report.tables import Table, select, table
 
 WHOLE = "whole"
 
@@ -53,29 +53,42 @@ def named(architecture_args: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in sorted(architecture_args.items())) or WHOLE
 
 
-def at_equal_cost(tradeoff: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
+def finest_curves(results: Results, protocol: str, rule: str) -> pd.DataFrame:
+    """Early exits' curves with the smallest steps that there are, for `at_equal_cost`.
+
+    Thresholds of the study's own protocol and rule: those of the explorer, geometric. Any others: `Results.tradeoff`.
+    """
+    if (protocol, rule) != ("calibrated", "max-probability"):
+        return select(results.tradeoff, protocol, rule)
+    rows = results.evaluation("explorer").query("allocation == 'geometric'")
+    return rows.assign(flops=rows["cost"] * rows["run"].map(results.runs.set_index("run")["backbone_flops"]))
+
+
+def at_equal_cost(fine: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
     """Each strategy at each plain network's cost, paired by seed: early exits less the plain network.
 
-    tradeoff: of `Results.tradeoff`, one protocol and rule. The point taken of its curve is the last whose mean cost on
-    test is not above the plain network's, so early exits are given no more than that cost, and up to one step of the
-    curve less.
-    Columns: place, strategy, name, flops, seeds, early, plain (accuracies), mean, low, high, p_holm, decision
-    ("better": early exits; "worse"; "": no difference seen), note. Holm's correction is over the whole table.
+    fine: of `finest_curves`. The point taken of each seed's curve is the last whose mean cost on test is not above the
+    plain network's, so early exits are given no more than that cost, and up to one step of the curve less.
+    Columns: place, strategy, name, flops, seeds, spent (the point's share of the plain network's cost, mean over
+    seeds), early, plain (accuracies), mean, low, high, p_holm, decision ("better": early exits; "worse"; "": no
+    difference seen), note. Holm's correction is over the whole table.
     EestudyError where the two studies have no cell in common.
     """
-    curves = tradeoff.assign(place=_place(tradeoff)).dropna(subset="accuracy")
+    curves = fine.assign(place=_place(fine)).dropna(subset="accuracy")
     rows: list[dict[str, Any]] = []
     for (place, name), networks in plain.groupby(["place", "name"], sort=False):
         own = curves[curves["place"] == place]
         for strategy in in_order(own["strategy"]):
             cost = float(networks["flops"].iloc[0])
             within = own[(own["strategy"] == strategy) & (own["flops"] <= cost)].sort_values("flops")
-            early = within.groupby("seed")["accuracy"].last()
+            point = within.groupby("seed")[["accuracy", "flops"]].last()
+            early = point["accuracy"]
             alone = networks.set_index("seed")["accuracy"]
             paired = st.paired_difference(early, alone)
             rows.append(
                 {
                     "place": place, "strategy": strategy, "name": name, "flops": cost, "seeds": paired.n,
+                    "spent": point["flops"].mean() / cost,
                     "early": early.mean(), "plain": alone.mean(), "mean": paired.mean, "low": paired.low,
                     "high": paired.high, "p": paired.p, "note": paired.note,
                 }
@@ -104,7 +117,8 @@ def equal_cost_table(frame: pd.DataFrame, whole: dict[str, float]) -> Table:
     return table(
         wide,
         "Early exits less the plain network at the same mean cost, points [95 % interval over seeds]; * where Holm's "
-        f"correction over these {len(frame)} comparisons leaves a difference. Cost: of the whole backbone.",
+        f"correction over these {len(frame)} comparisons leaves a difference. In round brackets: the share of the "
+        "plain network's cost that early exits really spend. Cost: of the whole backbone.",
         "equal-cost",
     )
 
@@ -112,10 +126,10 @@ def equal_cost_table(frame: pd.DataFrame, whole: dict[str, float]) -> Table:
 def _difference(row: dict[str, Any]) -> str:
     if math.isnan(row["mean"]):
         return "–"
-    star = "*" if row["decision"] else ""
+    star, spent = "*" if row["decision"] else "", f"({row['spent']:.0%})"
     if math.isnan(row["low"]):
-        return f"{st.points(row['mean'])} ({row['note']})"
-    return f"{st.points(row['mean'])}{star} [{st.points(row['low'])} to {st.points(row['high'])}]"
+        return f"{st.points(row['mean'])} ({row['note']}) {spent}"
+    return f"{st.points(row['mean'])}{star} [{st.points(row['low'])} to {st.points(row['high'])}] {spent}"
 
 
 def verdict(frame: pd.DataFrame) -> list[str]:
@@ -234,6 +248,6 @@ def clock_findings(frame: pd.DataFrame) -> list[str]:
         free = [name for name in plain["name"] if name not in beaten]
         lines.append(
             f"**{place}**: for {len(beaten)} of {len(plain)} plain networks some early-exit point is as fast and as "
-            f"accurate on average{'; not for ' + ', '.join(free) if free else ''}."
+            f"accurate on average{'; not for ' + '; '.join(free) if free else ''}."
         )
     return lines

@@ -21,6 +21,7 @@ from eestudy.report.explorer_page import SCRIPT, STYLE
 from eestudy.report.frames import in_order
 
 DIGITS = 4
+THRESHOLD_DIGITS = 8  # significant ones: next to 1, where many scores lie, float32 has no more
 METHODS = ("geometric", "shared", "optimized")
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 360, 240, 46, 16, 40, 12
 
@@ -29,9 +30,9 @@ def payload(frame: pd.DataFrame) -> dict[str, Any]:
     """What the page shows, from `Results.evaluation("explorer")`: means over seeds, by cell, strategy and method.
 
     cells: [{cell, score, exits, budgets (B,), curves: [{strategy, method, seeds, accuracy, low, high, cost (B,), shares
-    (B, K), thresholds (B, K - 1)}]}]. Numbers are rounded to DIGITS; thresholds are those of the smallest seed, on the
-    score of the rule, null where nobody leaves at an exit and "all" where everybody does. Raises EestudyError when no
-    row has an answer.
+    (B, K), thresholds (B, K - 1)}]}]. Numbers are rounded to DIGITS; thresholds, to THRESHOLD_DIGITS, are those of the
+    smallest seed, on the score of the rule, null where nobody leaves at an exit and "all" where everybody does. Raises
+    EestudyError when no row has an answer.
     """
     cells = []
     for cell, here in frame[frame["accuracy"].notna()].groupby("cell", sort=False):
@@ -70,13 +71,18 @@ def _curve(rows: pd.DataFrame, exits: list[str]) -> dict[str, Any]:
         "high": _rounded(each.high for each in accuracy),
         "cost": _rounded(wide("cost").mean(axis=0)),
         "shares": [_rounded(row) for row in left / left.sum(axis=1, keepdims=True)],
-        "thresholds": [_rounded(row) for row in thresholds],
+        "thresholds": [[_threshold(value) for value in row] for row in thresholds],
     }
 
 
 def _rounded(values: Any) -> list[Any]:
-    return ["all" if value == -math.inf else round(float(value), DIGITS) if math.isfinite(value) else None
-            for value in values]  # fmt: skip
+    return [round(float(value), DIGITS) if math.isfinite(value) else None for value in values]
+
+
+def _threshold(value: float) -> str | float | None:
+    if math.isfinite(value):
+        return float(f"{value:.{THRESHOLD_DIGITS}g}")
+    return "all" if value < 0 else None
 
 
 class Explorer:
@@ -93,7 +99,8 @@ class Explorer:
 
     def _repr_html_(self) -> str:
         first = self.data["cells"][0]
-        colours = {curve["strategy"]: style.colour(curve["strategy"]) for curve in first["curves"]}
+        strategies = {curve["strategy"] for cell in self.data["cells"] for curve in cell["curves"]}
+        colours = {strategy: style.colour(strategy) for strategy in in_order(strategies)}
         # "</" would end the element that holds the numbers.
         numbers = json.dumps({**self.data, "colours": colours}, separators=(",", ":")).replace("</", "<\\/")
         body = (

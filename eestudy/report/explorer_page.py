@@ -44,6 +44,12 @@ SCRIPT = """
     return element;
   }
   function percent(value, digits) { return value === null ? "\\u2013" : (100 * value).toFixed(digits); }
+  // A probability near 1 is told by its distance from 1; a score is never above 1, so at 1 nobody leaves.
+  function threshold(value) {
+    if (value === null || value === 1) return "nobody";
+    if (value === "all") return "everybody";
+    return value > 0.999 ? "1 \\u2212 " + (1 - value).toExponential(1) : String(Number(value.toPrecision(4)));
+  }
   var live = make("div", {"class": "ee-live"}, root);
   var controls = make("div", {"class": "ee-controls"}, live);
   function choice(name, options, words) {
@@ -171,9 +177,7 @@ SCRIPT = """
     drawShares(cell, chosen, at);
     drawTable(curves, chosen, cell, at);
     note.textContent = "Means over " + chosen.seeds + " seeds. Thresholds of seed " + chosen.seed + " on the score (" +
-      cell.rule + "), exits 1 to " + (cell.exits - 1) + ": " + chosen.thresholds[at].map(function (value) {
-        return value === null ? "nobody" : value === "all" ? "everybody" : value.toFixed(3);
-      }).join(", ") + ".";
+      cell.rule + "), exits 1 to " + (cell.exits - 1) + ": " + chosen.thresholds[at].map(threshold).join(", ") + ".";
   }
   root.classList.add("ee-on");
   draw();

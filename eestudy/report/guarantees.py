@@ -42,12 +42,12 @@ def risk_table(risk: pd.DataFrame, confidence: float) -> Table:
 
 
 def none_certified(risk: pd.DataFrame) -> str:
-    """The honest answer where there is none: the first reason of each cell, as `control_risk` gives it."""
+    """The honest answer where there is none, a line a cell, tolerance and confidence: the first of its reasons."""
     refused = risk[~risk["certified"].eq(True)]
     lines = [
-        f"- {cell}, tolerated loss {100 * here.iloc[0]['tolerance']:g} points at confidence "
-        f"{here.iloc[0]['confidence']:g} ({len(here)} such answers): {here.iloc[0]['reason']}."
-        for cell, here in refused.groupby("cell", sort=False)
+        f"- {cell}, tolerated loss {100 * tolerance:g} points at confidence {confidence:g} ({len(here)} runs): "
+        f"{here.iloc[0]['reason']}."
+        for (cell, tolerance, confidence), here in refused.groupby(["cell", "tolerance", "confidence"], sort=False)
     ]
     return "\n".join(lines) or "Every run has a certified threshold for every tolerance and confidence."
 

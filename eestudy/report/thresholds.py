@@ -131,19 +131,26 @@ def effects_table(frame: pd.DataFrame, caption: str, name: str) -> Table:
 
 
 def effect_findings(frame: pd.DataFrame, what: str, scale: float = 100, unit: str = "points") -> str:
-    """What the corrected tests of effects decide, pair by pair, with the largest effect seen."""
+    """What the corrected tests of effects decide, pair by pair, with the largest effect that was tested."""
     lines = []
     for pair, here in frame.groupby("pair", sort=False):
-        found = here[here["decision"] != ""]
-        largest = here.loc[here["mean"].abs().idxmax()]
+        tested, found = here[here["p"].notna()], here[here["decision"] != ""]
+        untested = here[here["p"].isna()]["note"].str.removesuffix(": no interval").value_counts(sort=False)
+        notes = ", ".join(f"{note} in {many}" for note, many in untested.items())
+        missing = f"not tested ({untested.sum()} of {len(here)}: {notes})"
+        if tested.empty:
+            lines.append(f"- {what}, {pair}: {missing}.")
+            continue
+        largest = tested.loc[tested["mean"].abs().idxmax()]
         words = "; ".join(
             f"{_where(row)}: {row['decision']} by {scale * abs(row['mean']):.2g} {unit} "
             f"[{signed(scale * row['low'])} to {signed(scale * row['high'])}]"
             for row in found.to_dict("records")
         )
         lines.append(
-            f"- {what}, {pair}: {words or 'no difference seen'} ({len(found)} of {len(here)} decided; the largest mean "
-            f"is {signed(scale * largest['mean'])} {unit}, {_where(largest.to_dict())})."
+            f"- {what}, {pair}: {words or 'no difference seen'} ({len(found)} of {len(tested)} tests decide; the "
+            f"largest mean is {signed(scale * largest['mean'])} {unit}, {_where(largest.to_dict())})"
+            f"{f'; {missing}' if len(untested) else ''}."
         )
     return "\n".join(lines)
 
@@ -187,6 +194,26 @@ def curve_table(curves: pd.DataFrame) -> Table:
         "validation data. Best: of all strategies with the same seed; in brackets: how many seeds reach it."
     )
     return table(made, text + why(curves, "area"), "curves")
+
+
+def cost_effects(curves: pd.DataFrame) -> pd.DataFrame:
+    """`dynamics.effects` of the cost of 99 % of the best last exit, all means over the seeds in which both reach it."""
+    best = curves[curves["goal_of"] == "best"]
+    frame = effects(best, "cost", by=())
+    costs = best.groupby(["cell", "seed", "strategy"])["cost"].mean().unstack()
+    common = [costs.loc[row.cell][[row.a, row.b]].dropna().mean() for row in frame.itertuples()]
+    return frame.assign(mean_a=[mean.iloc[0] for mean in common], mean_b=[mean.iloc[1] for mean in common])
+
+
+def reached(curves: pd.DataFrame) -> str:
+    """In how many seeds each strategy reaches 99 % of the best last exit, a line a cell."""
+    best = curves[curves["goal_of"] == "best"]
+    lines = []
+    for cell, here in best.groupby("cell", sort=False):
+        seeds = here.groupby("strategy")["cost"].agg(["count", "size"])
+        words = (f"{name} in {seeds['count'][name]} of {seeds['size'][name]} seeds" for name in in_order(seeds.index))
+        lines.append(f"- {cell}: reached by {', '.join(words)}.")
+    return "\n".join(lines)
 
 
 def _percent(values: pd.Series) -> str:

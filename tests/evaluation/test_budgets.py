@@ -78,6 +78,15 @@ def test_everybody_leaves_at_once_or_nobody_ever():
     assert (ev.simulate(logits, ev.per_exit(cheapest)) == 1).all()
 
 
+@pytest.mark.parametrize("method", ["geometric", "shared", "optimized"])
+def test_a_budget_of_the_first_exit_s_cost_when_costs_are_no_whole_numbers(method):
+    logits, labels = random_run(7, (5, 49, 6))
+    for first in np.arange(1, 40) / 10:
+        costs = first + 0.7 * np.arange(5)
+        thresholds = ev.calibrate(logits, labels, costs, float(costs[0]), method=method)
+        assert (ev.simulate(logits, ev.per_exit(thresholds)) == 1).all()
+
+
 def test_all_scores_equal():
     logits, labels = torch.zeros(5, 20, 3), torch.zeros(20, dtype=torch.int64)
     for method in ("geometric", "shared"):

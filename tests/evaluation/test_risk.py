@@ -11,7 +11,7 @@ import torch
 
 from eestudy import evaluation as ev
 from eestudy.config import EestudyError
-from eestudy.evaluation.risk import betting_p_value, binomial_p_value, threshold_sequence
+from eestudy.evaluation.risk import betting_p_value, binomial_p_value, fewest_samples, threshold_sequence
 
 from .cases import COSTS, random_run
 
@@ -117,6 +117,11 @@ def test_none_says_why():
     assert few.reason.endswith(f"at least {needed}")
     with pytest.raises(EestudyError, match="none is certified: 20 samples"):
         few.exit_rule()
+    gap = ev.control_risk(logits, labels, COSTS, 0.01, 0.9)
+    needed = fewest_samples("gap", 0.01, 0.9)
+    assert gap.reason.startswith("20 samples are too few: even without a single loss, tolerance 0.01 at confidence 0.9")
+    assert gap.reason.endswith(f"at least {needed}")
+    assert betting_p_value(np.zeros(needed), 0.01) <= 0.1 < betting_p_value(np.zeros(needed - 1), 0.01)
     logits, labels = random_run(5, (5, 400, 4))
     bad = ev.control_risk(logits, labels, COSTS, 0.05, 0.9, risk="error")
     error = 1 - ev.exit_metrics(logits, labels).accuracy.iloc[-1]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from eestudy.config import EestudyError
-from eestudy.report import baselines
+from eestudy.report import Results, baselines
 
 GAINS = (0.10, 0.11, 0.09, 0.10)  # of early exits at the plain network's cost, by seed
 
@@ -40,6 +42,8 @@ def test_the_last_point_within_the_cost_is_paired_by_seed():
     assert frame.loc["joint", "mean"] == pytest.approx(0)
     assert frame.loc["joint", "decision"] == ""
     assert list(frame["seeds"]) == [4, 4]
+    assert frame["spent"].tolist() == pytest.approx([500 / 600] * 2)
+    assert repr(baselines.equal_cost_table(frame.reset_index(), {"vit1d / mnist1d": 1000.0})).count("(83%)") == 2
 
 
 def test_a_cost_that_is_met_exactly_counts_and_one_below_the_curve_is_a_dash():
@@ -72,6 +76,18 @@ def test_the_words_say_who_is_better():
 def test_studies_without_a_common_cell_are_told():
     with pytest.raises(EestudyError, match="no architecture and data set in common"):
         baselines.at_equal_cost(curves(("mlp", "digits")), plain())
+
+
+def test_curves_are_read_at_the_explorer_s_steps_where_it_has_them(results: Results, folder: Path) -> None:
+    run = results.runs.iloc[0]
+    rows = [
+        {"run": run["run"], "allocation": method, "cost": 0.5, "accuracy": 0.7} for method in ("geometric", "shared")
+    ]
+    pd.DataFrame(rows).to_parquet(folder / "evaluation_explorer.parquet")
+    (row,) = baselines.finest_curves(results, "calibrated", "max-probability").to_dict("records")
+    assert (row["allocation"], row["flops"]) == ("geometric", 0.5 * run["backbone_flops"])
+    with pytest.raises(EestudyError, match="rule: unknown name 'entropy'"):  # the trade-off curves were asked
+        baselines.finest_curves(results, "calibrated", "entropy")
 
 
 def test_a_network_is_named_by_what_makes_it_smaller(results):

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from eestudy import evaluating
 from eestudy.config import EestudyError
 from eestudy.evaluation import difficulty as samples_of
 from eestudy.evaluation import ood_detection, run_tables
@@ -142,10 +148,8 @@ def test_the_numbers_in_the_page_are_the_table_s(frames):
         for given, row in zip(curve["thresholds"], first.itertuples(), strict=True):
             for k, value in enumerate(given, 1):
                 known = getattr(row, f"threshold_{k}")
-                expected = (
-                    None if known == math.inf else "all" if known == -math.inf else pytest.approx(known, abs=1e-4)
-                )
-                assert value == expected
+                same = pytest.approx(known, rel=1e-7, abs=0)
+                assert value == (None if known == math.inf else "all" if known == -math.inf else same)
         for low, mean, high in zip(curve["low"], curve["accuracy"], curve["high"], strict=True):
             assert low is None or low <= mean <= high
 
@@ -161,6 +165,39 @@ def test_the_page_needs_nothing_from_elsewhere(frames):
     assert repr(shown).startswith("Explorer: 1 cells, a slider over 9 budgets")
     with pytest.raises(EestudyError, match=f"explorer: no run has an answer: {WHY}"):
         explorer.Explorer(frames["explorer"].query("cell == 'c / d'"))
+
+
+@pytest.fixture
+def two_cells(frames) -> explorer.Explorer:
+    """Of cells that have one strategy each; in the second with thresholds next to 1, also the nearest float32."""
+    own = frames["explorer"].query("cell == 'a / b'")
+    second = own.query("strategy == 'joint'").assign(cell="e / f", threshold_1=1 - 3.2e-5, threshold_2=1.0)
+    second["threshold_3"] = float(np.nextafter(np.float32(1), np.float32(0)))
+    return explorer.Explorer(pd.concat([own.query("strategy == 'mixed'"), second]))
+
+
+def test_thresholds_next_to_1_keep_what_tells_them_from_1(two_cells):
+    curve = two_cells.data["cells"][1]["curves"][0]
+    assert curve["thresholds"][0][:3] == [0.999968, 1.0, 0.99999994]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not here")
+def test_the_script_runs_and_follows_the_controls(two_cells, tmp_path):
+    page = two_cells._repr_html_()
+    numbers, script = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    stub = (Path(__file__).parent / "stub_page.js").read_text()
+    (tmp_path / "page.js").write_text(stub.replace("NUMBERS", json.dumps(numbers)).replace("// SCRIPT", script))
+    done = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, check=True, timeout=60)
+    shown = json.loads(done.stdout)
+    (first, second), colours = two_cells.data["cells"], [style.colour("mixed"), style.colour("joint")]
+    at = explorer.middle(first)
+    for name, cell, place in (("start", first, at), ("second cell", second, 8)):
+        curve = cell["curves"][0]
+        assert f"{curve['strategy']} reaches {100 * curve['accuracy'][place]:.1f} %" in shown[name]["output"]
+        assert f"mean cost of {100 * curve['cost'][place]:.1f} %" in shown[name]["output"]
+        assert shown[name]["colours"] == [colours[cell is second]]
+    assert "exits 1 to 4: 1 − 3.2e-5, nobody, 1 − 6.0e-8, " in shown["second cell"]["note"]
+    assert "no answer here" in shown["no such strategy"]["output"]
 
 
 def test_misses_are_counted(frames):
@@ -180,9 +217,30 @@ def test_misses_are_counted(frames):
     assert set(thresholds.rule_effects(frames["allocation"])["pair"]) == {
         f"{rule} − max-probability" for rule in ("entropy", "margin", "patience")
     }
-    assert "no difference seen" in thresholds.effect_findings(effects.assign(decision=""), "accuracy")
+    assert "no difference seen" in thresholds.effect_findings(effects.assign(decision="", p=0.5), "accuracy")
     table = thresholds.effects_table(effects, "Accuracy.", "x")
     assert table.data.shape == (3, 4)
+
+
+def test_what_was_not_tested_is_not_called_the_same():
+    """Joint reaches the goal with all seeds, mixed with two of them, disjoint with one."""
+    costs = {"joint": (0.2, 0.3, 0.5), "mixed": (0.4, 0.4, math.nan), "disjoint": (math.nan, math.nan, 0.9)}
+    curves = pd.DataFrame(
+        [{"cell": "a", "strategy": name, "seed": seed, "goal_of": "best", "cost": cost}
+         for name, by_seed in costs.items() for seed, cost in enumerate(by_seed)]
+    )  # fmt: skip
+    frame = thresholds.cost_effects(curves).set_index("pair")
+    assert frame.loc["mixed − joint", ["mean_a", "mean_b", "mean"]].tolist() == pytest.approx([0.4, 0.25, 0.15])
+    assert frame.loc["joint − disjoint", ["mean_a", "mean_b"]].tolist() == pytest.approx([0.5, 0.9])
+    lines = thresholds.effect_findings(frame.reset_index(), "Cost").splitlines()
+    assert lines[0].startswith(
+        "- Cost, mixed − joint: no difference seen (0 of 1 tests decide; the largest mean is +15"
+    )
+    assert lines[1] == "- Cost, mixed − disjoint: not tested (1 of 1: no common seed in 1)."
+    assert lines[2] == "- Cost, joint − disjoint: not tested (1 of 1: one seed in 1)."
+    assert thresholds.reached(curves) == (
+        "- a: reached by disjoint in 1 of 3 seeds, joint in 3 of 3 seeds, mixed in 2 of 3 seeds."
+    )
 
 
 def test_a_broken_guarantee_is_seen():
@@ -208,7 +266,22 @@ def test_risk_control_says_what_it_certified(frames):
     text = guarantees.risk_table(risk, 0.9).data.loc[("a / b", "mixed"), "5 points"]
     many = int(held["certified"].eq(True).sum())
     assert f"({many} of 2)" in text if many else text == "–"
-    assert risk[risk["certified"].eq(False)]["reason"].iloc[0] in guarantees.none_certified(risk)
+    refused = risk[risk["certified"].eq(False)]
+    assert refused["reason"].iloc[0] in guarantees.none_certified(risk)
+    assert len(guarantees.none_certified(refused).splitlines()) == len(refused.groupby(["tolerance", "confidence"]))
+
+
+def test_validation_data_that_chose_the_weights_guarantee_nothing():
+    table = run_tables.risk(predicted("mixed", 0)._replace(validation_chose=True))
+    assert len(table) == len(run_tables.TOLERANCES) * len(run_tables.CONFIDENCES)
+    assert not table["certified"].any()
+    assert table["reason"].str.startswith("match: patience chose the weights").all()
+    assert "they guarantee nothing" in guarantees.none_certified(table.assign(cell="a"))
+    for match in ("epochs", "patience"):
+        run = SimpleNamespace(
+            predictions=str, costs=COSTS, backbone_flops=BACKBONE, config=SimpleNamespace(match=match)
+        )
+        assert evaluating.predicted(cast(Any, run)).validation_chose == (match == "patience")
 
 
 def test_ends_scaling_and_strategies(frames):

@@ -11,12 +11,17 @@ from eestudy.report import latency
 
 
 def measurement(
-    speedup: float = 1.5, others: float = 0.01, stage_ms: tuple[float, ...] = (1.0, 2.0, 1.0)
+    speedup: float = 1.5,
+    others: float = 0.01,
+    stage_ms: tuple[float, ...] = (1.0, 2.0, 1.0),
+    calls: int = 9,
+    flops_speedup: float = 2.0,
 ) -> dict[str, Any]:
     """Two stages and a classifier, an exit after the first; half of the samples leave there."""
     row = {
-        "strategy": "mixed", "budget": 50, "median_ms": 2.0, "p95_ms": 3.0, "calls": 9, "samples_per_s": 500.0,
-        "plain_median_ms": 4.0, "plain_p95_ms": 5.0, "speedup": speedup, "flops_speedup": 2.0, "taken": [0.5, 0.5],
+        "strategy": "mixed", "budget": 50, "median_ms": 2.0, "p95_ms": 3.0, "calls": calls, "samples_per_s": 500.0,
+        "plain_median_ms": 4.0, "plain_p95_ms": 5.0, "speedup": speedup, "flops_speedup": flops_speedup,
+        "taken": [0.5, 0.5],
     }  # fmt: skip
     part = {"strategy": "mixed", "budget": 50, "stages": 6.0, "heads": 2.0, "rule": 1.0, "rest": 1.0}
     facts = {"processor": "P", "cores": 2, "threads": 2, "bfloat16 instructions": "none", "torch": "2", "date": "today"}
@@ -35,22 +40,42 @@ def test_rows_say_what_the_stages_alone_would_save() -> None:
     # Of 4 ms, those who leave spend 1 and the others 4.
     assert frame["attainable"].tolist() == pytest.approx([4 / 2.5] * 4)
     assert frame["own"].tolist() == pytest.approx([1.5 / 1.6, 1.9 / 1.6] * 2)
+    # Of 100 FLOPs of the stages, those who leave spend 50: without heads 100 / 75, which is less than the clock's 1.6.
+    assert frame["stages"].tolist() == pytest.approx([1.6 / (100 / 75)] * 4)
+    assert (frame["stages"] * frame["rest"]).tolist() == pytest.approx(frame["ratio"].tolist())
 
 
 def test_the_verdict_says_who_reached_the_aim_and_what_was_lost_where() -> None:
     lines = latency.verdict(latency.rows(measurement())).splitlines()
-    assert len(lines) == 2, "the aims are for the networks that are not trained"
+    assert len(lines) == 4
     assert "batch 1, one: 0.75 of the FLOPs speed-up (aim 0.8, reached by 0 of 1)" in lines[0]
-    assert "the stages'" in lines[0]
-    assert lines[1].endswith("reached by 1 of 1)")
-    even = latency.verdict(latency.rows(measurement(stage_ms=(0.01, 3.99, 0.0)))).splitlines()[0]
-    assert "heads, rule and dropping" in even
+    assert "most of the loss is in heads, rule and dropping (stages x 1.20, the rest x 0.62)" in lines[0]
+    assert lines[1].startswith("- batch 1, two (trained; outside the stated aim): 0.75")
+    assert lines[2].endswith("reached by 1 of 1)")
+    slow = latency.verdict(
+        latency.rows(measurement(speedup=1.01, stage_ms=(3.9, 0.1, 0.0), flops_speedup=1.3))
+    ).splitlines()[0]
+    assert "in the stages" in slow
+
+
+@pytest.mark.parametrize(("speedup", "calls"), [(1.58, 2), (1.59, 9)], ids=["few calls", "faster than its stages"])
+def test_no_cause_is_named_where_the_times_are_unsure(speedup: float, calls: int) -> None:
+    unsure = measurement(speedup, calls=calls, stage_ms=(1.0, 2.0, 1.0) if calls == 2 else (2.0, 1.0, 1.0))
+    line = latency.verdict(latency.rows(unsure)).splitlines()[0]
+    assert line.endswith("; these times cannot say where the loss is")
+    assert ("as few as 2 calls a row" in line) == (calls == 2)
+
+
+def test_a_percentile_takes_enough_calls() -> None:
+    for calls, shown in ((9, ["–", "–"]), (20, ["5.0", "3.0"])):
+        table = latency.times_table(latency.rows(measurement(calls=calls)), "mixed", 50).data
+        assert table.loc[("one", 1), ["p95", "p95 "]].tolist() == shown
 
 
 def test_tables_show_the_numbers() -> None:
     frame = latency.rows(measurement())
     aims = latency.aims_table(frame).data
-    assert aims.loc[("one", 1)].tolist() == ["0.75", "0.75 to 0.75", "0.80", "0.8", "0 of 1"]
+    assert aims.loc[("one", 1)].tolist() == ["0.75", "0.75 to 0.75", "1.20", "0.62", "0.8", "0 of 1"]
     assert latency.times_table(frame, "mixed", 50).data.loc[("one", 256), "speed-up"] == "1.90"
     assert latency.parts_table(measurement()).data.loc[("two", 1)].tolist() == ["10.0", "60%", "20%", "10%", "10%"]
 
