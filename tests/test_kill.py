@@ -179,7 +179,8 @@ def slowed():
 
 @pytest.mark.parametrize(("number", "presses"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
 def test_ctrl_c_and_a_scheduler_that_ends_it_save_and_say_how_to_go_on(tmp_path, capfd, undisturbed, number, presses):
-    config, steps = CASES["mixed, blends"], Steps()
+    # Long enough that the first phase is not over before a busy machine gets to press.
+    config, steps = CASES["mixed, blends"].replace(epochs=6), Steps()
     expected, total = undisturbed(config)
     params, store = tmp_path / "my.yaml", tmp_path / "store"
     settings = config.model_dump(mode="json", exclude_defaults=True)

@@ -21,10 +21,10 @@ Predictions = tuple[ArrayLike, ArrayLike]
 Costs = Sequence[float] | ArrayLike
 
 
-def check_logits(logits: ArrayLike) -> Tensor:
+def check_logits(logits: ArrayLike, finite: bool = True) -> Tensor:
     """Logits (K, N, C) as a contiguous float32 tensor on the CPU.
 
-    Raises EestudyError unless K >= 1, N >= 1, C >= 1 (1: regression) and every value is finite.
+    Raises EestudyError unless K >= 1, N >= 1, C >= 1 (1: regression) and, if `finite`, every value is.
     """
     if isinstance(logits, np.ndarray) and not logits.flags.writeable:
         logits = logits.copy()  # torch warns about read-only memory
@@ -37,17 +37,23 @@ def check_logits(logits: ArrayLike) -> Tensor:
             "logits: must hold at least 1 exit, 1 sample and 2 classes, or 1 output of a regression, "
             f"got {num_exits} exits, {num_samples} samples, {num_classes} classes"
         )
-    # One cheap pass: a sum with a NaN or an infinity in it is never finite.
-    if not math.isfinite(tensor.sum().item()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise EestudyError(f"logits: must be finite, got {bad} NaN or infinite of {tensor.numel()} values")
+    if finite:
+        check_finite(tensor, tensor)
     return tensor
 
 
-def check_predictions(logits: ArrayLike, labels: ArrayLike) -> tuple[Tensor, np.ndarray]:
+def check_finite(part: Tensor, whole: Tensor) -> None:
+    """EestudyError that counts the NaN and infinite values of the `whole` logits, if there are any in this part."""
+    # One cheap pass: a sum with a NaN or an infinity in it is never finite.
+    if not math.isfinite(part.sum().item()):
+        bad = int((~torch.isfinite(whole)).sum())
+        if bad:
+            raise EestudyError(f"logits: must be finite, got {bad} NaN or infinite of {whole.numel()} values")
+
+
+def check_predictions(logits: ArrayLike, labels: ArrayLike, finite: bool = True) -> tuple[Tensor, np.ndarray]:
     """Logits as in `check_logits` and labels (N,), int64 in 0..C-1, for C = 1 finite float32; else EestudyError."""
-    tensor = check_logits(logits)
+    tensor = check_logits(logits, finite)
     _, num_samples, num_classes = tensor.shape
     array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
     if array.shape != (num_samples,):

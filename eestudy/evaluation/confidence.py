@@ -31,7 +31,7 @@ from torch import Tensor
 
 from eestudy.config import EestudyError
 
-from .checks import is_number
+from .checks import check_finite, is_number
 
 History = Sequence[Tensor] | Tensor
 
@@ -179,10 +179,11 @@ _BLOCK = 2**18
 
 
 def score_table(tensor: Tensor, rule: str, k: int | None = None, last: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Checked logits (K, N, C) -> scores (K, N) float32 and predicted classes (K, N) int64, in one pass.
+    """Logits (K, N, C) -> scores (K, N) float32 and predicted classes (K, N) int64, in one pass.
 
     The predictions serve both: no score needs a second search for the largest logit. last: False leaves out the scores
     of exit K, where nobody is asked: (K - 1, N).
+    Raises EestudyError for logits that are not finite.
     """
     num_exits, num_samples, num_classes = tensor.shape
     score = score_function(rule, num_classes, k)
@@ -195,6 +196,7 @@ def score_table(tensor: Tensor, rule: str, k: int | None = None, last: bool = Tr
         block = tensor[:, start : start + rows]
         for number, logits in enumerate(block):
             here = slice(start, start + rows)
+            check_finite(logits, tensor)  # while they are in the cache
             predicted[number, here] = predictions(logits)
             if number == len(found):
                 continue

@@ -123,7 +123,7 @@ def _curve(
 ) -> tuple[StepCurve, dict[str, np.ndarray]]:
     """The curve and its columns (T,): accuracy, for regression r2 and mse; cost."""
     check_rule(rule)
-    tensor, label_array = check_predictions(logits, labels)
+    tensor, label_array = check_predictions(logits, labels, finite=False)  # `score_table` looks
     cost_array = check_costs(costs, len(tensor))
     score, predicted = score_table(tensor, rule, k, last=False)
     if tensor.shape[2] > 1:
