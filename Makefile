@@ -22,7 +22,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 	@sed -n '2,4s/^#/ /p' Makefile
 
-book: $(READY) ## run the smoke study and build the book (12 minutes on 2 cores, then seconds)
+book: $(READY) ## run the smoke study and build the book (10 minutes on 2 cores, then seconds)
 	@.venv/bin/eestudy book params/smoke.yaml --workers $(WORKERS)
 
 test: $(READY) ## all tests, and every committed notebook through nbval
