@@ -18,6 +18,8 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # Tests fork. Where the first backward pass of a process comes after torch.compile, its children cannot do any.
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(scope="session")
