@@ -131,3 +131,13 @@ def test_bad_input_is_refused(change, words):
         arguments.pop("thresholds")
         with pytest.raises(ValueError, match=words):
             ev.tradeoff_curve(**arguments)
+
+
+@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_logit_that_is_not_finite_is_refused_at_any_exit(name, bad, number):
+    logits, labels = random_case(0)
+    logits[number, 40, 2] = bad
+    with pytest.raises(ValueError, match="got 1 NaN or infinite of 2490"):
+        ev.tradeoff_curve(logits, labels, [1.0, 2.0, 3.0, 4.0, 5.0], name)
