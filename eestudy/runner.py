@@ -127,9 +127,7 @@ def run_study(
 def _whole(config: RunConfig, store: Store) -> bool:
     """Whether the store has the run and its phases as they were written."""
     folder = store.folder("runs", config.id)
-    return store.whole(folder) and all(
-        store.whole(store.folder("phases", phase)) for phase in folder.json("run.json")["phases"]
-    )
+    return store.whole(folder) and store.phases_whole(folder)
 
 
 def _check(todo: list[Page]) -> None:

@@ -232,6 +232,10 @@ class Store:
         except OSError:
             return False
 
+    def phases_whole(self, run: Folder) -> bool:
+        """Whether the phases of a finished run are there as they were written."""
+        return all(self.whole(self.folder("phases", phase)) for phase in run.json("run.json")["phases"])
+
     def usable(self, folder: Folder) -> bool:
         """Whether `folder` is done and whole. A damaged one, done or not, is set aside. Hold its lock."""
         if not folder.path.exists():

@@ -51,7 +51,7 @@ def run(
     how = execution(device, workers, compile)
     store.check_writable()
     with _locked(done.folder, how):
-        if how.agreed(how.main and not (store.usable(done.folder) and done.phases_whole())):
+        if how.agreed(how.main and not (store.usable(done.folder) and store.phases_whole(done.folder))):
             warn_if_slow(config.precision, how.device)
             plan = prepare(config, model)
             if how.main:
@@ -165,11 +165,6 @@ class Run:
     def phases(self) -> list[str]:
         """Ids of the phases, in order."""
         return self._facts["phases"]
-
-    def phases_whole(self) -> bool:
-        """Whether what the phases left is there as it was written."""
-        phases = self.folder.json("run.json")["phases"]
-        return all(self._store.whole(self._store.folder("phases", phase)) for phase in phases)
 
     def model(self) -> MultiExit:
         """The network with its final weights, in eval mode."""

@@ -34,7 +34,7 @@ class Execution:
 
     workers: processes that read image files ahead of the training; no effect on data in memory, none on the result.
     compile: "auto" compiles on a GPU, for phases of at least 2,000 steps, and not on a processor, where it gains little
-    (0.84 to 1.15 x, benchmarks/step.json). A compiled network rounds differently, so its bits are not those of the
+    (0.84 to 1.03 x, benchmarks/step.json). A compiled network rounds differently, so its bits are not those of the
     plain one.
     """
 
