@@ -80,9 +80,10 @@ def test_everybody_leaves_at_once_or_nobody_ever():
 
 @pytest.mark.parametrize("method", ["geometric", "shared", "optimized"])
 def test_a_budget_of_the_first_exit_s_cost_when_costs_are_no_whole_numbers(method):
-    logits, labels = random_run(7, (5, 49, 6))
-    for first in np.arange(1, 40) / 10:
-        costs = first + 0.7 * np.arange(5)
+    # The mean of 3, 6, 12, ... costs of 0.1 is rounded above 0.1.
+    for samples in (3, 6, 12, 24, 41, 48, 49):
+        logits, labels = random_run(7, (5, samples, 6))
+        costs = 0.1 + 0.7 * np.arange(5)
         thresholds = ev.calibrate(logits, labels, costs, float(costs[0]), method=method)
         assert (ev.simulate(logits, ev.per_exit(thresholds)) == 1).all()
 
