@@ -49,6 +49,19 @@ def threads() -> int:
     return torch.get_num_threads() if torch else 0
 
 
+def use_threads(count: int) -> None:
+    """So many of this process's: torch's, and those of the linear algebra under numpy, scipy and scikit-learn.
+
+    Without the second, each of several worker processes starts one for every core, and they wait for each other.
+    """
+    import sklearn.linear_model  # noqa: F401  # loads these libraries: a limit is for what is loaded already
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(count)
+    threadpool_limits(count)
+
+
 def commit() -> str:
     """The package's git commit, with "+" behind it when files differ; "unknown" outside a checkout."""
     folder = Path(__file__).parent

@@ -21,7 +21,7 @@ import torch
 
 from eestudy.config import EestudyError, RunConfig, content_hash
 from eestudy.data.outside import outside
-from eestudy.environment import say
+from eestudy.environment import say, use_threads
 from eestudy.evaluation import curve_summary, difficulty, exit_metrics, ood_detection, run_tables
 from eestudy.evaluation.exit_rules import simulate
 from eestudy.evaluation.run_tables import Predicted, or_reason, stacked
@@ -90,7 +90,7 @@ def _evaluate_all(todo: Sequence[RunConfig], store: Store, workers: int) -> None
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawned, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, spawned, use_threads, (threads,)) as pool:
         waiting = [pool.submit(evaluate, config, store) for config in todo]
         for number, (config, future) in enumerate(zip(todo, waiting), 1):
             future.result()

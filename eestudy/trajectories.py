@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from eestudy.config import EestudyError, RunConfig, check_name, content_hash
-from eestudy.environment import describe, say
+from eestudy.environment import describe, say, use_threads
 from eestudy.grids import Study, project_root
 from eestudy.plan import planned
 from eestudy.probing import METRICS, Metric, Point, Tables
@@ -42,7 +42,9 @@ class Measurement:
 
 
 def measurements(configs: Sequence[RunConfig], metric: str, store: Store) -> list[Measurement]:
-    """Everything that `metric` is measured at in these runs, as far as their phases came.
+    """Everything that `metric` is measured at in these runs, as far as their phases came and have checkpoints.
+
+    What would compare a network with itself is left out: strategies that share their first phases are one until then.
 
     Raises EestudyError for a run that is not done.
     """
@@ -56,9 +58,12 @@ def measurements(configs: Sequence[RunConfig], metric: str, store: Store) -> lis
     found = []
     for cell in cells.values():
         for points, facts in rule.points(cell):
-            if not all(runs[p.config].reached(p.phase, p.share) for p in points):
+            if not all(p.kept and runs[p.config].reached(p.phase, p.share) for p in points):
                 continue
-            content = [SCHEMA, metric, rule.settings, [_identity(p, runs[p.config].phases, rule) for p in points]]
+            networks = [_identity(p, runs[p.config].phases, rule) for p in points]
+            if len(networks) > 1 and all(network == networks[0] for network in networks):
+                continue
+            content = [SCHEMA, metric, rule.settings, networks]
             found.append(Measurement(metric, points, tuple(facts.items()), f"{metric}-{content_hash(content)}"))
     return found
 
@@ -70,6 +75,8 @@ def _identity(point: Point, phases: list[str], rule: Metric) -> list[Any]:
     if rule.backbone_only:
         while "backbone" not in trains[number - 1]:
             number, share = number - 1, 100
+    if point.progress == 0:  # untrained, whatever its phases will be
+        phases = [f"untrained {config.method} {sorted(config.method_args.items())}"]
     heads = [config.exits, config.head, config.head_layers, config.head_args]
     data = [config.dataset, config.dataset_args, config.train_size]
     return [phases[:number], share, config.seed, [config.architecture, config.architecture_args], heads, data]
@@ -202,4 +209,4 @@ def _measure_all(todo: Sequence[Measurement], workers: int, store: Store) -> Ite
 def _begin(threads: int) -> None:
     # Ctrl-C reaches every process of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+    use_threads(threads)

@@ -158,7 +158,7 @@ def test_permuted_copies_have_a_barrier_that_a_curve_goes_around(mlp, digits):
     assert barrier(frame) > 0.5
     assert barrier(frame, "error") > 0.1
     curve = bezier(mlp, other, digits, digits, steps=300, lr=1e-2, points=9)
-    assert list(curve.columns) == ["alpha", "exit", "loss", "error"]
+    assert list(curve.columns) == ["alpha", "length", "exit", "loss", "error"]
     np.testing.assert_allclose(at(curve, 0)[[0, -1]], at(frame, 0)[[0, -1]], rtol=1e-6)
     assert barrier(curve) < 0.3 * barrier(frame)
 
@@ -169,9 +169,11 @@ def test_the_curve_goes_around_the_ring():
     a, b = (well(*end, ring=True) for end in ends)
     t = np.linspace(0, 1, 1001)[:, None]
 
+    def through(middle: np.ndarray) -> np.ndarray:
+        return (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * middle + t**2 * ends[1]
+
     def losses(middle: np.ndarray) -> np.ndarray:
-        curve = (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * middle + t**2 * ends[1]
-        return (np.linalg.norm(curve, axis=1) - 1) ** 2
+        return (np.linalg.norm(through(middle), axis=1) - 1) ** 2
 
     best = minimize(lambda middle: losses(middle).mean(), np.mean(ends, 0)).x
     line = linear_path(a, b, WELL_DATA, points=11)
@@ -179,6 +181,10 @@ def test_the_curve_goes_around_the_ring():
     curve = bezier(a, b, WELL_DATA, WELL_DATA, steps=400, lr=0.05, points=11)
     np.testing.assert_allclose(at(curve, 2), losses(best)[::100], atol=3e-3)
     assert barrier(curve, exit=2) < 0.05 * barrier(line, exit=2)
+    pieces = np.linalg.norm(np.diff(through(best), axis=0), axis=1).reshape(10, 100).sum(1)
+    np.testing.assert_allclose(at(curve, 2, "length"), [0, *pieces.cumsum()], rtol=2e-2)
+    unbent = bezier(a, b, WELL_DATA, WELL_DATA, steps=1, lr=1e-9, points=4)
+    np.testing.assert_allclose(at(unbent, 2, "length"), distance(a, b) * np.linspace(0, 1, 4), rtol=1e-6)
     again, other = (bezier(a, b, WELL_DATA, WELL_DATA, steps=20, points=3, seed=seed) for seed in (0, 1))
     assert again.equals(bezier(a, b, WELL_DATA, WELL_DATA, steps=20, points=3))
     assert not again.equals(other)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from eestudy.environment import use_threads
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -145,3 +149,26 @@ def test_no_committed_file_names_a_registry_or_this_machine() -> None:
 )
 def test_traces_are_recognised(text: str, found: list[str]) -> None:
     assert traces(text) == found
+
+
+def its_threads() -> list[tuple[str, int]]:
+    """Of the libraries that evaluating loads, as a worker sees them."""
+    import sklearn.linear_model  # noqa: F401
+    import torch
+    from threadpoolctl import threadpool_info
+
+    return [
+        ("torch", torch.get_num_threads()),
+        *((pool["filepath"], pool["num_threads"]) for pool in threadpool_info()),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_worker_s_linear_algebra_keeps_to_its_threads(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many cores and whatever the environment: the libraries load in the worker, after it was told."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "3")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), use_threads, (count,)) as pool:
+        found = pool.submit(its_threads).result()
+    assert len(found) > 3
+    assert {threads for _, threads in found} == {count}

@@ -44,7 +44,8 @@ def test_resnet34_has_an_exit_after_every_second_block(images):  # noqa: F811
     assert [(phase.name, phase.patience, phase.epochs) for phase in plan.phases] == [
         ("backbone", 50, 1000), ("together", 50, 1000),
     ]  # fmt: skip
-    assert all(phase.lr == 5e-4 and phase.weight_decay == 0 for phase in plan.phases)
+    for phase in plan.phases:
+        assert (phase.lr, phase.weight_decay, phase.warmup, phase.clip) == (5e-4, 0, 0, None)
 
 
 def test_msdnet_has_seven_blocks(images):  # noqa: F811

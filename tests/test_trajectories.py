@@ -15,6 +15,7 @@ from eestudy.config import EestudyError, RunConfig
 from eestudy.grids import Study
 from eestudy.probing import METRICS, Point
 from eestudy.store import Store
+from eestudy.study import Run
 from eestudy.trajectories import measure, measured, measurements
 
 from .conftest import SMALL
@@ -53,9 +54,11 @@ def test_equal_weights_are_measured_once(configs, place):
     by_strategy = {s: {m.id for m in made if m.points[0].config.strategy == s} for s in STRATEGIES}
     first = {m.id for m in made if m.points[0].config.strategy == "mixed" and m.points[0].phase == 1}
     assert by_strategy["disjoint"] & by_strategy["mixed"] == first
-    assert not by_strategy["joint"] & by_strategy["mixed"]
+    start = {m.id for m in made if m.points[0].progress == 0}
+    assert by_strategy["joint"] & by_strategy["mixed"] == start
+    assert len(start) == 2, "one a seed"
     assert len(first) == 2 * 7
-    assert len({m.id for m in made}) == 2 * (7 + 6 + 6 + 7)
+    assert len({m.id for m in made}) == 2 * (7 + 6 + 6 + 7 - 1), "the untrained network is one"
 
 
 def test_a_frozen_backbone_is_measured_once(configs, place):
@@ -80,6 +83,45 @@ def test_pairs_and_their_controls(configs, place):
         (a.config.seed, b.config.seed) for (a, b), facts in METRICS["paths"].points(four) if "seeds" in facts.values()
     ]
     assert sorted(pairs) == sorted([(0, 1), (1, 2), (2, 3), (3, 0)] * 3)
+
+
+def test_pairs_over_training_are_of_networks_that_differ(configs, place):
+    """Two seeds: disjoint and mixed part after half of the run, joint from both at once."""
+    made = measurements(configs, "paths-over-training", place)
+    found = {"strategies": set(), "seeds": set(), "start and end": set()}
+    for each in made:
+        (left, right), facts = each.points, dict(each.facts)
+        models = [Run(point.config, place).checkpoint(point.phase, point.share) for point in each.points]
+        assert dynamics.distance(*models) > 0
+        if facts["relation"] == "start and end":
+            assert (left.progress, right.progress) == (0, 1)
+        else:
+            assert left.progress == right.progress == facts["progress"]
+        found[facts["relation"]].add(
+            (left.config.strategy, left.config.seed, right.config.strategy, right.config.seed, facts["progress"])
+        )
+    pairs = {
+        ("disjoint", "joint"): (0.25, 0.5, 0.75),
+        ("disjoint", "mixed"): (0.75,),
+        ("joint", "mixed"): (0.25, 0.5, 0.75),
+    }
+    assert found["strategies"] == {(a, s, b, s, p) for (a, b), at in pairs.items() for s in (0, 1) for p in at}
+    assert found["seeds"] == {(a, 0, a, 1, p) for a in STRATEGIES for p in (0, 0.25, 0.5, 0.75)}
+    assert found["start and end"] == {(a, s, a, s, 1.0) for a in STRATEGIES for s in (0, 1)}
+    assert len({each.id for each in made}) == len(made) - 2 - 2, "the first phase is one, and so are untrained networks"
+
+
+def test_runs_that_end_by_patience_are_paired_at_their_start_alone(configs):
+    patient = [config.replace(match="patience", patience=3) for config in configs]
+    found = [(facts["relation"], facts["progress"]) for _, facts in METRICS["paths-over-training"].points(patient)]
+    assert set(found) == {("strategies", 0), ("seeds", 0), ("start and end", 1.0)}
+
+
+def test_a_point_without_a_checkpoint_is_not_measured(small_run, place):
+    few = [small_run("mlp", "digits", strategy, checkpoints=(50,)).config for strategy in ("joint", "mixed")]
+    shares = {p.share for each in measurements(few, "paths-over-training", place) for p in each.points}
+    assert shares == {50, 100}
+    assert [m.facts for m in measurements(few, "similarity", place)] == [(("relation", "strategies"),)]
 
 
 def test_a_measurement_is_kept_and_made_again_when_damaged(configs, place, monkeypatch, capsys):
@@ -112,14 +154,16 @@ def test_what_was_not_trained_is_named(tmp_path):
 
 def test_what_is_fitted_is_fitted_to_training_samples(monkeypatch):
     """Which split each metric reads; what it reads is the split's name, instead of its batches."""
-    monkeypatch.setattr(dynamics, "probe_batches", lambda split, *_: split)
+    monkeypatch.setattr(
+        dynamics, "probe_batches", lambda split, *_, skip=0: f"{split} without {skip}" if skip else split
+    )
     monkeypatch.setattr(dynamics, "distance", lambda *_, **__: 0.0)
     seen = {}
 
     def spied(name):
         def spy(*given, **named):
-            seen[name] = [each for each in (*given, *named.values()) if isinstance(each, str | dict)]
-            return pd.DataFrame()
+            seen[metric, name] = [each for each in (*given, *named.values()) if isinstance(each, str | dict)]
+            return pd.DataFrame({"alpha": [0.0]})
 
         return spy
 
@@ -130,10 +174,11 @@ def test_what_is_fitted_is_fitted_to_training_samples(monkeypatch):
         METRICS[metric].measure([None, None], splits, **METRICS[metric].settings)
     both = {"train": "train", "test": "test"}
     assert seen == {
-        "stage_ranks": ["train"],
-        "stage_information": ["test"],
-        "bezier": ["train", both],
-        "linear_path": [both, "probe", "train"],
+        ("rank", "stage_ranks"): ["train"],
+        ("information", "stage_information"): ["test"],
+        ("curves", "bezier"): ["train without 2", both],  # half of the five, which the split's name has
+        ("curves", "linear_path"): [both, "all", "train without 2"],
+        ("probed-paths", "linear_path"): [both, "probe", "train"],
     }
 
 
@@ -152,7 +197,7 @@ def test_every_metric_gives_tables(configs, place, monkeypatch, metric):
         assert len(frame)
         assert not frame.isna().all().any()
         assert ("other" in frame) == (len(each.points) > 1)
-        assert ("progress" in frame) == (len(each.points) == 1)
+        assert ("progress" in frame) == (len(each.points) == 1 or metric == "paths-over-training")
 
 
 def test_a_study_s_tables(configs, small_store, tmp_path):
@@ -181,14 +226,21 @@ def test_probe_batches_are_the_same_for_every_network(small_run):
     split = data.load("digits").train
     left, right = (dynamics.probe_batches(split, 300, model) for model in models)
     assert [len(y) for _, y in left] == [128, 128, 44]
+    assert [len(y) for _, y in dynamics.probe_batches(split, 257, models[0])] == [128, 128]
+    assert [len(y) for _, y in dynamics.probe_batches(split, 3, models[0], batch_size=1)] == [1, 1, 1]
     for (x, y), (other, labels) in zip(left, right, strict=True):
         assert torch.equal(x, other)
         assert torch.equal(y, labels)
     places = [int((split.x == sample).flatten(1).all(1).nonzero()[0]) for x, _ in left for sample in x]
     assert len(set(places)) > 295, "without repetition, but for equal pictures"
     assert torch.equal(torch.cat([y for _, y in left]), split.y[torch.tensor(places)])
+    others = dynamics.probe_batches(split, 10**6, models[0], skip=300)
+    whole = dynamics.probe_batches(split, 10**6, models[0])
+    assert torch.equal(torch.cat([x for x, _ in (*left, *others)]), torch.cat([x for x, _ in whole]))
+    with pytest.raises(EestudyError, match=f"skip: {len(split) - 1} of {len(split)} samples is not valid"):
+        dynamics.probe_batches(split, 2, models[0], skip=len(split) - 1)
     reseeded = dynamics.probe_batches(split, 300, models[0], seed=1)
     assert not torch.equal(reseeded[0][0], left[0][0])
-    assert sum(len(y) for _, y in dynamics.probe_batches(split, 10**6, models[0])) == len(split)
+    assert sum(len(y) for _, y in whole) == len(split)
     with pytest.raises(EestudyError, match="samples: 1 in batches of 128 is not valid"):
         dynamics.probe_batches(split, 1, models[0])

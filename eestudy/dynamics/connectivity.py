@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.integrate import cumulative_simpson
 from torch import nn
 from torch.func import functional_call
 from tqdm import tqdm
@@ -161,12 +162,13 @@ def bezier(
     points: int = 25,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Loss and error on a curve of low loss between two models: [split], alpha, exit, loss, error.
+    """Loss and error on a curve of low loss between two models: [split], alpha, length, exit, loss, error.
 
     phi(t) = (1 - t)^2 theta_a + 2 t (1 - t) theta_m + t^2 theta_b, whose middle theta_m, at first halfway on the line,
     is trained for the expected joint loss over uniform t: one t and one batch a step (Garipov et al. 2018), by Adam
-    with a cosine schedule. alpha is t. BatchNorm normalizes by its batch in training and is re-estimated on `train` at
-    every point measured. Only theta_m, its gradient and Adam's two moments are held beside the models.
+    with a cosine schedule. alpha is t, length the curve's from theta_a to there. BatchNorm normalizes by its batch in
+    training and is re-estimated on `train` at every point measured. Only theta_m, its gradient and Adam's two moments
+    are held beside the models.
     Raises EestudyError as `linear_path` does, and where training leaves the finite numbers.
     """
     _check_points(points, 2)
@@ -176,12 +178,21 @@ def bezier(
     train = _train(train, splits, "all")
     with mode(model_a, False):
         middle = _middle(model_a, ends, train, steps, lr, seed)
+        lengths = _lengths(gram([ends[0], middle, ends[1]], _measured_over(model_a, "all")), points)
         rows = []
         for place in tqdm(range(points), desc="curve", leave=False, disable=None):
             t = place / (points - 1)
             tensors = combined([ends[0], middle, ends[1]], _bernstein(t))
-            rows += [{"alpha": t, **row} for row in rows_at(model_a, tensors, splits, train)]
-    return _framed(rows, ["alpha", "exit"])
+            rows += [{"alpha": t, "length": lengths[place], **row} for row in rows_at(model_a, tensors, splits, train)]
+    return _framed(rows, ["alpha", "length", "exit"])
+
+
+def _lengths(products: np.ndarray, points: int) -> np.ndarray:
+    """Of the curve from a to each of `points` equally spaced t, from the inner products of m - a and b - a."""
+    t = np.linspace(0, 1, 100 * (points - 1) + 1)
+    speed = 2 * np.stack([1 - 2 * t, t])  # phi'(t) = 2 (1 - 2 t) (m - a) + 2 t (b - a)
+    squared = np.einsum("it,ij,jt->t", speed, products, speed)
+    return cumulative_simpson(np.sqrt(squared.clip(min=0)), x=t, initial=0)[::100]
 
 
 def _bernstein(t: float) -> list[float]:

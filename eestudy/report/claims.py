@@ -7,14 +7,17 @@ The definitions of "supported" and "contradicted" are ours.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import pandas as pd
 
 from eestudy.report import statistics as st
-from eestudy.report.frames import score_name
+from eestudy.report.frames import Results, score_name
 from eestudy.report.tables import BUDGETS, budget_name
 
+# What C7 calls large: these data sets, all of them. Of what it does not speak: networks that were trained before.
+LARGE, PRETRAINED = ("imagenet",), ("minilm",)
 NOT_COMPARED = "The strategies it speaks of are not compared in this study."
 
 
@@ -106,6 +109,41 @@ def c2(comparisons: pd.DataFrame) -> Claim:
         verdict = "supported"
     statement = "Mixed gains over joint and over disjoint consistently, at every budget."
     return Claim("C2", statement, verdict, _reason(table), table)
+
+
+def c7(results: Results) -> Claim:
+    """Joint against disjoint at the last exit alone, over seeds, at the study's matched training budget.
+
+    Supported: worse in every cell of LARGE data and better in some other cell. Contradicted: better in a cell of LARGE
+    data. Without such a cell its first half is not tested.
+    """
+    exits = results.exits[~results.exits["architecture"].isin(PRETRAINED)]
+    whole = results.runs.set_index("run")["config"].map(lambda text: json.loads(text).get("train_size") is None)
+    last = exits[exits["exit"] == exits.groupby("run")["exit"].transform("max")]
+    records = []
+    for (cell, dataset), here in last.groupby(["cell", "dataset"], sort=False):
+        joint, disjoint = (here[here["strategy"] == s].set_index("seed")["accuracy"] for s in ("joint", "disjoint"))
+        if len(joint) and len(disjoint):
+            d = st.paired_difference(joint, disjoint)
+            facts = {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": d.note}
+            large = dataset in LARGE and bool(whole[here["run"]].all())
+            records.append({"cell": cell, "large": large, **facts})
+    statement = "Joint training from scratch hurts the last exit on large data, and can help on small data."
+    frame = pd.DataFrame(records, columns=["cell", "large", "mean", "low", "high", "n", "p", "note"])
+    if frame.empty:
+        return Claim("C7", statement, "not decided", NOT_COMPARED, frame)
+    frame["p_holm"] = st.holm(frame["p"])
+    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
+    verdicts = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
+    on_large, on_small = (set(frame.loc[frame["large"] == which, "decision"]) for which in (True, False))
+    verdict = "not decided"
+    if "better" in on_large:
+        verdict = "contradicted"
+    elif on_large == {"worse"} and "better" in on_small:
+        verdict = "supported"
+    reasons = [] if on_large else ["no cell has large data, so what it says of that is not tested"]
+    reasons += [f"{cell}, last exit, joint against disjoint: {word}" for cell, word in zip(frame["cell"], verdicts)]
+    return Claim("C7", statement, verdict, "; ".join(reasons), frame)
 
 
 def findings(comparisons: pd.DataFrame) -> str:

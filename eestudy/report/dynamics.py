@@ -89,7 +89,7 @@ def decided(rows: pd.DataFrame, expected: Sequence[str]) -> str:
 
 def effect_table(frame: pd.DataFrame, caption: str, name: str, digits: int = 3, scale: float = 1.0) -> Table:
     """`effects` or `against` for a reader: the two means, their difference with its interval; * where decided."""
-    keys = [column for column in ("cell", "relation", "part", "strategy", "pair") if column in frame]
+    keys = [column for column in ("cell", "relation", "split", "part", "strategy", "pair") if column in frame]
     rows = [
         (_number(scale * r.mean_a, digits), _number(scale * r.mean_b, digits),
          _interval(scale * r.mean, scale * r.low, scale * r.high, digits, r.note) + ("*" if r.decision else ""))
@@ -161,14 +161,18 @@ def c3(dominance: pd.DataFrame) -> Claim:
 # Mode connectivity (C4)
 
 
-def barriers(paths: pd.DataFrame, column: str = "loss") -> pd.DataFrame:
-    """The barrier of every path on each split (Frankle et al. 2020), exit 0: the joint loss, the mean over exits.
+def barriers(paths: pd.DataFrame, column: str = "loss", last: bool = False) -> pd.DataFrame:
+    """The barrier of every path on each split (Frankle et al. 2020): of the joint loss, the mean over exits, or of the
+    last exit's alone.
 
-    One row a path and split: cell, relation, pair, strategy, strategy_2, seed, split, barrier, distance.
+    One row a path and split: cell, relation, pair, strategy, strategy_2, seed, split, barrier, distance; and progress,
+    where the paths have it.
     """
     rows = []
     keys = ["cell", "relation", "strategy", "strategy_2", "seed", "seed_2", "split"]
-    for key, path in paths[paths["exit"] == 0].groupby(keys, sort=False):
+    keys += ["progress"] if "progress" in paths else []
+    exit = paths.groupby("cell")["exit"].transform("max") if last else 0
+    for key, path in paths[paths["exit"] == exit].groupby(keys, sort=False):
         path = path.sort_values("alpha")
         alpha, height = path["alpha"].to_numpy(float), path[column].to_numpy(float)
         line = (1 - alpha) * height[0] + alpha * height[-1]
@@ -176,16 +180,46 @@ def barriers(paths: pd.DataFrame, column: str = "loss") -> pd.DataFrame:
         distance = path["distance"].iloc[0] if "distance" in path else math.nan
         rows.append({**found, "barrier": float((height - line).max()), "distance": distance})
     frame = pd.DataFrame(rows)
-    pair = [f"{a} – {b}" if a != b else f"{a}, other seed" for a, b in zip(frame["strategy"], frame["strategy_2"])]
+    words = {"seeds": "other seed", "start and end": "start to end"}
+    pair = [f"{r.strategy} – {r.strategy_2}" if r.strategy != r.strategy_2 else f"{r.strategy}, {words[r.relation]}"
+            for r in frame.itertuples()]  # fmt: skip
     return frame.assign(pair=pair)
 
 
-def curve_barriers(lines: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """`barriers` of the curves, and of the lines between the same models, by the column way: "line" or "curve"."""
-    ends = ["cell", "relation", "strategy", "strategy_2", "seed", "seed_2"]
-    both = lines.merge(curves[ends].drop_duplicates(), on=ends)
-    found = [barriers(frame).assign(way=way) for frame, way in ((both, "line"), (curves, "curve"))]
-    return pd.concat(found, ignore_index=True)
+def barriers_over_training(moving: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
+    """`barriers` of the last exit's loss, of pairs of networks at a share of the run, progress, the end among them.
+
+    The other exits would not compare: a phase of the backbone alone leaves their heads untrained.
+
+    moving: the table "paths_over_training"; ends: "paths". Of these the pairs are taken that were measured on the way,
+    at the same points alpha.
+    """
+    moving = moving[moving["relation"] != "start and end"]
+    pairs = ["cell", "relation", "strategy", "strategy_2", "seed", "seed_2"]
+    ends = ends.merge(moving[pairs].drop_duplicates(), on=pairs).assign(progress=1.0)
+    alphas = moving["alpha"].unique()
+    near = np.isclose(ends["alpha"].to_numpy()[:, None], alphas[None]).any(1)
+    return barriers(pd.concat([moving, ends[near]], ignore_index=True), last=True)
+
+
+def barrier_table(frame: pd.DataFrame, caption: str, name: str) -> Table:
+    """`barriers` by pair and split, and distances where there are any: mean over seeds (lowest to highest)."""
+
+    def text(values: pd.Series) -> str:
+        span = f" ({values.min():.3f} to {values.max():.3f})" if len(values) > 1 else ""
+        return f"{values.mean():.3f}{span}"
+
+    keys = ["cell", "relation", "pair"]
+    wide = frame.pivot_table(index=keys, columns="split", values="barrier", aggfunc=text)[["train", "test"]]
+    if frame["distance"].notna().any():
+        wide["distance"] = frame.drop_duplicates([*keys, "seed"]).groupby(keys)["distance"].agg(text)
+    return table(wide, caption, name)
+
+
+def curve_barriers(curves: pd.DataFrame) -> pd.DataFrame:
+    """`barriers` of the curves, and of the lines measured as they are, by the column way: "line" or "curve"."""
+    ways = ("line", "curve")
+    return pd.concat([barriers(curves[curves["way"] == way]).assign(way=way) for way in ways], ignore_index=True)
 
 
 # The pairs of strategies that C4 speaks of.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import LogNorm, to_hex, to_rgb
 
 from eestudy.report import statistics as st
 from eestudy.report import style
@@ -149,27 +149,39 @@ def _pair_colour(a: str, b: str) -> str:
     return PAIR_COLOURS.get(frozenset((a, b)), to_hex(between))
 
 
-def curves(straight: pd.DataFrame, curved: pd.DataFrame, split: str) -> style.Plot:
-    """The straight line and the trained Bezier curve between the same models: a panel a cell, mean over seeds."""
-    keep = {"exit": 0, "split": split, "relation": "strategies"}
-
-    def chosen(frame: pd.DataFrame, cell: str) -> pd.DataFrame:
-        rows = frame[frame["cell"] == cell]
-        for name, value in keep.items():
-            rows = rows[rows[name] == value]
-        return rows
+def pairs_over_training(frame: pd.DataFrame, split: str, value: str, label: str) -> style.Plot:
+    """A column of `barriers_over_training` against the share of the run: a panel a cell; lines as in `paths`."""
+    frame = frame[frame["split"] == split]
 
     def draw(axes: Axes, cell: str) -> None:
-        seeds = set(curved["seed"])
-        for frame, line, word in ((straight, ":", "line"), (curved, "-", "curve")):
-            rows = chosen(frame, cell)
-            for (a, b), one in rows[rows["seed"].isin(seeds)].groupby(["strategy", "strategy_2"], sort=False):
-                level = one.groupby("alpha")["loss"].mean()
-                look = {"color": _pair_colour(a, b), "linestyle": line, "label": f"{a} to {b}, {word}"}
-                axes.plot(level.index, level, **look)
+        here = frame[frame["cell"] == cell]
+        for (_, pair), one in here.groupby(["relation", "pair"], sort=False):
+            a, b = one["strategy"].iloc[0], one["strategy_2"].iloc[0]
+            look = {"color": _pair_colour(a, b), "linestyle": "-" if a != b else "--", "marker": ".", "label": pair}
+            _band(axes, 100 * one["progress"], one[value], one["seed"], **look)
+
+    return _cells(frame["cell"], draw, "trained, % of the run", label, f"{label} over training, {split}", 3.4)
+
+
+def curves(frame: pd.DataFrame, split: str) -> style.Plot:
+    """The straight line and the trained Bezier curve between the same models: a panel a cell; bands as in `paths`.
+
+    The x axis is how far from the first model one has come on it, over all parameters.
+    """
+    frame = frame[(frame["exit"] == 0) & (frame["split"] == split)]
+
+    def draw(axes: Axes, cell: str) -> None:
+        here = frame[frame["cell"] == cell]
+        for way, line in (("line", ":"), ("curve", "-")):
+            for (a, b), one in here[here["way"] == way].groupby(["strategy", "strategy_2"], sort=False):
+                gone = one.groupby("alpha")["length"].transform("mean")
+                look = {"color": _pair_colour(a, b), "linestyle": line, "label": f"{a} to {b}, {way}"}
+                _band(axes, gone, one["loss"], one["seed"], **look)
 
     label = "mean loss of the exits, nats"
-    return _cells(curved["cell"], draw, "position t", label, f"{label} on lines and curves, {split}", 3.4)
+    return _cells(
+        frame["cell"], draw, "length from the first model", label, f"{label} on lines and curves, {split}", 3.4
+    )
 
 
 def planes(grid: pd.DataFrame, corners: pd.DataFrame) -> style.Plot:
@@ -209,7 +221,8 @@ def landscapes(frame: pd.DataFrame) -> style.Plot:
             levels = np.geomspace(max(low, 1e-3), high, 12)
             for axes, strategy in zip(row, strategies, strict=True):
                 wide = here[here["strategy"] == strategy].pivot_table(index="y", columns="x", values="loss")
-                filled = axes.contourf(wide.columns, wide.index, wide, levels=levels, cmap="cividis_r", extend="both")
+                look = {"cmap": "cividis_r", "norm": LogNorm(levels[0], levels[-1]), "extend": "both"}
+                filled = axes.contourf(wide.columns, wide.index, wide, levels=levels, **look)
                 axes.plot(0, 0, marker=style.marker(strategy), color=style.colour(strategy), markeredgecolor="white")
                 axes.set_aspect("equal")
                 axes.grid(visible=False)

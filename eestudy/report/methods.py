@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from eestudy.config import METHODS
+from eestudy.config import METHODS, EestudyError
 from eestudy.report import statistics as st
 from eestudy.report import style
 from eestudy.report.frames import Results, in_order
@@ -79,7 +79,7 @@ def differences(results: Results, by: str) -> pd.DataFrame:
                 here, there = (*key, budget), (*_reference(key, by), budget)
                 if here in groups and there in groups:
                     pairs.append((*here, groups[here], groups[there]))
-    return _tested(pairs)
+    return tested(("strategy", "method"), pairs)
 
 
 def regimes(results: Results) -> pd.DataFrame:
@@ -93,16 +93,21 @@ def regimes(results: Results) -> pd.DataFrame:
         for budget in BUDGETS
         if {(a, method, budget), (b, method, budget)} <= set(groups)
     ]
-    return _tested(pairs).rename(columns={"strategy": "pair"})
+    return tested(("pair", "method"), pairs)
 
 
-def _tested(pairs: Iterable[tuple[str, str, str, pd.Series, pd.Series]]) -> pd.DataFrame:
+def tested(keys: tuple[str, str], pairs: Iterable[tuple[str, str, str, pd.Series, pd.Series]]) -> pd.DataFrame:
+    """Paired differences a - b over seeds. pairs: the values of the two keys, the budget, a and b by seed.
+
+    One row a pair: the keys, budget, mean, low, high (95 %), n, p, note, p_holm (over all rows), decision, verdict.
+    """
     records = []
-    for strategy, method, budget, a, b in pairs:
+    for first, second, budget, a, b in pairs:
         d = st.paired_difference(a, b)
-        names = {"strategy": strategy, "method": method, "budget": budget}
+        names = {keys[0]: first, keys[1]: second, "budget": budget}
         records.append(names | {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": d.note})
-    frame = pd.DataFrame(records)
+    columns = [*keys, "budget", "mean", "low", "high", "n", "p", "note"]
+    frame = pd.DataFrame(records, columns=columns)
     frame["p_holm"] = st.holm(frame["p"])
     frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
     frame["verdict"] = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
@@ -110,8 +115,8 @@ def _tested(pairs: Iterable[tuple[str, str, str, pd.Series, pd.Series]]) -> pd.D
 
 
 def difference_table(frame: pd.DataFrame, what: str, name: str) -> Table:
-    """`differences` or `regimes` for a reader, columns budgets; what: the caption's beginning."""
-    keys = [column for column in ("pair", "strategy", "method") if column in frame]
+    """What `tested` gives for a reader, columns budgets; what: the caption's beginning."""
+    keys = list(frame.columns[:2])
     texts = frame.assign(
         text=[_text(row.mean, row.low, row.high, row.note, row.decision) for row in frame.itertuples()]
     )
@@ -119,8 +124,8 @@ def difference_table(frame: pd.DataFrame, what: str, name: str) -> Table:
     wide = texts.pivot(index=keys, columns="budget", values="text").fillna(DASH).loc[order]
     wide = wide[[budget for budget in BUDGETS if budget in wide.columns]]
     wide.columns = pd.Index([budget_name(budget) for budget in wide.columns], name="budget")
-    tested = int(frame["p"].notna().sum())
-    caption = f"{what}, points of accuracy [95 % interval]; * decided by Holm's correction over {tested} tests."
+    tests = int(frame["p"].notna().sum())
+    caption = f"{what}, points of accuracy [95 % interval]; * decided by Holm's correction over {tests} tests."
     return table(wide, caption, name)
 
 
@@ -131,22 +136,22 @@ def _text(mean: float, low: float, high: float, note: str, decision: str) -> str
 
 def findings(frame: pd.DataFrame, what: str) -> str:
     """What the corrected tests of a frame decide, and the widest interval of what they leave open; Markdown."""
-    decided, tested = frame[frame["decision"] != ""], int(frame["p"].notna().sum())
+    decided, tests = frame[frame["decision"] != ""], int(frame["p"].notna().sum())
     open_ = frame[(frame["decision"] == "") & frame["low"].notna()]
-    lines = [f"{what}: the corrected tests decide {len(decided)} of {tested} differences."]
-    first = "pair" if "pair" in frame else "strategy"
+    lines = [f"{what}: the corrected tests decide {len(decided)} of {tests} differences."]
+    first, second = frame.columns[:2]
     for place, rows in frame.groupby(first, sort=False):
-        if frame["method"].nunique() > 1:
-            there = [set(group["decision"]) - {""} for _, group in rows.groupby("method")]
+        if frame[second].nunique() > 1:
+            there = [set(group["decision"]) - {""} for _, group in rows.groupby(second)]
             counts = [sum(word in words for words in there) for word in ("better", "worse")]
             lines.append(
-                f"{place}: higher at some budget for {counts[0]}, lower for {counts[1]} of {len(there)} methods."
+                f"{place}: higher at some budget for {counts[0]}, lower for {counts[1]} of {len(there)} {second}s."
             )
-    for (place, method), rows in decided.groupby([first, "method"], sort=False):
+    for (place, name), rows in decided.groupby([first, second], sort=False):
         each = ", ".join(
             f"{budget_name(r.budget)}: {_text(r.mean, r.low, r.high, r.note, '')}" for r in rows.itertuples()
         )
-        lines.append(f"{place}, {method}: {each}.")
+        lines.append(f"{place}, {name}: {each}.")
     if len(open_):
         half = float(((open_["high"] - open_["low"]) / 2).median())
         lines.append(
@@ -157,12 +162,16 @@ def findings(frame: pd.DataFrame, what: str) -> str:
 
 
 def difference_plot(frame: pd.DataFrame, budgets: tuple[str, ...] = ("50", "100"), label: str = "") -> style.Plot:
-    """Differences with their intervals: a panel a strategy (or pair), rows methods; filled where decided."""
-    first = "pair" if "pair" in frame else "strategy"
-    places, names = list(dict.fromkeys(frame[first])), list(dict.fromkeys(frame["method"]))
+    """Differences with their intervals: a panel a first key, rows second keys; filled where decided.
+
+    Raises EestudyError where there are none.
+    """
+    first, second = frame.columns[:2]
+    if frame.empty:
+        raise EestudyError(f"frame: no {first} and {second} to compare in this study")
+    places, names = list(dict.fromkeys(frame[first])), list(dict.fromkeys(frame[second]))
     if names == [REFERENCE["method"]]:  # strategies alone: they are the rows of one panel
-        frame, places, names = frame.assign(method=frame[first], panel=names[0]), names, places
-        first = "panel"
+        first, second, places, names = second, first, names, places
     shades = dict(zip(budgets, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False))
     with style.context():
         figure = style.Plot(1.5 + 0.32 * len(names), f"{label}; panels: {'; '.join(places)}")
@@ -171,7 +180,7 @@ def difference_plot(frame: pd.DataFrame, budgets: tuple[str, ...] = ("50", "100"
             for shift, budget in zip((-0.15, 0.15, 0.3, -0.3), budgets, strict=False):
                 rows = frame[(frame[first] == place) & (frame["budget"] == budget)]
                 for row in rows.itertuples():
-                    y = names.index(row.method) + shift
+                    y = names.index(getattr(row, second)) + shift
                     axes.plot((100 * row.low, 100 * row.high), (y, y), color=shades[budget], linewidth=1.5)
                     fill = shades[budget] if row.decision else "white"
                     axes.plot(100 * row.mean, y, marker="o", color=shades[budget], markerfacecolor=fill)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -108,6 +110,57 @@ def test_claims_read_a_study(results: Results) -> None:
     text = claims.c1(frame)._repr_markdown_()
     assert text.startswith("**C1: ")
     assert "95 % interval" in text or "no interval" in text
+
+
+def last_exits(
+    gains: dict[str, float], strategies: tuple[str, ...] = ("joint", "disjoint"), **settings: int
+) -> Results:
+    """Exits of five seeds: joint's last exit is ahead by the gain of the data set, its first one far behind."""
+    runs, exits = [], []
+    for dataset, gain in gains.items():
+        for architecture in ("resnet18", "minilm"):  # the second one was trained before
+            for strategy in strategies:
+                for seed in range(5):
+                    labels = {"architecture": architecture, "dataset": dataset, "strategy": strategy, "seed": seed}
+                    run = f"{architecture}-{dataset}-{strategy}-{seed}"
+                    facts = {"method": "sdn", "backbone_flops": 1.0, "training_flops": 1.0, "seconds": 1.0,
+                             "hardware": "h", "versions": "v", "commit": "c"}  # fmt: skip
+                    runs.append({"run": run, **labels, **facts, "config": json.dumps(labels | settings)})
+                    for exit, ahead in ((1, -0.5), (3, gain if architecture == "resnet18" else 0.2)):
+                        accuracy = 0.6 + 0.01 * seed + (strategy == "joint") * (ahead + 0.001 * (seed % 2))
+                        exits.append({"run": run, "exit": exit, "stage": exit, "flops": 1.0, "params": 1,
+                                      "accuracy": accuracy, "nll": 1.0, "ece": 0.0})  # fmt: skip
+    return Results("made-up", None, {"runs": pd.DataFrame(runs), "exits": pd.DataFrame(exits)})
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ({"imagenet": -0.05, "digits": 0.05}, "supported"),
+        ({"imagenet": 0.05, "digits": 0.05}, "contradicted"),
+        ({"imagenet": -0.05, "digits": -0.05}, "not decided"),
+        ({"imagenet": 0.0, "digits": 0.05}, "not decided"),
+        ({"digits": 0.05}, "not decided"),
+    ],
+)
+def test_c7(gains: dict[str, float], verdict: str) -> None:
+    claim = claims.c7(last_exits(gains))
+    assert claim.verdict == verdict
+    assert claim.effects["mean"].to_numpy() == pytest.approx([*gains.values()], abs=1e-3)
+    assert claim.reason.startswith("no cell has large data") == ("imagenet" not in gains)
+    word = "better" if gains["digits"] > 0 else "worse"
+    assert f"resnet18 / digits, last exit, joint against disjoint: {word} by " in claim.reason
+
+
+def test_c7_takes_a_part_of_large_data_for_small_data() -> None:
+    claim = claims.c7(last_exits({"imagenet": 0.05}, train_size=1000))
+    assert claim.verdict == "not decided"
+    assert claim.reason.startswith("no cell has large data")
+
+
+def test_c7_without_joint() -> None:
+    claim = claims.c7(last_exits({"digits": 0.05}, ("disjoint", "mixed")))
+    assert (claim.verdict, claim.reason) == ("not decided", claims.NOT_COMPARED)
 
 
 def test_findings_list_only_what_is_decided() -> None:

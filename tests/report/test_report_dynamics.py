@@ -110,6 +110,38 @@ def test_barriers_of_known_paths():
     assert set(found["distance"]) == {3.0}
 
 
+def test_barriers_over_training_end_with_the_pairs_measured_on_the_way():
+    """At nine points on the way; of the 25 at the end those nine count, so that a needle between them does not."""
+    ends = straight({("disjoint", "joint"): 2.0, ("disjoint", "mixed"): 0.5})
+    ends["exit"] = 1 - ends["exit"]  # the last exit's is the known loss, and the mean over exits is not
+    ends.loc[np.isclose(ends["alpha"], 11 / 24), "loss"] += 50
+    coarse = ends[np.isclose(ends["alpha"] * 8 % 1, 0)]
+    early = coarse[coarse["strategy_2"] == "joint"]
+    flat = early["alpha"].where(early["exit"] == 1, early["loss"])
+    moving = [early.assign(progress=p, loss=flat + p * (early["loss"] - flat)) for p in (0.25, 0.5)]
+    itself = early.assign(relation="start and end", strategy_2="disjoint", progress=1.0)
+    moving = pd.concat([*moving, itself])
+    found = dynamics.barriers_over_training(moving, ends)
+    assert set(found["pair"]) == {"disjoint – joint"}
+    assert len(found) == 3 * len(SEEDS)
+    heights = found.groupby("progress")["barrier"].mean()
+    assert heights.to_dict() == pytest.approx({0.25: 0.5, 0.5: 1.0, 1.0: 2.0})
+    assert set(dynamics.barriers(itself)["pair"]) == {"disjoint, start to end"}
+    figure = dynamics_plots.pairs_over_training(found, "train", "barrier", "barrier, nats")
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_xdata() == pytest.approx([25, 50, 100])
+    assert line.get_ydata() == pytest.approx([0.5, 1.0, 2.0])
+
+
+def test_lines_and_curves_are_drawn_at_their_true_lengths():
+    line, curve = (straight({("disjoint", "joint"): height}) for height in (2.0, 0.3))
+    line = line.assign(way="line", length=3 * line["alpha"])
+    curve = curve.assign(way="curve", length=curve["alpha"] * (4 + curve["seed"] / 3))
+    figure = dynamics_plots.curves(pd.concat([line, curve]), "train")
+    drawn = [each.get_xdata() for each in figure.axes[0].get_lines()]
+    assert [(min(x), max(x)) for x in drawn] == [(0, pytest.approx(3)), (0, pytest.approx(4.5))]
+
+
 @pytest.mark.parametrize(
     ("near", "far", "verdict"), [(0.2, 2.0, "supported"), (2.0, 0.2, "contradicted"), (1.0, 1.0, "not decided")]
 )
@@ -126,13 +158,14 @@ def test_c4_is_of_the_split_that_is_asked_for():
 
 
 def test_a_curve_is_set_beside_the_line_between_the_same_models():
-    lines = straight({("disjoint", "mixed"): 0.5, ("disjoint", "joint"): 2.0})
-    curves = straight({("disjoint", "joint"): 0.3}).query("seed < 2").drop(columns="distance")
-    found = dynamics.curve_barriers(lines, curves).groupby(["pair", "way"])["barrier"].agg(["mean", "size"])
+    line = straight({("disjoint", "mixed"): 0.5, ("disjoint", "joint"): 2.0}).assign(way="line")
+    curve = straight({("disjoint", "mixed"): 0.6, ("disjoint", "joint"): 0.3}).assign(way="curve")
+    found = dynamics.curve_barriers(pd.concat([curve, line])).groupby(["pair", "way"])["barrier"].agg(["mean", "size"])
     assert found["mean"].to_dict() == pytest.approx(
-        {("disjoint – joint", "curve"): 0.3, ("disjoint – joint", "line"): 2.0}, rel=1e-6
-    )
-    assert found["size"].tolist() == [2, 2]
+        {("disjoint – joint", "curve"): 0.3, ("disjoint – joint", "line"): 2.0,
+         ("disjoint – mixed", "curve"): 0.6, ("disjoint – mixed", "line"): 0.5}, rel=1e-6,
+    )  # fmt: skip
+    assert set(found["size"]) == {len(SEEDS)}
 
 
 RENAMED = {"joint": "joint", "disjoint": "disjoint", "mixed": "gradual"}  # three strategies, not the paper's

@@ -1,0 +1,118 @@
+"""Loss and gradient scaling beside mixed training, from a study that varies them: claim C8 of Kubaty et al. (2025).
+
+A scaling is a `weighting` of the exits' losses or a `gradient_scaling`, "plain" where there is neither. Accuracies are
+those of the calibrated protocol at the study's exit rule, at each budget; seeds are paired.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from eestudy.config import EestudyError, RunConfig
+from eestudy.report import statistics as st
+from eestudy.report.claims import NOT_COMPARED, Claim
+from eestudy.report.frames import Results
+from eestudy.report.methods import at_own_rule, tested
+from eestudy.report.tables import BUDGETS, DASH, Table, budget_name, percent, table
+
+PLAIN = "plain"
+SETTINGS = ("weighting", "gradient_scaling")
+
+
+def scaling_of(settings: str) -> str:
+    """What a run's settings, the JSON of runs.csv, scale: such as "depth-linear", or "plain"."""
+    given = json.loads(settings)
+    plain = {name: RunConfig.model_fields[name].default for name in SETTINGS}
+    names = [given[name] for name in SETTINGS if given.get(name, plain[name]) != plain[name]]
+    return " + ".join([*names, *map(str, given.get("weights", []))]) or PLAIN
+
+
+def by_scaling(results: Results) -> pd.DataFrame:
+    """One row a run x budget: cell (architecture / data set), strategy, scaling, seed, budget, accuracy.
+
+    Raises EestudyError for a study that varies something else too: its runs would be taken for each other's.
+    """
+    rows = at_own_rule(results).dropna(subset="accuracy")
+    scaling = results.runs.set_index("run")["config"].map(scaling_of)
+    cell = rows["architecture"] + " / " + rows["dataset"]
+    rows = rows.assign(cell=cell, scaling=rows["run"].map(scaling))
+    keys = ["cell", "strategy", "scaling", "seed", "budget"]
+    twice = rows[rows.duplicated(keys)]
+    if len(twice):
+        raise EestudyError(
+            f"results: {twice['run'].iloc[0]} differs from another run in more than {', '.join(SETTINGS)}"
+        )
+    return rows[[*keys, "accuracy"]]
+
+
+def accuracy_table(rows: pd.DataFrame) -> Table:
+    """`by_scaling` for a reader: mean over seeds with half of the 95 % interval; columns budgets."""
+    keys = ["cell", "strategy", "scaling"]
+    texts = rows.groupby([*keys, "budget"], sort=False)["accuracy"].agg(lambda x: percent(st.mean_interval(x)))
+    wide = texts.unstack("budget").fillna(DASH)
+    order = pd.MultiIndex.from_frame(rows[keys].drop_duplicates())
+    wide = wide.loc[order, [budget for budget in BUDGETS if budget in wide]]
+    wide.columns = pd.Index([budget_name(budget) for budget in wide.columns], name="budget")
+    caption = (
+        "Accuracy on test, %, at budgets of the plain backbone's FLOPs, thresholds from validation data; "
+        f"mean ± half of the 95 % interval over {rows['seed'].nunique()} seeds."
+    )
+    return table(wide, caption, "scalings")
+
+
+def gains(rows: pd.DataFrame, strategy: str) -> pd.DataFrame:
+    """`tested` of one strategy, each scaling less plain; the keys are cell and scaling."""
+    mine = rows[rows["strategy"] == strategy]
+    return _against(mine[mine["scaling"] != PLAIN], mine[mine["scaling"] == PLAIN])
+
+
+def from_mixed(rows: pd.DataFrame) -> pd.DataFrame:
+    """`tested` of joint with each scaling, plain among them, less plain mixed; without the budget "max"."""
+    rows = rows[rows["budget"] != "max"]
+    mixed = rows[(rows["strategy"] == "mixed") & (rows["scaling"] == PLAIN)]
+    return _against(rows[rows["strategy"] == "joint"], mixed)
+
+
+def _against(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """rows less reference, which has one value a cell, budget and seed."""
+    base = {key: group.set_index("seed")["accuracy"] for key, group in reference.groupby(["cell", "budget"])}
+    found = {key: group.set_index("seed")["accuracy"] for key, group in rows.groupby(["cell", "scaling", "budget"])}
+    pairs = [
+        (cell, scaling, budget, found[cell, scaling, budget], base[cell, budget])
+        for cell, scaling in rows[["cell", "scaling"]].drop_duplicates().itertuples(index=False)
+        for budget in BUDGETS
+        if (cell, scaling, budget) in found and (cell, budget) in base
+    ]
+    return tested(("cell", "scaling"), pairs)
+
+
+def c8(rows: pd.DataFrame) -> Claim:
+    """Supported: in every cell, joint with each scaling is worse than plain mixed at some budget, and better at none.
+
+    Contradicted: in some cell where plain joint is better than plain mixed at no budget, joint with some scaling is at
+    one, and worse at none. The definition is ours. Plain joint is tested along, and is no scaling.
+    """
+    every = from_mixed(rows)
+    scaled = every[every["scaling"] != PLAIN]
+    statement = "Scaling losses or gradients of joint training is an alternative to mixed training, not a substitute."
+    if scaled.empty:
+        return Claim("C8", statement, "not decided", NOT_COMPARED, every)
+    words = {key: set(here["decision"]) - {""} for key, here in every.groupby(["cell", "scaling"], sort=False)}
+    ahead = {cell for (cell, scaling), found in words.items() if scaling == PLAIN and "better" in found}
+    words = {key: found for key, found in words.items() if key[1] != PLAIN}
+    verdict = "not decided"
+    if any(found == {"better"} and cell not in ahead for (cell, _), found in words.items()):
+        verdict = "contradicted"
+    elif all(found == {"worse"} for found in words.values()):
+        verdict = "supported"
+    decided, tests = scaled[scaled["decision"] != ""], int(scaled["p"].notna().sum())
+    reasons = [
+        f"{row.cell}, joint with {row.scaling} against mixed at {budget_name(row.budget)}: {row.verdict}"
+        for row in decided.itertuples()
+    ]
+    reasons += [f"{cell}: joint is better than mixed at some budget without any scaling" for cell in sorted(ahead)]
+    reasons += [f"{cell}: not compared" for cell in dict.fromkeys(rows["cell"]) if cell not in set(scaled["cell"])]
+    reasons.append(f"nothing is decided in {tests - len(decided)} of {tests} tests")
+    return Claim("C8", statement, verdict, "; ".join(reasons), every)

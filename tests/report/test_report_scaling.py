@@ -1,0 +1,131 @@
+"""Scalings beside mixed training, and claim C8, on made-up tables with known differences."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eestudy.config import EestudyError
+from eestudy.report import claims, methods, scaling
+from eestudy.report.frames import Results
+from eestudy.report.tables import BUDGETS
+
+SCALED = {"plain": {}, "sdn-ramp": {"weighting": "sdn-ramp"}, "equilibrium": {"gradient_scaling": "equilibrium"}}
+
+
+def study(gains: dict[tuple[str, str], float], early: dict[str, float] | None = None) -> Results:
+    """Two cells, six seeds. gains: of (strategy, scaling) on 0.5; early: of joint by scaling, added at 25 % alone."""
+    rows: dict[str, list[dict[str, object]]] = {"runs": [], "budgets": [], "tradeoff": []}
+    for architecture in ("vit1d", "resnet1d"):
+        for (strategy, name), gain in gains.items():
+            for seed in range(6):
+                run = f"{architecture}-{strategy}-{name}-{seed}"
+                labels = {"architecture": architecture, "dataset": "mnist1d", "strategy": strategy, "method": "sdn",
+                          "seed": seed}  # fmt: skip
+                facts = {"backbone_flops": 1e6, "training_flops": 1e9, "seconds": 3.0, "hardware": "h",
+                         "versions": "{}", "commit": "c", "config": json.dumps(labels | SCALED[name])}  # fmt: skip
+                rows["runs"].append({"run": run, **labels, **facts})
+                for budget in BUDGETS:
+                    noise = 0.001 * np.random.default_rng([seed, sum((run + budget).encode())]).normal()
+                    extra = (early or {}).get(name, 0.0) if strategy == "joint" and budget == "25" else 0.0
+                    value = 0.5 + 0.1 * seed + gain + extra + noise
+                    rows["budgets"].append({"run": run, "protocol": "calibrated", "rule": "max-probability",
+                                            "budget": budget, "accuracy": value, "flops": 1e5})  # fmt: skip
+                rows["tradeoff"].append({"run": run, "protocol": "calibrated", "rule": "max-probability",
+                                         "budget": 0.5, "accuracy": 0.5, "flops": 1e5})  # fmt: skip
+    return Results("made-up", None, {name: pd.DataFrame(records) for name, records in rows.items()})
+
+
+BEHIND = {
+    ("joint", "plain"): 0.0,
+    ("joint", "sdn-ramp"): 0.01,
+    ("joint", "equilibrium"): -0.02,
+    ("mixed", "plain"): 0.05,
+    ("mixed", "sdn-ramp"): 0.07,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, "plain"),
+        ({"weighting": "equal", "gradient_scaling": "none"}, "plain"),
+        ({"weighting": "depth-linear"}, "depth-linear"),
+        ({"gradient_scaling": "equilibrium", "weighting": "sdn-ramp"}, "sdn-ramp + equilibrium"),
+        ({"weighting": "custom", "weights": [1.0, 3.0]}, "custom + 1.0 + 3.0"),
+    ],
+)
+def test_a_scaling_is_named_after_what_was_set(given, wanted):
+    assert scaling.scaling_of(json.dumps(given | {"strategy": "joint"})) == wanted
+
+
+def test_a_study_that_varies_something_else_is_refused():
+    results = study(BEHIND)
+    runs, budgets, tradeoff = (results._frames[name] for name in ("runs", "budgets", "tradeoff"))
+    again = runs.assign(config=[json.dumps(json.loads(text) | {"lr": 0.1}) for text in runs["config"]])
+    frames = [
+        pd.concat([frame, other.assign(run=other["run"] + "-lr")])
+        for frame, other in ((runs, again), (budgets, budgets), (tradeoff, tradeoff))
+    ]
+    twice = Results("made-up", None, dict(zip(("runs", "budgets", "tradeoff"), frames, strict=True)))
+    with pytest.raises(EestudyError, match="-lr differs from another run in more than weighting, gradient_scaling"):
+        scaling.by_scaling(twice)
+
+
+def test_cells_are_not_split_by_the_scaling():
+    rows = scaling.by_scaling(study(BEHIND))
+    assert set(rows["cell"]) == {"vit1d / mnist1d", "resnet1d / mnist1d"}
+    assert len(rows) == 2 * 5 * 6 * len(BUDGETS)
+
+
+def test_gains_are_over_plain_of_the_same_strategy():
+    rows = scaling.by_scaling(study(BEHIND))
+    joint = scaling.gains(rows, "joint").set_index(["cell", "scaling", "budget"])["mean"]
+    assert set(joint.index.get_level_values("scaling")) == {"sdn-ramp", "equilibrium"}
+    assert joint["vit1d / mnist1d", "sdn-ramp", "50"] == pytest.approx(0.01, abs=2e-3)
+    assert joint["resnet1d / mnist1d", "equilibrium", "max"] == pytest.approx(-0.02, abs=2e-3)
+    mixed = scaling.gains(rows, "mixed")
+    assert set(mixed["scaling"]) == {"sdn-ramp"}
+    assert mixed["mean"].to_numpy() == pytest.approx(0.02, abs=2e-3)
+    with pytest.raises(EestudyError, match="frame: no cell and scaling to compare in this study"):
+        methods.difference_plot(scaling.gains(rows, "disjoint"))
+
+
+def test_every_scaling_of_joint_is_set_against_plain_mixed():
+    frame = scaling.from_mixed(scaling.by_scaling(study(BEHIND)))
+    assert len(frame) == 2 * 3 * 4
+    assert set(frame["decision"]) == {"worse"}
+    means = frame.groupby("scaling")["mean"].mean()
+    assert means.to_dict() == pytest.approx({"plain": -0.05, "sdn-ramp": -0.04, "equilibrium": -0.07}, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("gains", "early", "verdict"),
+    [
+        (BEHIND, {}, "supported"),
+        (BEHIND | {("joint", "sdn-ramp"): 0.08}, {}, "contradicted"),
+        (BEHIND | {("joint", "sdn-ramp"): 0.05}, {}, "not decided"),
+        (BEHIND, dict.fromkeys(SCALED, 0.2), "not decided"),  # better at 25 %, worse at the others, and so is plain
+        (BEHIND, {"sdn-ramp": 0.2}, "not decided"),  # as above, but plain
+        (BEHIND | {("joint", "plain"): 0.2}, {}, "supported"),  # plain is no scaling
+        (BEHIND | dict.fromkeys([("joint", name) for name in SCALED], 0.25), {}, "not decided"),  # nothing to replace
+    ],
+)
+def test_c8(gains, early, verdict):
+    claim = scaling.c8(scaling.by_scaling(study(gains, early)))
+    assert claim.verdict == verdict
+    assert claim.reason.endswith(f"of {2 * 2 * 4} tests")
+    plain = gains["joint", "plain"] + early.get("plain", 0)
+    assert ("without any scaling" in claim.reason) == (plain > gains["mixed", "plain"])
+    if verdict == "supported":
+        assert "vit1d / mnist1d, joint with equilibrium against mixed at 25 %: worse by 7.0 points" in claim.reason
+
+
+def test_c8_without_what_it_speaks_of():
+    for left_out in (("mixed", "plain"), ("joint", "sdn-ramp")):
+        given = {key: gain for key, gain in BEHIND.items() if key != left_out and key[1] != "equilibrium"}
+        claim = scaling.c8(scaling.by_scaling(study(given)))
+        assert (claim.verdict, claim.reason) == ("not decided", claims.NOT_COMPARED)
