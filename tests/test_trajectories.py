@@ -88,11 +88,11 @@ def test_pairs_and_their_controls(configs, place):
 def test_pairs_over_training_are_of_networks_that_differ(configs, place):
     """Two seeds: disjoint and mixed part after half of the run, joint from both at once."""
     made = measurements(configs, "paths-over-training", place)
-    found = {"strategies": set(), "seeds": set(), "start and end": set()}
+    found: dict[str, set[object]] = {"strategies": set(), "seeds": set(), "start and end": set()}
     for each in made:
         (left, right), facts = each.points, dict(each.facts)
-        models = [Run(point.config, place).checkpoint(point.phase, point.share) for point in each.points]
-        assert dynamics.distance(*models) > 0
+        first, second = (Run(point.config, place).checkpoint(point.phase, point.share) for point in each.points)
+        assert dynamics.distance(first, second) > 0
         if facts["relation"] == "start and end":
             assert (left.progress, right.progress) == (0, 1)
         else:
@@ -158,7 +158,7 @@ def test_what_is_fitted_is_fitted_to_training_samples(monkeypatch):
         dynamics, "probe_batches", lambda split, *_, skip=0: f"{split} without {skip}" if skip else split
     )
     monkeypatch.setattr(dynamics, "distance", lambda *_, **__: 0.0)
-    seen = {}
+    seen: dict[tuple[str, str], list[object]] = {}
 
     def spied(name):
         def spy(*given, **named):

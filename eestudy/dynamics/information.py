@@ -20,6 +20,7 @@ mean square deviation of a single feature is noise r / sqrt(M).
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 import torch
+from scipy.linalg import eigh
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -77,9 +79,7 @@ def information_sweep(activations: Array, noises: Iterable[float], block: int = 
     if block < 1:
         raise EestudyError(f"block: {block} is not valid; at least 1 row")
     samples = _checked(activations)
-    # Equal samples are one component of a larger weight: their distance is exactly 0, whatever rounding does.
-    points, counts = torch.unique(samples, dim=0, return_counts=True)
-    weights = counts.double() / len(samples)
+    points, weights = _distinct(samples)
     scales = torch.tensor(sorted({scale for noise in noises for scale in (noise, 2 * noise)}), dtype=torch.float64)
     means = torch.zeros(len(scales), dtype=torch.float64)
     for rows, squared in _squared_distances(points, weights, block):
@@ -90,6 +90,22 @@ def information_sweep(activations: Array, noises: Iterable[float], block: int = 
     found = dict(zip(scales.tolist(), means.clamp(0, math.log(len(samples))).tolist(), strict=True))
     lower, upper = ([found[factor * noise] for noise in noises] for factor in (2, 1))
     return pd.DataFrame({"noise": noises, "lower": lower, "upper": upper, "ceiling": math.log(len(samples))})
+
+
+def _distinct(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """The different ones of samples (N, M), and the share of each, float64; without a copy where all differ.
+
+    Equal samples are one component of a larger weight: their distance is exactly 0, whatever rounding does.
+    """
+    counts: dict[bytes, int] = {}
+    firsts = []
+    for place, row in enumerate(samples.cpu().numpy()):
+        key = hashlib.blake2b((row + 0.0).tobytes(), digest_size=16).digest()  # + 0.0: -0 is 0
+        if key not in counts:
+            firsts.append(place)
+        counts[key] = counts.get(key, 0) + 1
+    points = samples if len(firsts) == len(samples) else samples[firsts]
+    return points, torch.tensor([*counts.values()], dtype=torch.float64, device=samples.device) / len(samples)
 
 
 def _squared_distances(points: Tensor, weights: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
@@ -159,14 +175,26 @@ def _principal_features(samples: Tensor, directions: int) -> np.ndarray:
         for part in samples.split(BLOCK, 1):
             centred = _centred(part)
             gram.addmm_(centred, centred.T)
-        spectrum, vectors = torch.linalg.eigh(gram)
-        scores = vectors[:, -directions:] * spectrum[-directions:].clamp(min=0).sqrt()
+        spectrum, vectors = _leading(gram, directions)
+        scores = vectors * spectrum.clamp(min=0).sqrt()
     else:
         scores = _centred(samples)
         if width > directions:
-            scores = scores @ torch.linalg.eigh(scores.T @ scores).eigenvectors[:, -directions:]
+            scores = scores @ _leading(scores.T @ scores, directions)[1]
     size = scores.square().sum(1).mean().sqrt()
     return (scores / size if size > 0 else scores).cpu().numpy()
+
+
+def _leading(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest eigenvalues (k,) of a Gram matrix (n, n), ascending, and their vectors (n, k); overwrites it.
+
+    By scipy, on the processor: what finds them all holds some more matrices of that size.
+    """
+    size = len(gram)
+    lowest = max(0, size - count)
+    found = eigh(gram.T.cpu().numpy(), subset_by_index=[lowest, size - 1], overwrite_a=True, check_finite=False)
+    spectrum, vectors = (torch.from_numpy(each).to(gram) for each in found)
+    return spectrum, vectors
 
 
 def _centred(part: Tensor) -> Tensor:
