@@ -135,9 +135,13 @@ def loop_table(overhead: Measured) -> Table:
 def metrics_table(dynamics: Measured) -> Table:
     """What one measurement of each metric of the training dynamics takes."""
     columns = {
-        (network, unit): {metric: f"{row[key]:{form}}" for metric, row in found["metrics"].items()}
+        (network, unit): {metric: _known(row.get(key), form) for metric, row in found["metrics"].items()}
         for network, found in dynamics.items()
-        for unit, key, form in (("seconds", "seconds", ".1f"), ("MiB", "MiB", ".0f"))
+        for unit, key, form in (
+            ("seconds", "seconds", "{:.1f}"),
+            ("MiB", "MiB", "{:.0f}"),
+            (f"MiB, {found['growth']} x the samples", "MiB, more samples", "{:.0f}"),
+        )
     }
     shown = pd.DataFrame(columns).rename_axis("metric")
     return table(shown, "One measurement on one core, and the memory it adds to a process.", "metrics")

@@ -36,12 +36,13 @@ def test_steps_are_compared_within_a_model():
 
 def test_a_metric_has_its_seconds_and_its_memory_in_its_network_s_columns():
     found = {
-        "a net": {"metrics": {"rank": {"seconds": 1.26, "MiB": 208.4}}},
-        "another": {"metrics": {"rank": {"seconds": 30.0, "MiB": 7.0}}},
+        "a net": {"growth": 4, "metrics": {"rank": {"seconds": 1.26, "MiB": 208.4, "MiB, more samples": 300.0}}},
+        "another": {"growth": 4, "metrics": {"rank": {"seconds": 30.0, "MiB": 7.0}}},
     }
     shown = speed.metrics_table(found).data
-    assert list(shown.columns) == [("a net", "seconds"), ("a net", "MiB"), ("another", "seconds"), ("another", "MiB")]
-    assert shown.loc["rank"].tolist() == ["1.3", "208", "30.0", "7"]
+    columns = ("seconds", "MiB", "MiB, 4 x the samples")
+    assert list(shown.columns) == [(net, column) for net in ("a net", "another") for column in columns]
+    assert shown.loc["rank"].tolist() == ["1.3", "208", "300", "30.0", "7", "–"]
 
 
 def test_the_machine_is_named_with_its_date():
