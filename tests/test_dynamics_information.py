@@ -328,3 +328,12 @@ def test_a_mistake_is_named(call: Any, message: str) -> None:
     with pytest.raises(EestudyError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+def test_minus_zero_is_zero() -> None:
+    """Two different samples, each twice, written with either zero: exactly log 2 at no noise to speak of."""
+    samples = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, -0.0], [1.0, 0.0]])
+    assert mutual_information(samples, 1e-3) == pytest.approx((math.log(2), math.log(2)), abs=1e-12)
+    points, weights = information._distinct(samples)
+    assert points.shape == (2, 2)
+    assert weights.tolist() == [0.5, 0.5]
