@@ -205,15 +205,15 @@ def barriers_over_training(moving: pd.DataFrame, ends: pd.DataFrame) -> pd.DataF
 def barrier_table(frame: pd.DataFrame, caption: str, name: str) -> Table:
     """`barriers` by pair and split, and distances where there are any: mean over seeds (lowest to highest)."""
 
-    def text(values: pd.Series) -> str:
-        span = f" ({values.min():.3f} to {values.max():.3f})" if len(values) > 1 else ""
-        return f"{values.mean():.3f}{span}"
+    def text(values: pd.Series, digits: int = 3) -> str:
+        span = f" ({values.min():.{digits}f} to {values.max():.{digits}f})" if len(values) > 1 else ""
+        return f"{values.mean():.{digits}f}{span}"
 
     keys = ["cell", "relation", "pair"]
     wide = frame.pivot_table(index=keys, columns="split", values="barrier", aggfunc=text)[["train", "test"]]
     if frame["distance"].notna().any():
-        wide["distance"] = frame.drop_duplicates([*keys, "seed"]).groupby(keys)["distance"].agg(text)
-    return table(wide, caption, name)
+        wide["distance"] = frame.drop_duplicates([*keys, "seed"]).groupby(keys)["distance"].agg(text, digits=1)
+    return table(wide.droplevel("relation"), caption, name)  # the pairs say it
 
 
 def curve_barriers(curves: pd.DataFrame) -> pd.DataFrame:

@@ -52,7 +52,7 @@ def accuracy_table(rows: pd.DataFrame) -> Table:
     keys = ["cell", "strategy", "scaling"]
     texts = rows.groupby([*keys, "budget"], sort=False)["accuracy"].agg(lambda x: percent(st.mean_interval(x)))
     wide = texts.unstack("budget").fillna(DASH)
-    order = pd.MultiIndex.from_frame(rows[keys].drop_duplicates())
+    order = pd.MultiIndex.from_frame(rows[keys].drop_duplicates().sort_values(["cell", "strategy"], kind="stable"))
     wide = wide.loc[order, [budget for budget in BUDGETS if budget in wide]]
     wide.columns = pd.Index([budget_name(budget) for budget in wide.columns], name="budget")
     caption = (
