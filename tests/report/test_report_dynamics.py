@@ -110,6 +110,17 @@ def test_barriers_of_known_paths():
     assert set(found["distance"]) == {3.0}
 
 
+def test_the_table_of_barriers_has_means_and_spans():
+    train = straight({("disjoint", "joint"): 2.0})
+    test = straight({("disjoint", "joint"): 1.0}).assign(split="test")
+    frame = dynamics.barriers(pd.concat([train, test]))
+    shown = dynamics.barrier_table(frame, "Barriers.", "b").data
+    assert shown.loc[("a", "disjoint – joint")].tolist() == [
+        "2.000 (1.996 to 2.004)", "1.000 (0.998 to 1.002)", "3.0 (3.0 to 3.0)",
+    ]  # fmt: skip
+    assert "distance" not in dynamics.barrier_table(frame.assign(distance=np.nan), "Barriers.", "b").data
+
+
 def test_barriers_over_training_end_with_the_pairs_measured_on_the_way():
     """At nine points on the way; of the 25 at the end those nine count, so that a needle between them does not."""
     ends = straight({("disjoint", "joint"): 2.0, ("disjoint", "mixed"): 0.5})

@@ -81,6 +81,16 @@ def test_cells_are_not_split_by_the_scaling():
     assert len(rows) == 2 * 5 * 6 * len(BUDGETS)
 
 
+def test_accuracies_stand_cell_by_cell_with_their_intervals():
+    rows = scaling.by_scaling(study(BEHIND))
+    shown = scaling.accuracy_table(rows).data
+    assert list(shown.columns) == ["25 %", "50 %", "75 %", "100 %", "max"]
+    assert [cell for cell, *_ in shown.index] == ["resnet1d / mnist1d"] * 5 + ["vit1d / mnist1d"] * 5
+    mean, half = shown.loc[("vit1d / mnist1d", "mixed", "sdn-ramp"), "50 %"].split(" ± ")
+    assert float(mean) == pytest.approx(100 * (0.5 + 0.1 * 2.5 + 0.07), abs=0.2)
+    assert float(half) == pytest.approx(2.571 * 18.71 / 6**0.5, abs=0.3)  # t(0.975, 5) s / sqrt(6)
+
+
 def test_gains_are_over_plain_of_the_same_strategy():
     rows = scaling.by_scaling(study(BEHIND))
     joint = scaling.gains(rows, "joint").set_index(["cell", "scaling", "budget"])["mean"]
