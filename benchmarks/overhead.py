@@ -54,7 +54,7 @@ def augmentation(name: str) -> dict[str, Any]:
     model = network(name).to(memory_format=torch.channels_last)
     calls: dict[str, Callable[[], object]] = {}
     for chosen in AUGMENTATIONS:
-        phase = replace(together_phase(1.0), augmentation=chosen, batch_size=BATCH)
+        phase = together_phase(1.0).having(augmentation=chosen, batch_size=BATCH)
         feed = _endless(training_batches(model, phase, made, (0,), CPU))
         calls[chosen] = lambda feed=feed: next(feed)
     took = interleaved({"step": step, **calls})
@@ -158,7 +158,7 @@ def loop_overhead(runs: int = 5) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for case, (make, made, epochs) in cases.items():
-        phase = replace(together_phase(1.0), epochs=epochs, batch_size=BATCH)
+        phase = together_phase(1.0).having(epochs=epochs, batch_size=BATCH)
         steps = epochs * (len(made.train) // BATCH)
         model = make()
         parts_of_a_phase(model, phase, made)  # to warm up
@@ -182,7 +182,7 @@ def cache(name: str = "resnet20, 28x28") -> dict[str, float]:
     """
     made = pictures(name, 16 * BATCH)
     model = network(name).to(memory_format=torch.channels_last)
-    phase = replace(heads_phase(1.0), batch_size=BATCH, epochs=1)
+    phase = heads_phase(1.0).having(batch_size=BATCH, epochs=1)
     began = time.perf_counter()
     kept = training_batches(model, phase, made, (0,), CPU)
     once = time.perf_counter() - began

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # compiling takes what it takes the first time
@@ -79,7 +78,7 @@ def package(name: str, phase: Phase | None = None, precision: str = "float32", c
     """The training loop's own step, on the same batch each time."""
     model, (x, y) = network(name).to(memory_format=torch.channels_last), batch(name)
     x = in_layout(x, model.memory_format)
-    phase = replace(phase or together_phase(1.0), lr=1e-3, precision=precision)
+    phase = (phase or together_phase(1.0)).having(lr=1e-3, precision=precision)
     return engine_step(model, phase, lambda: (x, y), "always" if compile else "never")
 
 

@@ -161,7 +161,7 @@ def _plan(options: argparse.Namespace) -> int:
         todo = 0.0
         for phase, phase_id in zip(plan.phases, plan.phase_ids, strict=True):
             if phase_id not in trained and not store.folder("phases", phase_id).done():
-                todo += plan.step_flops[phase.name] * phase.epochs * len(plan.data.train)
+                todo += plan.step_flops[phase.name] * phase.settings.epochs * len(plan.data.train)
             trained.add(phase_id)
         todo += plan.once_flops if todo else 0
         state = "done" if store.folder("runs", config.id).done() else "to train" if todo else "shared"

@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-# Raised when a default or a rule changes so that an old result no longer answers for the same settings.
-SCHEMA = 2
+# Raised when a default or a rule changes so that an old result no longer answers for the same settings. A new field
+# leaves every id as it is while it has its default: what is hashed is what differs from the defaults.
+SCHEMA = 3
 
 ARCHITECTURES = (
     "mlp", "resnet1d", "vit1d", "resnet-tiny", "resnet20", "resnet32", "resnet56", "resnet110", "resnet18", "resnet34",
@@ -144,7 +145,7 @@ class RunConfig(BaseModel):
     warm_start: float = 0.0  # share of the epochs for heads alone, between phases 1 and 2 of mixed and mixed-heads
     stability: float | None = None  # weight of what sequential-lwf (default 1) and -ewc (1,000) keep of earlier exits
     batchnorm: str = "train"  # of the backbone's statistics
-    patience: int = 10  # epochs without a better validation accuracy; used by `match: patience`
+    patience: int = 10  # epochs with a worse validation accuracy at every exit; used by `match: patience`
     optimizer: str = "adamw"
     lr: float = 3e-3  # AdamW; the small networks here are undertrained at 1e-3
     lr_scale: float = 1.0  # of the learning rate, in every phase after the first
@@ -255,6 +256,19 @@ class RunConfig(BaseModel):
             raise ValueError(f"{list(value)} is not valid; each is a whole per cent of a phase, 0 to 100")
         return tuple(sorted({*value, 100}))
 
+    @model_validator(mode="after")
+    def _own_model_has_its_exits(self) -> RunConfig:
+        # They come with the model, as do its size and its heads: a value here would be hashed and do nothing.
+        placed = ("exits", "head", "head_layers", "head_args", "architecture_args")
+        for field in placed if self.architecture == "own" else ():
+            value = getattr(self, field)
+            if value != type(self).model_fields[field].default:
+                raise ValueError(
+                    f"{field}: {value!r} has no effect with architecture own, whose exits and heads come with the "
+                    "model; give them to add_exits or MultiExit"
+                )
+        return self
+
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with `changes`, validated again."""
         return RunConfig(**{**self.model_dump(), **changes})
@@ -279,7 +293,9 @@ class RunConfig(BaseModel):
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    field = str(first["loc"][0]) if first["loc"] else "settings"
+    if not first["loc"]:  # of several fields together; the line names them itself
+        return str(first["ctx"]["error"])
+    field = str(first["loc"][0])
     fields = list(RunConfig.model_fields)
     if first["type"] == "extra_forbidden":
         return f"unknown key {field!r} (value {first['input']!r}); {nearest(field, fields)}"
@@ -291,10 +307,13 @@ def _one_line(error: ValidationError) -> str:
     return f"{field}: {first['input']!r} is not valid; {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
+DIGITS = 16  # of an id's hash; ten would collide in one of 200 plans of 100,000 runs
+
+
 def content_hash(content: Any) -> str:
-    """Ten hex digits of the SHA-256 of `content` as JSON with sorted keys."""
+    """DIGITS hex digits of the SHA-256 of `content` as JSON with sorted keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def named_seed(*names: object) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 
 from eestudy import data
-from eestudy.config import SCHEMA, EestudyError, RunConfig, content_hash, named_seed
+from eestudy.config import DIGITS, SCHEMA, EestudyError, RunConfig, content_hash, named_seed
 from eestudy.data.augmentation import check as check_augmentation
 from eestudy.methods import change, implied_by, more_flops, settled, trained_as
 from eestudy.models import MultiExit, build_backbone
@@ -24,28 +24,41 @@ from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config comes to: the data, the untrained network, its phases and their ids, FLOPs of a training step."""
+    """What a config comes to: the untrained network, its phases and their ids, FLOPs of a training step.
+
+    outline: facts of the data, which are not read before `data` is asked for.
+    """
 
     config: RunConfig
-    data: data.DataSet
+    outline: data.Outline
     model: MultiExit
     phases: tuple[Phase, ...]
     phase_ids: tuple[str, ...]
     step_flops: dict[str, float]  # of one sample, by phase name
     once_flops: float  # of what the phases compute once, beside their steps
 
+    @cached_property
+    def data(self) -> data.DataSet:
+        """The data set itself. Raises EestudyError where its files are not on this machine."""
+        return load_data(self.config)
+
     @property
     def training_flops(self) -> float:
         """Of the whole run, if every phase trains all its epochs."""
-        samples = len(self.data.train)
-        return self.once_flops + sum(self.step_flops[phase.name] * phase.epochs * samples for phase in self.phases)
+        samples = self.outline.train
+        return self.once_flops + sum(
+            self.step_flops[phase.name] * phase.settings.epochs * samples for phase in self.phases
+        )
 
 
 def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
-    """Checks that a config's parts fit together, without training. Raises EestudyError where they do not."""
-    loaded = data.load(config.dataset, config.train_size, **config.dataset_args)
-    check_augmentation(config.augmentation, loaded.input_shape, loaded.train.dtype)
-    network = build_model(config, loaded, model)
+    """Checks that a config's parts fit together; reads no data that a package did not bring along.
+
+    Raises EestudyError where they do not.
+    """
+    facts = outline_of(config)
+    check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
+    network = build_model(config, facts, model)
     chosen = settled(config, network.backbone.kind)
     phases = phases_of(config, stages_of(network))
     phases = configured(phases, chosen, network.num_exits, trained_as(config), implied_by(config))
@@ -53,20 +66,22 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     flops = {phase.name: _counted(config, network, phase, shared=model is None) for phase in phases}
     joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
     phases = resolve(phases, config, flops, joint)
-    once = sum(once_flops(network, phase, len(loaded.train)) for phase in phases)
+    once = sum(once_flops(network, phase, facts.train) for phase in phases)
     own = fingerprint(network) if model else None
     ids: list[str] = []
-    for place, phase in enumerate(phases):
-        ids.append(_phase_id(chosen, phase, place, ids[-1] if ids else None, network, own))
-    return Plan(config, loaded, network, phases, tuple(ids), flops, once)
+    for phase in phases:
+        ids.append(_phase_id(chosen, phase, ids[-1] if ids else None, network, own))
+    return Plan(config, facts, network, phases, tuple(ids), flops, once)
 
 
 _COUNTED: dict[tuple[RunConfig, str], float] = {}
+# Settings that no step's FLOPs depend on, and in their place a value: runs that differ in them are counted together.
+_UNCOUNTED = {name: RunConfig.model_fields[name].default for name in ("seed", "epochs", "lr", "lr_scale", "train_size")}
 
 
 def _counted(config: RunConfig, network: MultiExit, phase: Phase, shared: bool) -> float:
     """Training FLOPs of one sample in `phase`; shared: counted once for all seeds, as it takes seconds."""
-    key = config.model_copy(update={"seed": 0}), phase.name
+    key = config.model_copy(update=_UNCOUNTED), phase.name
     if not shared or key not in _COUNTED:
         flops = step_flops(network, phase) + more_flops(config, network, phase)
         if not shared:
@@ -85,11 +100,20 @@ def planned(config: RunConfig) -> tuple[Phase, ...]:
     """The phases of a run without its settings and epochs; builds the network where they depend on its exits."""
     if config.strategy not in BY_EXIT:
         return phases_of(config)
-    loaded = data.load(config.dataset, config.train_size, **config.dataset_args)
-    return phases_of(config, stages_of(build_model(config, loaded)))
+    return phases_of(config, stages_of(build_model(config, outline_of(config))))
 
 
-def build_model(config: RunConfig, loaded: data.DataSet, model: MultiExit | None = None) -> MultiExit:
+def outline_of(config: RunConfig) -> data.Outline:
+    """Facts of the data set that a run is trained on."""
+    return data.outline(config.dataset, config.train_size, **config.dataset_args)
+
+
+def load_data(config: RunConfig) -> data.DataSet:
+    """The data set that a run is trained and tested on."""
+    return data.load(config.dataset, config.train_size, **config.dataset_args)
+
+
+def build_model(config: RunConfig, facts: data.Outline, model: MultiExit | None = None) -> MultiExit:
     """The untrained network. Backbone and heads are seeded by name: strategies start from the same weights."""
     if model is not None:
         network = copy.deepcopy(model).requires_grad_(True)
@@ -97,17 +121,17 @@ def build_model(config: RunConfig, loaded: data.DataSet, model: MultiExit | None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(named_seed(config.seed, "backbone"))
             backbone = build_backbone(
-                config.architecture, loaded.input_shape, loaded.num_classes, **config.architecture_args
+                config.architecture, facts.input_shape, facts.num_classes, **config.architecture_args
             )
         network = MultiExit(
             backbone, config.exits, settled(config, backbone.kind).head, config.head_layers,
             lambda stage: named_seed(config.seed, "head", stage), config.head_args,
         )  # fmt: skip
-    _check_fit(config, network, loaded)
+    _check_fit(config, network, facts)
     change(network, config, phases_of(config, stages_of(network)))
     # The layout convolutions are fastest in; set here, so that training and loading see the same bits. Not for a user's
     # own network, which may rely on the usual one (x.view).
-    images = len(loaded.input_shape) == 3 and model is None and not _needs_contiguous(network)
+    images = len(facts.input_shape) == 3 and model is None and not _needs_contiguous(network)
     return network.to(memory_format=torch.channels_last) if images else network
 
 
@@ -120,21 +144,21 @@ def _needs_contiguous(network: MultiExit) -> bool:
     return any(part.kernel_size == (1, 1) and part.stride != (1, 1) and 1 < part.in_channels < 8 for part in kernels)
 
 
-def _check_fit(config: RunConfig, network: MultiExit, loaded: data.DataSet) -> None:
+def _check_fit(config: RunConfig, network: MultiExit, facts: data.Outline) -> None:
     """EestudyError if the network does not take what the data set gives, or answers with another number of classes."""
-    given = torch.int64 if loaded.train.dtype == torch.int64 else torch.float32
+    given = torch.int64 if facts.dtype == torch.int64 else torch.float32
     if network.backbone.input_dtype != given:
         words = {torch.int64: "token ids", torch.float32: "numbers"}
         raise EestudyError(
             f"architecture: {config.architecture} takes {words[network.backbone.input_dtype]}, "
-            f"but {loaded.name} gives {words[given]}"
+            f"but {facts.name} gives {words[given]}"
         )
     for fact, own, wanted in (
-        ("inputs of shape", network.input_shape, loaded.input_shape),
-        ("logits for", network.num_classes, loaded.num_classes),
+        ("inputs of shape", network.input_shape, facts.input_shape),
+        ("logits for", network.num_classes, facts.num_classes),
     ):
         if own != wanted:
-            raise EestudyError(f"model: has {fact} {own}, but {loaded.name} needs {wanted}")
+            raise EestudyError(f"model: has {fact} {own}, but {facts.name} needs {wanted}")
 
 
 def fingerprint(model: MultiExit) -> str:
@@ -146,22 +170,30 @@ def fingerprint(model: MultiExit) -> str:
     for name, value in model.state_dict().items():
         content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()[:10]
+    return content.hexdigest()[:DIGITS]
 
 
-def _phase_id(
-    config: RunConfig, phase: Phase, place: int, parent: str | None, network: MultiExit, own: str | None
-) -> str:
-    """Content address of a phase. What does not change its weights (the strategy's name, unused heads) is left out."""
+def _phase_id(config: RunConfig, phase: Phase, parent: str | None, network: MultiExit, own: str | None) -> str:
+    """Content address of a phase: of all that decides the weights it ends with, and what it leaves on the way.
+
+    config: as its method settles it. Where the phase stands in its run is said by its parent. Heads that take no part
+    are not in it, nor is the strategy's name: so disjoint and mixed share their first phase. own: `fingerprint`.
+    """
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "parent": parent,
-        "place": place,
         "phase": phase.identity(),
         "seed": config.seed,
-        "data": [config.dataset, config.dataset_args, config.train_size],
-        "backbone": [config.architecture, config.architecture_args, own],
+        "data": data.identity(config.dataset, config.train_size, **config.dataset_args),
+        "backbone": {"name": config.architecture, **_given(config, "architecture_args")},
     }
+    if own:
+        content["backbone"]["content"] = own
     if phase.uses_heads:
-        content["heads"] = [config.head, config.head_layers, config.head_args, network.exit_stages]
+        content["heads"] = {"after": network.exit_stages, **_given(config, "head", "head_layers", "head_args")}
     return f"{phase.name}-{content_hash(content)}"
+
+
+def _given(config: RunConfig, *names: str) -> dict[str, Any]:
+    """Those of these settings that differ from their default."""
+    return config.model_dump(mode="json", include=set(names), exclude_defaults=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,11 +19,12 @@ from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import describe, say
 from eestudy.methods import METHODS, hooks_of
 from eestudy.models import MultiExit, exit_costs
-from eestudy.plan import Plan, build_model, fingerprint, prepare, stages_of
+from eestudy.plan import Plan, build_model, fingerprint, load_data, outline_of, prepare, stages_of
 from eestudy.store import Arrays, Folder, Store
 from eestudy.training.batches import clean_batches
 from eestudy.training.execution import Execution, execution, warn_if_slow
 from eestudy.training.loop import checkpoint_name, train_phase
+from eestudy.training.phases import Phase
 from eestudy.training.saved import state_files
 
 CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
@@ -77,14 +79,13 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
     with _locked(folder, how):
         # The summary is a phase's last file; without `done` behind it, it was killed just there.
         if how.agreed(how.main and not store.usable(folder) and not folder.has("summary.json")):
+            how = _as_begun(folder, phase, plan, how)
             if how.main:
-                if not folder.has("environment.json"):
-                    folder.write_json("environment.json", describe(how.device.type))
                 parent = plan.phase_ids[number - 1] if number else None
                 content = {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
                 folder.write_json("config.json", content)
             with torch.random.fork_rng(devices=[]):
-                hooks = hooks_of(plan.config) if phase.method else None
+                hooks = hooks_of(plan.config) if phase.settings.method else None
                 train_phase(model, phase, plan.data, folder, plan.config.seed, number, how, hooks)
         else:
             load_weights(model, folder.arrays(checkpoint_name(100)))
@@ -92,6 +93,21 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
             for name in state_files(folder):
                 folder.remove(name)
             folder.finish()
+
+
+def _as_begun(folder: Folder, phase: Phase, plan: Plan, how: Execution) -> Execution:
+    """`how`, compiling if the phase was begun so: compiled or not, a resumed phase has the bits of an undisturbed one.
+
+    Notes in the folder what the phase is made with.
+    """
+    if not folder.has("environment.json"):
+        steps = phase.settings.epochs * (plan.outline.train // min(phase.settings.batch_size, plan.outline.train))
+        compiled = how.compiles(steps) and phase.settings.gradient_combination == "sum"
+        if how.main:
+            folder.write_json("environment.json", {**describe(how.device.type), "compiled": compiled})
+    else:
+        compiled = folder.json("environment.json")["compiled"]
+    return dataclasses.replace(how, compile="always" if compiled else "never")
 
 
 def load_weights(model: MultiExit, arrays: Arrays) -> None:
@@ -183,7 +199,7 @@ class Run:
             )
         if not self.reached(phase, share):
             raise EestudyError(f"checkpoint: phase {phase} of {self.id} ended by patience before {share} %")
-        model = build_model(self.config, self.data(), self._own)
+        model = build_model(self.config, outline_of(self.config), self._own)
         for number, name in enumerate(self.phases[:phase], 1):
             reached = share if number == phase else 100
             load_weights(model, self._store.folder("phases", name).arrays(checkpoint_name(reached)))
@@ -197,7 +213,7 @@ class Run:
 
     def data(self) -> data.DataSet:
         """The data set the run was trained and tested on."""
-        return data.load(self.config.dataset, self.config.train_size, **self.config.dataset_args)
+        return load_data(self.config)
 
     def history(self) -> pd.DataFrame:
         """Training curves: run, phase, epoch, exit, split, loss, accuracy."""

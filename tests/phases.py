@@ -21,7 +21,7 @@ CPU = Execution(torch.device("cpu"))
 def trained(made: Plan, place: int, tmp_path: Path, name: str = "phase") -> Folder:
     """The folder that phase number `place` (from 0) leaves; the plan's network is trained on."""
     folder, phase = Store(tmp_path).folder("phases", f"{name}-{place}"), made.phases[place]
-    hooks = methods.hooks_of(made.config) if phase.method else None
+    hooks = methods.hooks_of(made.config) if phase.settings.method else None
     loop.train_phase(made.model, phase, made.data, folder, 0, place, CPU, hooks)
     return folder
 

@@ -38,7 +38,7 @@ def test_defaults_are_pinned():
     """A changed default silently re-labels old results. If this fails on purpose, raise config.SCHEMA too."""
     defaults = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    assert (config_module.SCHEMA, content_hash(defaults)) == (2, "00a255592d")
+    assert (config_module.SCHEMA, content_hash(defaults)) == (3, "00a255592d71241b")
 
 
 def test_id_is_the_same_in_another_process_and_for_another_key_order():

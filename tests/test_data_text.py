@@ -292,7 +292,7 @@ def test_a_subset_for_regression_is_a_plain_draw():
 
 def test_hardness_scales_both_noises():
     plain, harder, both = (
-        small.mnist1d(samples=1000, **args)
+        data.load("mnist1d", None, samples=1000, **args)  # type: ignore[arg-type]
         for args in ({}, {"hardness": 2.0}, {"noise": 0.04, "correlated_noise": 0.5})
     )
     assert torch.equal(harder.train.x, both.train.x)

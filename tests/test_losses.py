@@ -21,7 +21,7 @@ from eestudy.training.keeping import Penalty
 from eestudy.training.losses import exit_losses, soft_losses, softened, teachers_of
 from eestudy.training.objective import Objective, combine
 from eestudy.training.phases import Phase
-from eestudy.training.strategies import together_phase
+from eestudy.training.strategies import heads_phase, together_phase
 from eestudy.training.weighting import RAMP_START, AdaLoss, exit_shares, weighting_of
 
 CPU = Execution(torch.device("cpu"))
@@ -57,7 +57,7 @@ def weighed(phase: Phase, losses: Tensor, done: float = 0.0) -> tuple[Tensor, Ob
 
 def test_custom_weights_are_scaled_to_sum_1():
     losses = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    loss, _ = weighed(replace(together_phase(1.0), weighting="custom", weights=(1.0, 0.0, 3.0)), losses)
+    loss, _ = weighed(together_phase(1.0).having(weighting="custom", weights=(1.0, 0.0, 3.0)), losses)
     loss.backward()
     assert number(loss) == pytest.approx((1 * 1 + 3 * 3) / 4)
     torch.testing.assert_close(losses.grad, torch.tensor([0.25, 0.0, 0.75]))
@@ -66,7 +66,7 @@ def test_custom_weights_are_scaled_to_sum_1():
 @pytest.mark.parametrize("done", [0.0, 0.4, 0.99])
 def test_the_ramp_of_sdn(done):
     model = network()
-    phase = replace(together_phase(1.0), weighting="sdn-ramp")
+    phase = together_phase(1.0).having(weighting="sdn-ramp")
     losses = torch.tensor([1.0, 2.0, 3.0])
     # 64 -> 8 -> 8 -> 8 -> 4 classes
     spent = [64 * 8, 64 * 8 + 8 * 8]
@@ -83,7 +83,7 @@ def test_the_ramp_of_sdn(done):
 @pytest.mark.parametrize("classes", [4, 1])
 def test_learned_uncertainty(classes):
     """Kendall et al. 2018, equations 7 and 10: L / sigma^2 + log sigma, and L / (2 sigma^2) + log sigma."""
-    made = objective(network(classes=classes), replace(together_phase(1.0), weighting="uncertainty"))
+    made = objective(network(classes=classes), together_phase(1.0).having(weighting="uncertainty"))
     losses = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     (log_variances,) = made.parameters()
     start = number(made(losses, losses, losses, losses, 0.0))
@@ -105,7 +105,7 @@ def test_learned_uncertainty(classes):
 
 
 def test_adaloss_weighs_by_the_inverse_running_mean():
-    made = objective(network(), replace(together_phase(1.0), weighting="adaloss"))
+    made = objective(network(), together_phase(1.0).having(weighting="adaloss"))
     means = [0.0, 0.0, 0.0]
     for step, seen in enumerate(([1.0, 2.0, 4.0], [2.0, 1.0, 4.0], [0.5, 0.5, 8.0])):
         losses = torch.tensor(seen, requires_grad=True)
@@ -136,8 +136,8 @@ def test_distillation(teacher):
     torch.manual_seed(0)
     logits = torch.randn(3, 2, 4, requires_grad=True)
     y, temperature, share = torch.tensor([1, 3]), 2.0, 0.3
-    phase = replace(
-        together_phase(1.0), distillation=teacher, distillation_weight=share, distillation_temperature=temperature
+    phase = together_phase(1.0).having(
+        distillation=teacher, distillation_weight=share, distillation_temperature=temperature
     )
     losses = exit_losses(logits, y)
     values = objective(network(), phase).values(losses, logits, y, y)
@@ -176,8 +176,7 @@ def test_distillation_of_a_single_output_is_the_squared_difference():
 
 def test_a_frozen_backbones_classifier_teaches_heads_alone():
     model, (x, y) = network(), batch(network())
-    phase = Phase("heads", ("heads",), "internal", 1.0, distillation="next", distillation_weight=1.0,
-                  distillation_temperature=1.0)  # fmt: skip
+    phase = heads_phase(1.0).having(distillation="next", distillation_weight=1.0, distillation_temperature=1.0)
     set_trainable(model, phase)
     logits = torch.stack(phase_logits(model, phase, x))
     everything = torch.stack(model(x))
@@ -295,7 +294,7 @@ def test_a_combined_step(name, weighting):
     """The whole way, against a backward pass for each exit's weighted loss on a copy of the network."""
     model = network("resnet-tiny").eval()
     x, y = batch(model)
-    phase = replace(together_phase(1.0), gradient_combination=name, weighting=weighting)
+    phase = together_phase(1.0).having(gradient_combination=name, weighting=weighting)
     made = objective(model, phase)
     outputs = phase_logits(model, phase, x)
     logits = torch.stack([each.detach() for each in outputs]).requires_grad_()
@@ -335,8 +334,8 @@ def test_a_combined_step(name, weighting):
 def test_learning_without_forgetting():
     model = network()
     x, y = batch(model)
-    phase = Phase("lwf3", ("backbone", "heads"), (1, 2, 3), 1.0, stages=(1, 3), keeps="lwf", stability=0.7,
-                  distillation_temperature=2.0)  # fmt: skip
+    phase = Phase("lwf3", ("backbone", "heads"), (1, 2, 3), stages=(1, 3), keeps="lwf")
+    phase = phase.having(stability=0.7, distillation_temperature=2.0)
     made = objective(model, phase)
     before = [logits.detach().clone() for logits in model(x)]
     with torch.no_grad():
@@ -356,7 +355,7 @@ def test_learning_without_forgetting():
 def test_elastic_weight_consolidation():
     model = network()
     x, y = batch(model)
-    phase = Phase("ewc3", ("backbone",), (3,), 1.0, stages=(1, 3), keeps="ewc", stability=10.0)
+    phase = Phase("ewc3", ("backbone",), (3,), stages=(1, 3), keeps="ewc").having(stability=10.0)
     batches = Batches(data.Split(x, y), 4, phase, (0, "phase-2"), CPU)
     slow = copy.deepcopy(model).eval()
     penalty = Penalty(model, phase, batches.split, batches.seeds, CPU)

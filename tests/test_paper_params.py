@@ -36,16 +36,18 @@ def test_each_file_says_how_it_is_run():
 
 
 def test_resnet34_has_an_exit_after_every_second_block(images):  # noqa: F811
-    with pytest.raises(MissingData, match="cifar100"):
-        prepare(of("resnet34-cifar100", strategy="mixed"))
-    write_cifar100(images / "cifar100")
     plan = prepare(of("resnet34-cifar100", strategy="mixed"))
+    with pytest.raises(MissingData, match="cifar100"):
+        _ = plan.data  # which nothing before has read
+    write_cifar100(images / "cifar100")
+    assert plan.data.num_classes == 100
     assert stages_of(plan.model) == (2, 4, 6, 8, 10, 12, 14, 16)
-    assert [(phase.name, phase.patience, phase.epochs) for phase in plan.phases] == [
+    assert [(phase.name, phase.settings.patience, phase.settings.epochs) for phase in plan.phases] == [
         ("backbone", 50, 1000), ("together", 50, 1000),
     ]  # fmt: skip
     for phase in plan.phases:
-        assert (phase.lr, phase.weight_decay, phase.warmup, phase.clip) == (5e-4, 0, 0, None)
+        settings = phase.settings
+        assert (settings.lr, settings.weight_decay, settings.warmup, settings.clip) == (5e-4, 0, 0, None)
 
 
 def test_msdnet_has_seven_blocks(images):  # noqa: F811
@@ -58,14 +60,17 @@ def test_resnet50_has_a_smaller_rate_in_phase_two(folders):  # noqa: F811
     write_tiny(folders)
     plan = prepare(of("resnet50-tiny-imagenet", strategy="mixed"))
     assert stages_of(plan.model) == (4, 6, 8, 10, 12, 14, 16)
-    assert [phase.lr for phase in plan.phases] == [0.2, pytest.approx(0.02)]
+    assert [phase.settings.lr for phase in plan.phases] == [0.2, pytest.approx(0.02)]
     assert of("resnet50-tiny-imagenet", strategy="joint").lr_scale == 1
 
 
 def test_the_sweep_goes_from_joint_to_the_backbone_alone(images):  # noqa: F811
     write_cifar10(images / "cifar10")
     epochs = [
-        [(phase.name, phase.epochs) for phase in prepare(of("resnet50-cifar10-phases", phase_split=split)).phases]
+        [
+            (phase.name, phase.settings.epochs)
+            for phase in prepare(of("resnet50-cifar10-phases", phase_split=split)).phases
+        ]
         for split in (0, 0.25, 1)
     ]
     assert epochs == [[("together", 200)], [("backbone", 50), ("together", 150)], [("backbone", 200)]]

@@ -19,6 +19,7 @@ from eestudy.training.freezing import phase_exits, phase_logits, set_trainable
 from eestudy.training.losses import exit_losses, exit_weights
 from eestudy.training.optim import lr_factor
 from eestudy.training.phases import resolve
+from eestudy.training.saved import Progress
 from eestudy.training.strategies import STRATEGIES, backbone_phase, heads_phase, together_phase
 
 from .conftest import CELLS, SMALL
@@ -99,8 +100,8 @@ def test_strategies_as_the_paper_defines_them():
 def test_match_epochs_splits_the_runs_epochs(epochs):
     config = RunConfig(architecture="mlp", dataset="digits", strategy="mixed", epochs=epochs, phase_split=0.3)
     resolved = resolve(STRATEGIES["mixed"](0.3), config, {})
-    assert sum(phase.epochs for phase in resolved) == max(2, epochs)
-    assert all(phase.epochs >= 1 for phase in resolved)
+    assert sum(phase.settings.epochs for phase in resolved) == max(2, epochs)
+    assert all(phase.settings.epochs >= 1 for phase in resolved)
 
 
 def test_match_flops_spends_what_joint_spends():
@@ -109,7 +110,7 @@ def test_match_flops_spends_what_joint_spends():
         assert plan(strategy, epochs=40, match="flops").training_flops == pytest.approx(joint.training_flops, rel=0.03)
     cheaper = plan("disjoint", epochs=40)
     assert cheaper.training_flops < 0.9 * joint.training_flops
-    assert sum(phase.epochs for phase in plan("disjoint", epochs=40, match="flops").phases) > 40
+    assert sum(phase.settings.epochs for phase in plan("disjoint", epochs=40, match="flops").phases) > 40
 
 
 def test_training_flops_against_the_formula():
@@ -184,24 +185,70 @@ def test_checkpoints_at_fixed_shares(tmp_path):
     assert (half[weight] != last[weight]).any()
 
 
-def test_patience_stops_and_keeps_the_best(tmp_path):
-    made = plan("joint", epochs=60, match="patience", patience=3, lr=0.02)
+def test_a_tie_is_neither_an_improvement_nor_stale():
+    """The rule of the paper's public code, by hand: (values, epochs counted for each exit, improved)."""
+    progress = Progress()
+    for values, stale, better in [
+        ([0.5, 0.5], [0, 0], True),
+        ([0.5, 0.4], [0, 1], False),  # exit 1 ties: as before
+        ([0.4, 0.5], [1, 1], False),  # exit 2 ties: its count stays
+        ([0.4, 0.6], [2, 0], True),
+        ([0.5, 0.6], [2, 0], False),
+        ([0.3, 0.5], [3, 1], False),
+    ]:
+        assert loop.improved(progress, values) is better
+        assert progress.stale == stale
+    assert progress.best == [0.5, 0.6]
+
+
+def test_patience_stops_and_keeps_the_last_improvement(tmp_path):
+    made = plan("joint", epochs=200, match="patience", patience=3, lr=0.02, exits=[1])
     folder = Store(tmp_path).folder("phases", "p")
     loop.train_phase(made.model, made.phases[0], made.data, folder, 0, 0, CPU)
     records = [record for record in folder.records() if record["split"] == "validation"]
     exits = made.model.num_exits
     by_epoch = [[r["accuracy"] for r in records if r["epoch"] == e + 1] for e in range(len(records) // exits)]
-    assert len(by_epoch) < 60
+    assert len(by_epoch) < 200
+    assert len(records) == exits * len(by_epoch), "with patience every epoch is measured"
 
-    # Every exit was 3 epochs without improvement at the end, and not one epoch earlier.
-    def stale(epochs: int) -> int:
-        best = [max(range(epochs), key=lambda e: (by_epoch[e][k], -e)) for k in range(exits)]
-        return min(epochs - 1 - e for e in best)
+    def best_before(epoch: int, k: int) -> float:
+        return max((row[k] for row in by_epoch[:epoch]), default=-math.inf)
 
-    assert stale(len(by_epoch)) == 3
-    assert stale(len(by_epoch) - 1) == 2
-    kept = loop.Validation(made.model, made.phases[0], made.data, CPU, cached=False).measured()[1].mean()
-    assert float(kept) == pytest.approx(max(sum(row) / exits for row in by_epoch), abs=1e-6)
+    improving = [[k for k in range(exits) if row[k] > best_before(e, k)] for e, row in enumerate(by_epoch)]
+
+    def worse_since(k: int, epochs: int) -> int:
+        last = max(e for e in range(epochs) if k in improving[e])
+        return sum(row[k] < by_epoch[last][k] for row in by_epoch[last + 1 : epochs])
+
+    # Every exit was worse in 3 epochs at the end, and not one epoch earlier.
+    assert min(worse_since(k, len(by_epoch)) for k in range(exits)) == 3
+    assert min(worse_since(k, len(by_epoch) - 1) for k in range(exits)) == 2
+    kept = loop.Validation(made.model, made.phases[0], made.data, CPU, cached=False).measured()[1]
+    last = max(e for e, better in enumerate(improving) if better)
+    assert kept.tolist() == pytest.approx(by_epoch[last], abs=1e-6)
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, 1), (7, 7), (20, 20), (21, 20), (80, 20), (333, 20)])
+def test_curves_have_at_most_twenty_points(epochs, expected):
+    phase = together_phase(1.0).having(epochs=epochs)
+    measured = [epoch for epoch in range(1, epochs + 1) if loop.measured_after(epoch, phase)]
+    assert len(measured) == expected
+    assert measured[-1] == epochs
+    gaps = {b - a for a, b in pairwise([0, *measured])}
+    assert max(gaps) - min(gaps) <= 1, "evenly"
+    assert all(loop.measured_after(epoch, phase.having(patience=3)) for epoch in range(1, epochs + 1))
+
+
+def test_how_often_is_measured_changes_no_weight(tmp_path, monkeypatch):
+    ends = []
+    for most in (20, 1):
+        monkeypatch.setattr(loop, "MEASURED", most)
+        made = plan("joint", epochs=4)
+        folder = Store(tmp_path).folder("phases", str(most))
+        loop.train_phase(made.model, made.phases[0], made.data, folder, 0, 0, CPU)
+        assert {record["epoch"] for record in folder.records()} == ({1, 2, 3, 4} if most == 20 else {4})
+        ends.append((folder.records()[-1], folder.manifest()[loop.checkpoint_name(100)]["sha256"]))
+    assert ends[0] == ends[1]
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path):
@@ -216,7 +263,7 @@ def test_history_is_what_the_weights_do(tmp_path):
     folder = Store(tmp_path).folder("phases", "p")
     loop.train_phase(made.model, made.phases[1], made.data, folder, 0, 1, CPU)
     losses, accuracies = loop.Validation(made.model, made.phases[1], made.data, CPU, cached=False).measured()
-    last = [r for r in folder.records() if r["split"] == "validation" and r["epoch"] == made.phases[1].epochs]
+    last = [r for r in folder.records() if r["split"] == "validation" and r["epoch"] == made.phases[1].settings.epochs]
     assert [r["loss"] for r in last] == pytest.approx(losses.tolist(), rel=1e-5)
     assert [r["accuracy"] for r in last] == pytest.approx(accuracies.tolist(), abs=1e-6)
     assert all(math.isfinite(r["loss"]) for r in folder.records())

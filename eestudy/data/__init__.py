@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from eestudy.config import EestudyError, check_name, nearest
 from eestudy.data import imagenet, small, tabular, text, vision, wordnet
+from eestudy.data import outline as outlines
+from eestudy.data.outline import Outline
 from eestudy.data.places import Source
 from eestudy.data.splits import DataSet, Split, subset
 
-__all__ = ["LOADERS", "SOURCES", "DataSet", "Split", "load"]
+__all__ = ["LOADERS", "SOURCES", "DataSet", "Outline", "Split", "identity", "load", "outline"]
 
 LOADERS: dict[str, Callable[..., DataSet]] = {
     "digits": small.digits,
@@ -30,6 +33,9 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
 }
 # Of those whose files are got from elsewhere: what is known before they are read.
 SOURCES: dict[str, Source] = {**vision.SOURCES, **imagenet.SOURCES, **text.SOURCES, **wordnet.SOURCES}
+TEXTS = {*text.SOURCES, *wordnet.SOURCES}
+# Raised when a loader gives other samples than before; 1 where it is not named. Part of what was trained on them.
+VERSIONS: dict[str, int] = {}
 
 
 def load(name: str, train_size: int | None = None, **dataset_args: object) -> DataSet:
@@ -38,14 +44,37 @@ def load(name: str, train_size: int | None = None, **dataset_args: object) -> Da
     `train_size` draws a stratified subset of the training split; validation and test stay as they are.
     Raises EestudyError for an unknown name, argument or a size that cannot be had.
     """
+    data = _loaded(_loader(name, dataset_args), tuple(sorted(dataset_args.items())))
+    return data if train_size is None else subset(data, train_size)
+
+
+def outline(name: str, train_size: int | None = None, **dataset_args: Any) -> Outline:
+    """Facts of what `load` would give, by the published ones where its files are got from elsewhere: none is read.
+
+    Raises EestudyError for an unknown name or argument, and a train_size that cannot be had.
+    """
+    loader = _loader(name, dataset_args)
+    if name in SOURCES:
+        made = outlines.of_source(SOURCES[name], name in TEXTS, dataset_args)
+    else:
+        made = outlines.of_data(_loaded(loader, tuple(sorted(dataset_args.items()))))
+    return made.with_train_size(train_size)
+
+
+def identity(name: str, train_size: int | None = None, **dataset_args: Any) -> dict[str, Any]:
+    """What the data set is known by in the id of what was trained on it; none of it is read."""
+    loader = _loader(name, dataset_args)
+    return outlines.identity(name, VERSIONS.get(name, 1), loader, train_size, dataset_args)
+
+
+def _loader(name: str, dataset_args: dict[str, Any]) -> Callable[..., DataSet]:
     loader = LOADERS[check_name("dataset", name, LOADERS)]
     known = list(inspect.signature(loader).parameters)
     for key in dataset_args:
         if key not in known:
             hint = nearest(key, known) if known else f"{name} takes none"
             raise EestudyError(f"dataset_args: unknown key {key!r} for {name}; {hint}")
-    data = _loaded(loader, tuple(sorted(dataset_args.items())))
-    return data if train_size is None else subset(data, train_size)
+    return loader
 
 
 @lru_cache(maxsize=4)

@@ -22,7 +22,7 @@ IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 ENDINGS = (".jpeg", ".jpg", ".png")
 
 
-def imagenet(size: int = 224) -> DataSet:
+def imagenet(size: int = 224, validation: int = 0) -> DataSet:
     """ImageNet's 1,000 classes of ILSVRC 2012 (Russakovsky et al. 2015), in train/<wnid> and val/<wnid>.
 
     size: side of the images in pixels; their shorter side is resized to 8/7 of it and the middle cut out. The test
@@ -32,7 +32,7 @@ def imagenet(size: int = 224) -> DataSet:
 
     classes = ResNet50_Weights.DEFAULT.meta["categories"]
     folder = SOURCES["imagenet"].find()
-    return _class_folders(SOURCES["imagenet"], folder, size, classes, None)
+    return _class_folders(SOURCES["imagenet"], folder, size, classes, None, validation)
 
 
 # The archive's folders in sorted order, with the names its makers give them (Howard 2019).
@@ -43,18 +43,19 @@ IMAGENETTE = {
 }  # fmt: skip
 
 
-def imagenette(size: int = 128) -> DataSet:
+def imagenette(size: int = 128, validation: int = 0) -> DataSet:
     """Imagenette, ten easy classes of ImageNet (Howard 2019), from the archive with shorter sides of 160 pixels.
 
     size: side of the images in pixels; their shorter side is resized to 8/7 of it and the middle cut out. The test
     split is the published validation set.
     """
     folder = SOURCES["imagenette"].find() / "imagenette2-160"
-    return _class_folders(SOURCES["imagenette"], folder, size, tuple(IMAGENETTE.values()), tuple(IMAGENETTE))
+    names, wnids = tuple(IMAGENETTE.values()), tuple(IMAGENETTE)
+    return _class_folders(SOURCES["imagenette"], folder, size, names, wnids, validation)
 
 
 def _class_folders(
-    source: Source, folder: Path, size: int, classes: Sequence[str], wnids: Sequence[str] | None
+    source: Source, folder: Path, size: int, classes: Sequence[str], wnids: Sequence[str] | None, validation: int
 ) -> DataSet:
     """The streamed data set of train/<wnid>/* and val/<wnid>/*. wnids: the folders to expect, if they are known."""
     if not isinstance(size, int) or not 16 <= size <= 1024:
@@ -72,7 +73,7 @@ def _class_folders(
     def split(files: np.ndarray, y: np.ndarray) -> FolderSplit:
         return FolderSplit(torch.arange(len(y)), torch.from_numpy(y), IMAGENET, names=files, reader=reader)
 
-    rest, held_out = (torch.from_numpy(numbers) for numbers in hold_out(y))
+    rest, held_out = (torch.from_numpy(numbers) for numbers in hold_out(y, validation))
     whole = split(files, y)
     return DataSet(
         name=source.name,
@@ -85,7 +86,7 @@ def _class_folders(
     )
 
 
-def tiny_imagenet() -> DataSet:
+def tiny_imagenet(validation: int = 0) -> DataSet:
     """Tiny ImageNet (Le and Yang 2015): 200 classes, 64x64 pixels; read once and kept in memory, 1.4 GB.
 
     The test split is the published validation set: the published test set has no labels.
@@ -99,16 +100,14 @@ def tiny_imagenet() -> DataSet:
     source.confirm(folder, len(y), len(test_y))
     names = {wnid: words for wnid, _, words in (line.partition("\t") for line in _lines(folder / "words.txt"))}
     reader = Reader(folder, source.input_shape[1])
-    rest, held_out = hold_out(y)
+    rest, held_out = hold_out(y, validation)
     # Each part straight into its own tensor: a second copy of them all would be another 1.4 GB.
     parts = [(files[rest], y[rest]), (files[held_out], y[held_out]), (test_files, test_y)]
     pixels = [reader.read(files) for files, _ in parts]
     normalization = channel_normalization(pixels[0])
-    train, validation, test = (
-        Split(images, torch.from_numpy(labels), normalization) for images, (_, labels) in zip(pixels, parts)
-    )
+    made = [Split(images, torch.from_numpy(labels), normalization) for images, (_, labels) in zip(pixels, parts)]
     classes = tuple(names.get(wnid, wnid).split(",")[0] for wnid in wnids)
-    return DataSet(source.name, len(classes), source.input_shape, train, validation, test, classes=classes)
+    return DataSet(source.name, len(classes), source.input_shape, made[0], made[1], made[2], classes=classes)
 
 
 def _annotated(folder: Path, wnids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

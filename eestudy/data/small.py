@@ -10,22 +10,26 @@ from eestudy.config import EestudyError
 from eestudy.data.splits import SPLIT_SEED, DataSet, split_and_normalize
 
 
-def digits() -> DataSet:
+def digits(validation: int = 0) -> DataSet:
     """1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998, as shipped by scikit-learn).
 
-    The test split is a fifth, stratified; the data has no split of its own.
+    The test split is a fifth, stratified; the data has no split of its own. validation: see `hold_out`.
     """
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 1, 8, 8)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=SPLIT_SEED, stratify=labels)
-    return split_and_normalize("digits", images[train], labels[train], images[test], labels[test])
+    return split_and_normalize("digits", images[train], labels[train], images[test], labels[test], validation)
 
 
-def mnist1d(noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 5000, hardness: float = 1.0) -> DataSet:
+def mnist1d(
+    noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 5000, hardness: float = 1.0, test: int = 0,
+    validation: int = 0,
+) -> DataSet:  # fmt: skip
     """MNIST-1D (Greydanus and Kobak 2024): ten templates of a line of 40 points, shifted, sheared and made noisy.
 
     noise: deviation of the independent noise; correlated_noise: that of the smooth one; samples: how many are made,
-    a fifth of them for test. hardness: what both noises are multiplied by, 0 for none, 1 as published.
+    the last `test` of them (0: a fifth) for test. hardness: what both noises are multiplied by, 0 for none, 1 as
+    published. validation: how many of the rest are held out, see `hold_out`.
     The generator's own seed (42) is kept, so the defaults give its published data set.
     """
     from mnist1d.data import get_dataset_args, make_dataset
@@ -35,10 +39,16 @@ def mnist1d(noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 
             raise EestudyError(f"dataset_args: {name}: {value!r} is not valid for mnist1d; it must be 0 or more")
     if not isinstance(samples, int) or samples < 1000:
         raise EestudyError(f"dataset_args: samples: {samples!r} is not valid for mnist1d; it must be 1000 or more")
+    if isinstance(test, bool) or not isinstance(test, int) or not 0 <= test <= samples - 100:
+        raise EestudyError(
+            f"dataset_args: test: {test!r} is not valid for mnist1d; it must be from 0 (a fifth) to {samples - 100}, "
+            f"as {samples} samples are made"
+        )
     settings = get_dataset_args()
     settings.num_samples = samples
     settings.iid_noise_scale = noise * hardness
     settings.corr_noise_scale = correlated_noise * hardness
     made = make_dataset(settings)
-    x, x_test = made["x"][:, None], made["x_test"][:, None]
-    return split_and_normalize("mnist1d", x, made["y"], x_test, made["y_test"])
+    x, y = (np.concatenate([made[name], made[f"{name}_test"]]) for name in "xy")
+    first = len(y) - test if test else len(made["y"])
+    return split_and_normalize("mnist1d", x[:first, None], y[:first], x[first:, None], y[first:], validation)

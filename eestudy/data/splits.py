@@ -90,20 +90,35 @@ class DataSet:
     classes: tuple[str, ...] = ()  # their names, where the data set has some
 
 
-def hold_out(y: np.ndarray, share: float = 0.1, task: str = "classification") -> tuple[np.ndarray, np.ndarray]:
+def held_out_size(samples: int, validation: int = 0) -> int:
+    """How many of so many training samples are held out: `validation`, or with 0 a tenth of them, rounded up."""
+    return validation or -(-samples // 10)
+
+
+def hold_out(y: np.ndarray, validation: int = 0, task: str = "classification") -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the samples that stay in training, and of those held out for validation: stratified, fixed.
 
-    y: whole numbers (N,); for regression real ones, which have no strata.
+    y: whole numbers (N,); for regression real ones, which have no strata. validation: how many; 0: a tenth, rounded up.
+    EestudyError for a number that leaves a split without a sample of each class.
     """
     strata = None if task == "regression" else y
-    rest, held_out = train_test_split(np.arange(len(y)), test_size=share, random_state=SPLIT_SEED, stratify=strata)
+    least = 1 if strata is None else len(np.unique(y))
+    if isinstance(validation, bool) or not isinstance(validation, int):
+        raise EestudyError(f"dataset_args: validation: {validation!r} is not valid; it must be a whole number")
+    if validation and not least <= validation <= len(y) - least:
+        raise EestudyError(
+            f"dataset_args: validation: {validation} is not valid; it must be from {least} to {len(y) - least}, or 0 "
+            f"for a tenth of the {len(y)} training samples"
+        )
+    size = validation or 0.1
+    rest, held_out = train_test_split(np.arange(len(y)), test_size=size, random_state=SPLIT_SEED, stratify=strata)
     return rest, held_out
 
 
 def split_and_normalize(
-    name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, validation: float = 0.1
+    name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, validation: int = 0
 ) -> DataSet:
-    """Splits validation off train, stratified, and normalizes all three by the mean and deviation of what is left.
+    """Splits validation off train (`hold_out`) and normalizes all three by the mean and deviation of what is left.
 
     x: (N, C, ...) of any real type, y: (N,) whole numbers from 0.
     """
@@ -125,13 +140,14 @@ def split_and_normalize(
 
 
 def split_images(
-    name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, classes: Sequence[str]
-) -> DataSet:
-    """Splits validation off train, stratified; the images stay uint8 and are normalized when they are asked for.
+    name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, classes: Sequence[str],
+    validation: int = 0,
+) -> DataSet:  # fmt: skip
+    """Splits validation off train (`hold_out`); the images stay uint8 and are normalized when they are asked for.
 
     x: uint8 (N, C, H, W), y: whole numbers (N,) below the number of `classes`, their names.
     """
-    rest, held_out = hold_out(y)
+    rest, held_out = hold_out(y, validation)
     train = torch.from_numpy(x[rest])
     normalization = channel_normalization(train)
 
@@ -163,20 +179,25 @@ def channel_normalization(x: Tensor) -> Normalization:
     return Normalization(tuple(mean.tolist()), tuple(deviation.tolist()))
 
 
+def check_train_size(size: int, have: int, name: str, num_classes: int, task: str) -> None:
+    """EestudyError where a training split of `have` samples has no subset of `size` with every class in it."""
+    if not num_classes <= size <= have:
+        classes = "" if task == "regression" else f"{num_classes} classes and "
+        raise EestudyError(
+            f"train_size: {size} is not valid for {name}; it has {classes}"
+            f"{have} training samples after validation was split off"
+        )
+
+
 def subset(data: DataSet, train_size: int) -> DataSet:
     """`data` with a subset of `train_size` training samples, for classification stratified.
 
     EestudyError if it has fewer.
     """
     have = len(data.train)
+    check_train_size(train_size, have, data.name, data.num_classes, data.task)
     if train_size == have:
         return data
-    if not data.num_classes <= train_size < have:
-        classes = "" if data.task == "regression" else f"{data.num_classes} classes and "
-        raise EestudyError(
-            f"train_size: {train_size} is not valid for {data.name}; it has {classes}"
-            f"{have} training samples after validation was split off"
-        )
     # A class could be missed by the stratified draw when fewer samples are left out than there are classes.
     left_out = max(have - train_size, data.num_classes)
     strata = None if data.task == "regression" else data.train.y.numpy()

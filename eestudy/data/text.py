@@ -33,7 +33,9 @@ REMOVABLE = ("headers", "footers", "quotes")
 _QUOTE = re.compile(r"^[>|]|^In article|^Quoted from|writes in|(?:writes|wrote|says|said):")
 
 
-def newsgroups(length: int = 128, tokenizer: str = PACKAGED, remove: str = "headers+footers+quotes") -> DataSet:
+def newsgroups(
+    length: int = 128, tokenizer: str = PACKAGED, remove: str = "headers+footers+quotes", validation: int = 0
+) -> DataSet:
     """20 Newsgroups, split by date (Lang 1995; Rennie 2008): 18,846 messages from 20 groups, read as Latin-1.
 
     length: tokens of a message that are read. tokenizer: of which encoder, see `pretrained.locate`. remove: "none", or
@@ -50,7 +52,7 @@ def newsgroups(length: int = 128, tokenizer: str = PACKAGED, remove: str = "head
     (train, y), (test, test_y) = (_messages(folder / f"20news-bydate-{name}", parts) for name in ("train", "test"))
     source.confirm(folder, len(y), len(test_y))
     ids = token_ids(source.name, [train, test], length, tokenizer)
-    return classified(source, ids[0], y, ids[1], test_y, GROUPS)
+    return classified(source, ids[0], y, ids[1], test_y, GROUPS, validation)
 
 
 def _messages(folder: Path, remove: Sequence[str]) -> tuple[Texts, np.ndarray]:
@@ -181,10 +183,11 @@ def token_ids(
 
 
 def classified(
-    source: Source, x: torch.Tensor, y: np.ndarray, x_test: torch.Tensor, y_test: np.ndarray, classes: Sequence[str]
-) -> DataSet:
-    """The data set, with a tenth of the training samples held out for validation."""
-    rest, held_out = (torch.from_numpy(chosen) for chosen in hold_out(y))
+    source: Source, x: torch.Tensor, y: np.ndarray, x_test: torch.Tensor, y_test: np.ndarray, classes: Sequence[str],
+    validation: int = 0,
+) -> DataSet:  # fmt: skip
+    """The data set, with some of the training samples held out for validation (`hold_out`)."""
+    rest, held_out = (torch.from_numpy(chosen) for chosen in hold_out(y, validation))
     whole = Split(x, torch.from_numpy(y.astype(np.int64)))
     test = Split(x_test, torch.from_numpy(y_test.astype(np.int64)))
     shape = tuple(x.shape[1:])

@@ -24,41 +24,43 @@ FASHION = (
 )  # fmt: skip
 
 
-def fashion_mnist() -> DataSet:
+def fashion_mnist(validation: int = 0) -> DataSet:
     """Fashion-MNIST (Xiao et al. 2017): 70,000 grey pictures of clothes, 28x28, ten classes."""
     folder = SOURCES["fashion-mnist"].find()
     train, test = (
         (_idx(folder / f"{name}-images-idx3-ubyte.gz", 3)[:, None], _idx(folder / f"{name}-labels-idx1-ubyte.gz", 1))
         for name in ("train", "t10k")
     )
-    return _data_set(SOURCES["fashion-mnist"], folder, train, test, FASHION)
+    return _data_set(SOURCES["fashion-mnist"], folder, train, test, FASHION, validation)
 
 
-def cifar10() -> DataSet:
+def cifar10(validation: int = 0) -> DataSet:
     """CIFAR-10 (Krizhevsky 2009): 60,000 colour pictures, 32x32, ten classes."""
     folder = SOURCES["cifar10"].find()
     classes = [name for name in _text(folder / "batches.meta.txt").splitlines() if name]
     batches = [_records(folder / f"data_batch_{number}.bin", 1) for number in range(1, 6)]
     train = np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches])
-    return _data_set(SOURCES["cifar10"], folder, train, _records(folder / "test_batch.bin", 1), classes)
+    return _data_set(SOURCES["cifar10"], folder, train, _records(folder / "test_batch.bin", 1), classes, validation)
 
 
-def cifar100() -> DataSet:
+def cifar100(validation: int = 0) -> DataSet:
     """CIFAR-100 (Krizhevsky 2009): 60,000 colour pictures, 32x32, with its hundred fine labels."""
     folder = SOURCES["cifar100"].find()
     classes = [name for name in _text(folder / "fine_label_names.txt").splitlines() if name]
     train, test = (_records(folder / f"{name}.bin", 2) for name in ("train", "test"))
-    return _data_set(SOURCES["cifar100"], folder, train, test, classes)
+    return _data_set(SOURCES["cifar100"], folder, train, test, classes, validation)
 
 
-def svhn() -> DataSet:
+def svhn(validation: int = 0) -> DataSet:
     """SVHN, cropped digits (Netzer et al. 2011): 99,289 colour pictures of house numbers, 32x32; without `extra`."""
     folder = SOURCES["svhn"].find()
     train, test = (_matlab(folder / f"{name}_32x32.mat") for name in ("train", "test"))
-    return _data_set(SOURCES["svhn"], folder, train, test, [str(digit) for digit in range(10)])
+    return _data_set(SOURCES["svhn"], folder, train, test, [str(digit) for digit in range(10)], validation)
 
 
-def _data_set(source: Source, folder: Path, train: Arrays, test: Arrays, classes: Sequence[str]) -> DataSet:
+def _data_set(
+    source: Source, folder: Path, train: Arrays, test: Arrays, classes: Sequence[str], validation: int
+) -> DataSet:
     """The data set, after its files were found to hold what they should."""
     if len(classes) != source.classes:
         raise EestudyError(f"{folder}: {len(classes)} names of classes; {source.name} has {source.classes}")
@@ -77,7 +79,7 @@ def _data_set(source: Source, folder: Path, train: Arrays, test: Arrays, classes
             raise EestudyError(
                 f"{folder}: no {split} image of class {empty} ({classes[empty]}); get {source.name} again"
             )
-    return split_images(source.name, *train, *test, classes)
+    return split_images(source.name, *train, *test, classes, validation)
 
 
 def _idx(path: Path, dimensions: int) -> np.ndarray:

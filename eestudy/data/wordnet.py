@@ -40,7 +40,7 @@ _FUNCTION_WORDS = frozenset({
 Glosses = tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
 
 
-def wordnet_supersense(length: int = 32, tokenizer: str = PACKAGED) -> DataSet:
+def wordnet_supersense(length: int = 32, tokenizer: str = PACKAGED, validation: int = 0) -> DataSet:
     """Which of WordNet 3.0's 45 lexicographer files a definition is from (Fellbaum 1998): noun.animal, verb.motion, ...
 
     A text is a synset's definition without its examples, which would name the word. Definitions that say the same - the
@@ -55,7 +55,7 @@ def wordnet_supersense(length: int = 32, tokenizer: str = PACKAGED) -> DataSet:
     source.confirm(folder, len(train), len(test))
     ids = token_ids(source.name, [[text for text, _ in part] for part in (train, test)], length, tokenizer)
     labels = [np.array([label for _, label in part]) for part in (train, test)]
-    return classified(source, ids[0], labels[0], ids[1], labels[1], SUPERSENSES)
+    return classified(source, ids[0], labels[0], ids[1], labels[1], SUPERSENSES, validation)
 
 
 def _glosses(folder: Path) -> Glosses:

@@ -81,4 +81,4 @@ def hooks_of(config: RunConfig) -> Hooks | None:
 def more_flops(config: RunConfig, network: MultiExit, phase: Phase) -> float:
     """Training FLOPs of one sample in `phase` beyond those of its exits' losses."""
     method = METHODS[config.method]
-    return method.flops(network, phase, method.args(config)) if method.flops and phase.method else 0.0
+    return method.flops(network, phase, method.args(config)) if method.flops and phase.settings.method else 0.0

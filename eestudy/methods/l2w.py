@@ -124,8 +124,11 @@ def before_step(
         return
     for group in objective.optimizer.param_groups:
         group["lr"] = objective.args["meta_lr"] * (1 + math.cos(math.pi * done)) / 2
-    lr = phase.lr * lr_factor(phase.schedule, phase.warmup, done)
-    with execution.precision(phase.precision), sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+    lr = phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, done)
+    with (
+        execution.precision(phase.settings.precision),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # the others have no second derivative
         loss = meta_loss(state.model, phase, state.optimizer, objective, x, targets, lr)
     objective.optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=list(objective.weigher.parameters()))
@@ -150,7 +153,7 @@ def meta_loss(
     gradients = torch.autograd.grad(
         (weights.T * losses).mean(), list(start.values()), create_graph=True, allow_unused=True
     )
-    moved = looked_ahead(optimizer, trained, start, dict(zip(start, gradients, strict=True)), lr, phase.clip)
+    moved = looked_ahead(optimizer, trained, start, dict(zip(start, gradients, strict=True)), lr, phase.settings.clip)
     return allotted_loss(_called(module, moved, second, turn), targets[half:], objective.args["p"])
 
 
@@ -233,12 +236,12 @@ def allotted(confidence: Tensor, shares: Sequence[float]) -> list[Tensor]:
 def meta_flops(network: MultiExit, phase: Phase, args: Args) -> float:
     """FLOPs of the imagined steps for one sample of the batch, counted on four samples of a copy."""
     model = copy.deepcopy(network).cpu()
-    plain = dataclasses.replace(phase, keeps="none", turns=(), precision="float32")
+    plain = dataclasses.replace(phase, keeps="none", turns=()).having(precision="float32")
     optimizer = build_optimizer(set_trainable(model, plain), plain)
     objective = WeighedSamples(model, plain, None, (0, "flops"), Execution(torch.device("cpu")), args=args)
     x, targets = model.backbone.dry_input(4), torch.zeros(4, dtype=torch.int64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        loss = meta_loss(model, plain, optimizer, objective, x, targets, plain.lr)
+        loss = meta_loss(model, plain, optimizer, objective, x, targets, plain.settings.lr)
         loss.backward(inputs=list(objective.weigher.parameters()))
     turns = phase.turns.count("all") / len(phase.turns) if phase.turns else 1.0
     return counter.get_total_flops() / 4 / args["every"] * turns

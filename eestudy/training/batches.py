@@ -42,7 +42,7 @@ class Batches:
 
     @property
     def size(self) -> int:
-        return min(self.phase.batch_size, len(self.split))
+        return min(self.phase.settings.batch_size, len(self.split))
 
     @property
     def steps_an_epoch(self) -> int:
@@ -65,8 +65,8 @@ class Batches:
             raw = raw.to(self.execution.device)
             y = self.split.y[numbers.to(self.execution.device)]
             x, targets = augment(
-                raw, y, self.split.normalization, self.num_classes, self.phase.augmentation,
-                self.phase.augmentation_args, generator,
+                raw, y, self.split.normalization, self.num_classes, self.phase.settings.augmentation,
+                self.phase.settings.augmentation_args, generator,
             )  # fmt: skip
             yield in_layout(x[part], self.memory_format), targets[part]
 
@@ -87,10 +87,10 @@ def training_batches(
 
     Raises EestudyError for an augmentation that does not fit the data.
     """
-    check(phase.augmentation, data.input_shape, data.train.dtype)
+    check(phase.settings.augmentation, data.input_shape, data.train.dtype)
     split = placed(data.train, execution.device)
     made = Batches(split, data.num_classes, phase, seeds, execution, model.memory_format)
-    if heads_alone(phase) and phase.augmentation == "none" and not split.streamed:
+    if heads_alone(phase) and phase.settings.augmentation == "none" and not split.streamed:
         made = replace(made, cache=cached_features(model, phase, split, execution))
     return made
 
@@ -98,7 +98,7 @@ def training_batches(
 def cached_features(model: MultiExit, phase: Phase, split: Split, execution: Execution) -> list[Tensor] | None:
     """`frozen_features` of a whole split, (N, ...) each; None if they are more than CACHE_BYTES."""
     made: list[Tensor] | None = None
-    with torch.no_grad(), execution.precision(phase.precision):
+    with torch.no_grad(), execution.precision(phase.settings.precision):
         start = 0
         for x, y in clean_batches(split, execution, model.memory_format):
             features = frozen_features(model, phase, x)

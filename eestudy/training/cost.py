@@ -29,7 +29,7 @@ def step_flops(model: MultiExit, phase: Phase) -> float:
     trained = set_trainable(copied, phase)
     x = copied.backbone.dry_input(2)
     with FlopCounterMode(display=False) as counter:
-        if phase.gradient_combination == "sum":
+        if phase.settings.gradient_combination == "sum":
             loss = PhaseNetwork(copied, phase)(x).float().sum()
             beside = [each for stage in copied.exit_stages for each in copied.head(stage).beside or ()]
             torch.stack([loss, *(each.float().sum() for each in beside)]).sum().backward()
@@ -45,14 +45,14 @@ def step_flops(model: MultiExit, phase: Phase) -> float:
 def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
     """FLOPs that a phase on so many samples spends once, whatever its epochs: BatchNorm statistics, importances."""
     flops = 0.0
-    if phase.batchnorm == "reestimate":
-        frozen = replace(phase, trains=(), batchnorm="train", gradient_combination="sum", keeps="none", turns=())
+    if phase.settings.batchnorm == "reestimate":
+        frozen = replace(phase, trains=(), keeps="none", turns=()).having(batchnorm="train", gradient_combination="sum")
         flops += samples * _forward_flops(model, phase_exits(model, frozen))
     if phase.keeps == "ewc":
         earlier = tuple(range(1, phase_exits(model, phase)[0]))
         # As a phase that trains all stages up to the last earlier exit, with every exit's backward pass by itself.
         reached = (1, model.exit_stages[earlier[-1] - 1])
-        alike = Phase("fisher", ("backbone",), earlier, 1.0, stages=reached, gradient_combination="pcgrad")
+        alike = Phase("fisher", ("backbone",), earlier, stages=reached).having(gradient_combination="pcgrad")
         flops += min(samples, FISHER_SAMPLES) * step_flops(model, alike)
     return flops
 

@@ -70,11 +70,15 @@ class Execution:
         each = size // self.processes
         return slice(self.rank * each, (self.rank + 1) * each)
 
+    def compiles(self, steps: int) -> bool:
+        """Whether a network is compiled for `steps` training steps."""
+        return self.compile == "always" or (
+            self.compile == "auto" and self.device.type == "cuda" and steps >= COMPILED_FROM
+        )
+
     def prepared(self, network: nn.Module, steps: int) -> nn.Module:
         """`network` for `steps` training steps: compiled where that pays, and joined with the other processes'."""
-        if self.compile == "always" or (
-            self.compile == "auto" and self.device.type == "cuda" and steps >= COMPILED_FROM
-        ):
+        if self.compiles(steps):
             # A phase's batches all have one shape. Left to itself, torch would take the next phase's for a sign that
             # shapes vary, and compile slower code for that.
             network = torch.compile(network, dynamic=False)  # type: ignore[assignment]

@@ -50,7 +50,7 @@ def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
     for part in trained_parts(model, phase).values():
         part.train().requires_grad_(True)
         trained |= {id(parameter): parameter for parameter in part.parameters()}
-    if phase.batchnorm == "freeze":
+    if phase.settings.batchnorm == "freeze":
         for norm in batch_norms(model.backbone):
             norm.eval()
     return list(trained.values())
@@ -64,8 +64,10 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
 def check_batch_norms(model: MultiExit, phases: Sequence[Phase]) -> None:
     """EestudyError if a phase does something to statistics that the backbone does not have."""
     for phase in phases:
-        if phase.batchnorm != "train" and not batch_norms(model.backbone):
-            raise EestudyError(f"batchnorm: {phase.batchnorm} has no effect: the backbone has no BatchNorm statistics")
+        if phase.settings.batchnorm != "train" and not batch_norms(model.backbone):
+            raise EestudyError(
+                f"batchnorm: {phase.settings.batchnorm} has no effect: the backbone has no BatchNorm statistics"
+            )
 
 
 class PhaseNetwork(nn.Module):
@@ -99,9 +101,9 @@ def phase_logits(model: MultiExit, phase: Phase, x: Tensor | list[Tensor], turn:
         phase = replace(phase, exits=turn)
     if phase.exits == "last":
         return [model.backbone(x)]
-    if phase.exits == "all" and phase.gradient_scaling == "none":
+    if phase.exits == "all" and phase.settings.gradient_scaling == "none":
         return model(x)
-    return walked(model, phase_exits(model, phase), x, phase.gradient_scaling)
+    return walked(model, phase_exits(model, phase), x, phase.settings.gradient_scaling)
 
 
 def frozen_features(model: MultiExit, phase: Phase, x: Tensor) -> list[Tensor]:

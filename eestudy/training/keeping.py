@@ -36,11 +36,11 @@ class Answers:
 
     def values(self, losses: Tensor, logits: Tensor, x: Tensor) -> Tensor:
         """Losses by the labels and logits of the phase's exits -> what is minimized, (K,)."""
-        with torch.no_grad(), self.execution.precision(self.phase.precision):
+        with torch.no_grad(), self.execution.precision(self.phase.settings.precision):
             before = torch.stack(walked(self.model, self.earlier, x))
-        temperature = self.phase.distillation_temperature
+        temperature = self.phase.settings.distillation_temperature
         kept = soft_losses(logits[:-1], softened(before, temperature), temperature)
-        return torch.cat([self.phase.stability * kept, losses[-1:]])
+        return torch.cat([self.phase.settings.stability * kept, losses[-1:]])
 
 
 class Penalty:
@@ -54,7 +54,7 @@ class Penalty:
         self, model: MultiExit, phase: Phase, split: Split, seeds: tuple[object, ...], execution: Execution
     ) -> None:
         set_trainable(model, phase)
-        self.stability = phase.stability
+        self.stability = phase.settings.stability
         self.weights = [weight for weight in model.backbone.stages.parameters() if weight.requires_grad]
         self.start = [weight.detach().clone() for weight in self.weights]
         generator = torch.Generator().manual_seed(named_seed(*seeds, "fisher"))

@@ -37,6 +37,8 @@ from eestudy.training.validation import Validation, scores
 # twentieth of the time.
 STATE_EVERY = 15.0
 SAVING_SHARE = 1 / 20
+# Epochs of a phase after which training and validation are measured, at most; every one would cost up to 40 % of a run.
+MEASURED = 20
 # Steps between two looks at what the device or the other processes have to say, where looking makes them wait.
 LOOK_EVERY = 16
 
@@ -77,9 +79,9 @@ def train_phase(
     batches = training_batches(model, phase, data, seeds, execution)
     _check_turns(phase, batches)
     validation = Validation(model, phase, data, execution, cached=batches.cache is not None)
-    total = batches.steps_an_epoch * phase.epochs
+    total = batches.steps_an_epoch * phase.settings.epochs
     # Several shares of a short phase can fall on one step.
-    due = {share: round(share / 100 * total) for share in phase.checkpoints if share < 100}
+    due = {share: round(share / 100 * total) for share in phase.settings.checkpoints if share < 100}
 
     objective = hooks.objective(model, phase, batches, seeds, execution)
     optimizer = build_optimizer([*parameters, *objective.parameters()], phase)
@@ -87,7 +89,7 @@ def train_phase(
     state.load(folder)
     progress = state.progress
     network: torch.nn.Module = PhaseNetwork(model, phase)
-    if phase.gradient_combination == "sum":
+    if phase.settings.gradient_combination == "sum":
         network = execution.prepared(network, total)
     watch = Watch(progress.seconds)
     bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
@@ -133,21 +135,22 @@ def train_phase(
                 _stop_if_not_finite(bad, phase, batches, total)
             if progress.step % batches.steps_an_epoch == 0:
                 _stop_if_not_finite(bad, phase, batches, total)
-                train = execution.summed(state.sums) / (batches.steps_an_epoch * execution.processes)
-                if phase.turns:
-                    train[:, :-1] /= _share_of_all(phase, progress.step, batches.steps_an_epoch)
-                held_out = validation.measured()
-                set_trainable(model, phase)
-                train[1] = scores(train, data.train.y)
-                _record(progress, exits, epoch + 1, train, held_out)
+                if measured_after(epoch + 1, phase):
+                    train = execution.summed(state.sums) / (batches.steps_an_epoch * execution.processes)
+                    if phase.turns:
+                        train[:, :-1] /= _share_of_all(phase, progress.step, batches.steps_an_epoch)
+                    held_out = validation.measured()
+                    set_trainable(model, phase)
+                    train[1] = scores(train, data.train.y)
+                    _record(progress, exits, epoch + 1, train, held_out, data.task)
+                    bar.set_postfix_str(_seen(epoch + 1, phase, exits, train, held_out, data.task))
+                    if phase.settings.patience and improved(progress, held_out[1].tolist()):
+                        state.best = {name: value.clone() for name, value in trained_tensors(model, phase).items()}
                 state.sums.zero_()
-                bar.set_postfix_str(_seen(epoch + 1, phase, exits, train, held_out, data.task))
-                if phase.patience and _improved(progress, held_out[1].tolist()):
-                    state.best = {name: value.clone() for name, value in trained_tensors(model, phase).items()}
 
     if state.best:
         model.load_state_dict(state.best, strict=False)
-    if phase.batchnorm == "reestimate":
+    if phase.settings.batchnorm == "reestimate":
         reestimate(model, phase, batches, execution)
     if execution.main:
         folder.write_arrays(checkpoint_name(100), arrays(trained_tensors(model, phase)))
@@ -189,10 +192,10 @@ def _step(
     """
     phase, optimizer = state.phase, state.optimizer
     for group in optimizer.param_groups:
-        group["lr"] = phase.lr * lr_factor(phase.schedule, phase.warmup, done)
+        group["lr"] = phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, done)
     turn = phase.turns[state.progress.step % len(phase.turns)] if phase.turns else None
-    combining = phase.gradient_combination != "sum"
-    with execution.precision(phase.precision):
+    combining = phase.settings.gradient_combination != "sum"
+    with execution.precision(phase.settings.precision):
         if combining:  # every exit's gradient by itself, from where its logits are
             outputs = phase_logits(state.model, phase, x, turn)
             logits = torch.stack([each.detach() for each in outputs]).requires_grad_()
@@ -210,8 +213,8 @@ def _step(
     _average(objective.parameters(), execution)
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     # Where looking costs nothing, a gradient that is short enough is left alone: scaled by 1 it would be the same.
-    if phase.clip and (execution.device.type != "cpu" or not float(norm) < phase.clip):
-        torch.nn.utils.clip_grads_with_norm_(trained, phase.clip, norm)
+    if phase.settings.clip and (execution.device.type != "cpu" or not float(norm) < phase.settings.clip):
+        torch.nn.utils.clip_grads_with_norm_(trained, phase.settings.clip, norm)
     # Of several processes each has its own loss, but all have the same gradient.
     finite = torch.isfinite(norm if execution.processes > 1 else norm + loss.detach())
     bad.copy_(torch.where(finite, bad, torch.clamp(bad, max=state.progress.step)))
@@ -268,7 +271,7 @@ class Watch:
 def _stop_if_not_finite(bad: Tensor, phase: Phase, batches: Batches, total: int) -> None:
     if math.isfinite(first := float(bad)):
         step = int(first)
-        lr = phase.lr * lr_factor(phase.schedule, phase.warmup, step / total)
+        lr = phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, step / total)
         raise EestudyError(
             f"phase {phase.name}: loss or gradient is not finite in epoch {step // batches.steps_an_epoch + 1}, step "
             f"{step + 1} of {total}, at learning rate {lr:.3g}; try a lower lr, clip or float32"
@@ -280,30 +283,41 @@ def _seen(epoch: int, phase: Phase, exits: list[int], train: Tensor, held_out: T
     ends = [0] if len(exits) == 1 else [0, -1]
     form = ".1%" if task == "classification" else ".3f"
     shown = ", ".join(f"exit {exits[place]} {float(held_out[1][place]):{form}}" for place in ends)
-    return f"epoch {epoch}/{phase.epochs}, loss {float(train[0].mean()):.3f}, {shown}"
+    return f"epoch {epoch}/{phase.settings.epochs}, loss {float(train[0].mean()):.3f}, {shown}"
 
 
-def _record(progress: Progress, exits: list[int], epoch: int, train: Tensor, validation: Tensor) -> None:
-    for split, (losses, accuracies) in (("train", train.tolist()), ("validation", validation.tolist())):
-        for number, loss, accuracy in zip(exits, losses, accuracies, strict=True):
-            progress.records.append(
-                {"epoch": epoch, "exit": number, "split": split, "loss": loss, "accuracy": accuracy}
-            )
+def measured_after(epoch: int, phase: Phase) -> bool:
+    """Whether training and validation are measured after this epoch (from 1).
+
+    The last one always; with patience, which decides by them, every one; else at most MEASURED, evenly.
+    """
+    epochs = phase.settings.epochs
+    return bool(phase.settings.patience) or epoch * MEASURED // epochs > (epoch - 1) * MEASURED // epochs
 
 
-def _improved(progress: Progress, accuracies: list[float]) -> bool:
-    """Counts for each exit the epochs without a better validation accuracy; True if the mean is the best so far."""
-    before = progress.best_of_exit or [-math.inf] * len(accuracies)
-    stale = progress.stale or [0] * len(accuracies)
-    progress.stale = [0 if new > old else count + 1 for new, old, count in zip(accuracies, before, stale, strict=True)]
-    progress.best_of_exit = [max(pair) for pair in zip(accuracies, before, strict=True)]
-    mean = sum(accuracies) / len(accuracies)
-    better, progress.best = mean > progress.best, max(mean, progress.best)
-    return better
+def _record(progress: Progress, exits: list[int], epoch: int, train: Tensor, validation: Tensor, task: str) -> None:
+    score = "accuracy" if task == "classification" else "r2"
+    for split, (losses, values) in (("train", train.tolist()), ("validation", validation.tolist())):
+        for number, loss, value in zip(exits, losses, values, strict=True):
+            progress.records.append({"epoch": epoch, "exit": number, "split": split, "loss": loss, score: value})
+
+
+def improved(progress: Progress, values: list[float]) -> bool:
+    """Whether an exit is better than ever on validation data; counts for each the epochs in which it was worse.
+
+    As the paper's public code does it: a tie with the best is neither an improvement nor counted.
+    """
+    best = progress.best or [-math.inf] * len(values)
+    stale = progress.stale or [0] * len(values)
+    progress.stale = [
+        0 if new > old else count + (new < old) for new, old, count in zip(values, best, stale, strict=True)
+    ]
+    progress.best = [max(pair) for pair in zip(values, best, strict=True)]
+    return progress.best != best
 
 
 def _out_of_patience(progress: Progress, phase: Phase) -> bool:
-    return bool(phase.patience and progress.stale and min(progress.stale) >= phase.patience)
+    return bool(phase.settings.patience and progress.stale and min(progress.stale) >= phase.settings.patience)
 
 
 @contextmanager

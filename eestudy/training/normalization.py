@@ -25,7 +25,7 @@ def reestimate(model: MultiExit, phase: Phase, batches: Batches, execution: Exec
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean of all batches
         norm.train()
-    with execution.precision(phase.precision):
+    with execution.precision(phase.settings.precision):
         for x in batches.clean("batchnorm"):
             walked(model, phase_exits(model, phase), x)
     for norm, momentum in zip(norms, momenta, strict=True):

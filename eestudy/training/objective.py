@@ -56,11 +56,11 @@ class Objective:
     def values(self, losses: Tensor, logits: Tensor, targets: Tensor, x: Inputs) -> Tensor:
         """losses (K,) by the labels, logits (K, B, C), after them a frozen teacher's -> what is minimized, (K,)."""
         phase = self.phase
-        if phase.distillation != "none":
-            teachers = teachers_of(logits, phase.distillation, phase.distillation_temperature)
+        if phase.settings.distillation != "none":
+            teachers = teachers_of(logits, phase.settings.distillation, phase.settings.distillation_temperature)
             taught = len(teachers)  # all exits with a frozen teacher, all but the last without
-            soft = soft_losses(logits[:taught], teachers, phase.distillation_temperature)
-            share = phase.distillation_weight
+            soft = soft_losses(logits[:taught], teachers, phase.settings.distillation_temperature)
+            share = phase.settings.distillation_weight
             return torch.cat([(1 - share) * losses[:taught] + share * soft, losses[taught:]])
         if self.answers is not None:
             assert isinstance(x, Tensor)
@@ -100,7 +100,7 @@ def combine(
     common = [place for place, parameter in enumerate(trained) if id(parameter) in shared]
     gram = gram_matrix([[each[place] for place in common] for each in own])
     generator = torch.Generator().manual_seed(named_seed(*seeds))
-    shares = COMBINATIONS[phase.gradient_combination](gram, generator).tolist()
+    shares = COMBINATIONS[phase.settings.gradient_combination](gram, generator).tolist()
     for place, parameter in enumerate(trained):
         factors = shares if id(parameter) in shared else [1.0] * len(own)
         parts = [factor * each[place] for factor, each in zip(factors, own) if each[place] is not None]

@@ -15,13 +15,13 @@ def build_optimizer(parameters: Iterable[nn.Parameter], phase: Phase) -> torch.o
     """AdamW or SGD with momentum. Weight decay leaves out biases and the weights of norms (one dimension)."""
     trained = list(parameters)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": phase.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": phase.settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if phase.optimizer == "sgd":
+    if phase.settings.optimizer == "sgd":
         # torch's fused SGD fails on weights that get their first gradient later than others, as where steps take turns.
-        return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, fused=not phase.turns)
-    return torch.optim.AdamW(groups, lr=phase.lr, fused=True)
+        return torch.optim.SGD(groups, lr=phase.settings.lr, momentum=phase.settings.momentum, fused=not phase.turns)
+    return torch.optim.AdamW(groups, lr=phase.settings.lr, fused=True)
 
 
 def lr_factor(schedule: str, warmup: float, done: float) -> float:

@@ -26,9 +26,8 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     records: list[dict[str, Any]] = field(default_factory=list)
-    best: float = -float("inf")  # highest mean validation accuracy so far, for patience
-    best_of_exit: list[float] = field(default_factory=list)
-    stale: list[int] = field(default_factory=list)  # epochs since each exit improved
+    best: list[float] = field(default_factory=list)  # highest validation score of each exit so far, for patience
+    stale: list[int] = field(default_factory=list)  # epochs in which each exit was worse since its best one
 
 
 @dataclass

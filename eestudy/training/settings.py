@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
 
 from eestudy.config import EestudyError, RunConfig
-from eestudy.training.phases import Phase, from_run
+from eestudy.training.phases import Phase, Settings
 
 # Weightings that one exit alone is not weighed by, and what `stability` is where the run does not say.
 RELATIVE = ("custom", "sdn-ramp", "adaloss", "uncertainty")
@@ -28,11 +27,21 @@ def configured(
     Raises EestudyError, naming the field, for a setting that no phase of the strategy has a use for.
     """
     _check_alone(config, exits)
-    made = tuple(_with_settings(from_run(phase, config), phases, place, config, exits) for place, phase in
-                 enumerate(phases))  # fmt: skip
+    made = tuple(
+        dataclasses.replace(
+            phase,
+            keeps=phase.keeps if place else "none",  # before the first phase there is nothing to keep
+            settings=settings_of(phase, phases[:place], config, exits, method),
+        )
+        for place, phase in enumerate(phases)
+    )
     for field, plain, why in _NEEDS:
         given = getattr(config, field)
-        if given != plain and field not in implied and not any(getattr(phase, field) == given for phase in made):
+        if (
+            given != plain
+            and field not in implied
+            and not any(getattr(phase.settings, field) == given for phase in made)
+        ):
             raise EestudyError(f"{field}: {given} needs {why}, and {_named(config)} has none")
     if config.lr_scale != 1 and len(made) == 1:
         raise EestudyError(
@@ -41,7 +50,7 @@ def configured(
     if config.stability is not None and not any(phase.keeps != "none" for phase in made):
         raise EestudyError(f"stability: {config.stability:g} has no effect in {config.strategy}; it is for "
                            "sequential-lwf and sequential-ewc")  # fmt: skip
-    return tuple(dataclasses.replace(phase, method=method) if phase.uses_heads else phase for phase in made)
+    return made
 
 
 # field, its value without effect, what a phase must have for it
@@ -54,38 +63,60 @@ _NEEDS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def _with_settings(phase: Phase, phases: tuple[Phase, ...], place: int, config: RunConfig, exits: int) -> Phase:
+def settings_of(phase: Phase, before: tuple[Phase, ...], config: RunConfig, exits: int, method: str = "") -> Settings:
+    """The run's settings that do something in `phase`, which follows the phases `before`; epochs are for `resolve`."""
+    plain = Settings()
     numbers = phase.exit_numbers(exits)
+    later, keeps = bool(before), phase.keeps if before else "none"
     labelled = len(numbers) > 1 and phase.keeps == "none"
-    own: dict[str, Any] = {}
-    if place and config.lr_scale != 1:
-        own["lr"] = config.lr * config.lr_scale
-    later = phase.stages is not None or phase.keeps != "none"  # older phases have "depth-linear" in their identity
-    if not labelled and (config.weighting in RELATIVE or later):
-        own["weighting"] = "equal"
-    elif config.weighting == "custom":
-        own["weights"] = tuple(config.weights[number - 1] for number in numbers)
-        if not any(own["weights"]):
+    merging = len(numbers) > 1 and "backbone" in phase.trains  # exits meet in the backbone
+    taught = config.distillation != "none" and _has_teacher(phase, numbers, config.distillation, exits)
+    softened = taught or keeps == "lwf"
+    weights: tuple[float, ...] = ()
+    if labelled and config.weighting == "custom":
+        weights = tuple(config.weights[number - 1] for number in numbers)
+        if not any(weights):
             raise EestudyError(
                 f"weights: {list(config.weights)} gives none to the exits of phase {phase.name}, {numbers}"
             )
-    if len(numbers) > 1 and "backbone" in phase.trains:
-        own["gradient_scaling"] = config.gradient_scaling
-        own["gradient_combination"] = config.gradient_combination
-    if config.distillation != "none" and _has_teacher(phase, numbers, config.distillation, exits):
-        for name in ("distillation", "distillation_weight", "distillation_temperature"):
-            own[name] = getattr(config, name)
-    if phase.keeps != "none" and place:
-        own["stability"] = STABILITY[phase.keeps] if config.stability is None else config.stability
-        if phase.keeps == "lwf":
-            own["distillation_temperature"] = config.distillation_temperature
-    elif phase.keeps != "none":
-        own["keeps"] = "none"  # nothing is there yet
-    if config.batchnorm == "reestimate" and "backbone" in phase.trains:
-        own["batchnorm"] = "reestimate"
-    if config.batchnorm == "freeze" and phase.whole_backbone and any(p.whole_backbone for p in phases[:place]):
-        own["batchnorm"] = "freeze"
-    return dataclasses.replace(phase, **own)
+    return Settings(
+        batch_size=config.batch_size,
+        optimizer=config.optimizer,
+        lr=config.lr * config.lr_scale if later else config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum if config.optimizer == "sgd" else plain.momentum,
+        schedule=config.schedule,
+        warmup=config.warmup if config.schedule != "one-cycle" else plain.warmup,
+        clip=config.clip,
+        augmentation=config.augmentation,
+        augmentation_args=config.augmentation_args,
+        precision=config.precision,
+        checkpoints=config.checkpoints,
+        weighting=config.weighting if labelled else plain.weighting,
+        weights=weights,
+        gradient_scaling=config.gradient_scaling if merging else plain.gradient_scaling,
+        gradient_combination=config.gradient_combination if merging else plain.gradient_combination,
+        distillation=config.distillation if taught else plain.distillation,
+        distillation_weight=config.distillation_weight if taught else plain.distillation_weight,
+        distillation_temperature=config.distillation_temperature if softened else plain.distillation_temperature,
+        stability=_stability(keeps, config),
+        batchnorm=_batchnorm(phase, before, config),
+        method=method if phase.uses_heads else plain.method,
+    )
+
+
+def _stability(keeps: str, config: RunConfig) -> float:
+    if keeps == "none":
+        return Settings.stability
+    return STABILITY[keeps] if config.stability is None else config.stability
+
+
+def _batchnorm(phase: Phase, before: tuple[Phase, ...], config: RunConfig) -> str:
+    if config.batchnorm == "freeze":  # as an earlier phase left them
+        has_use = phase.whole_backbone and any(each.whole_backbone for each in before)
+    else:
+        has_use = "backbone" in phase.trains
+    return config.batchnorm if has_use else Settings.batchnorm
 
 
 def _has_teacher(phase: Phase, numbers: list[int], teacher: str, exits: int) -> bool:

@@ -38,7 +38,7 @@ class Validation:
         for number, (x, labels) in enumerate(self._batches()):
             if number % execution.processes != execution.rank:
                 continue
-            with execution.precision(phase.precision):
+            with execution.precision(phase.settings.precision):
                 logits = self.network(x)[:exits]  # behind them a frozen teacher's
             sums[0] += exit_losses(logits, labels) * len(labels)
             if not labels.is_floating_point():

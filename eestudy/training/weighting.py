@@ -97,14 +97,14 @@ def weighting_of(model: MultiExit, phase: Phase, execution: Execution) -> nn.Mod
     """The weighting of a phase, for the exits its loss is over, on the device."""
     numbers = phase.exit_numbers(model.num_exits)
     made: nn.Module
-    if phase.weighting in WEIGHTINGS:
-        made = Fixed(exit_weights(phase.weighting, len(numbers)))
-    elif phase.weighting == "custom":
-        made = Fixed(torch.tensor(phase.weights) / sum(phase.weights))
-    elif phase.weighting == "sdn-ramp":
+    if phase.settings.weighting in WEIGHTINGS:
+        made = Fixed(exit_weights(phase.settings.weighting, len(numbers)))
+    elif phase.settings.weighting == "custom":
+        made = Fixed(torch.tensor(phase.settings.weights) / sum(phase.settings.weights))
+    elif phase.settings.weighting == "sdn-ramp":
         costs = exit_shares(model)
         made = Ramp(torch.tensor([costs[number - 1] for number in numbers]), numbers[-1] == model.num_exits)
-    elif phase.weighting == "uncertainty":
+    elif phase.settings.weighting == "uncertainty":
         made = Uncertainty(len(numbers), regression=model.num_classes == 1)
     else:
         made = AdaLoss(len(numbers), execution)

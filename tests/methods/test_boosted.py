@@ -11,7 +11,8 @@ from .tiny import assert_same, batch, cross_entropy, gradients, plan, shaken, st
 def test_a_step_against_the_equations():
     made = plan("boosted", method_args={"reweight": 0.3})
     model = shaken(made.model)
-    assert (made.phases[0].gradient_scaling, made.phases[0].method) == ("boosting", 'boosted {"reweight": 0.3}')
+    settings = made.phases[0].settings
+    assert (settings.gradient_scaling, settings.method) == ("boosting", 'boosted {"reweight": 0.3}')
     loss, logits, found = step(made)
 
     x, targets = batch()

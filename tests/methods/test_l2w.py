@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -52,9 +51,9 @@ def test_the_imagined_step_is_the_optimizers_own(settings, steps):
     optimizer.zero_grad()
     exit_losses(module(x), targets).mean().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
-    moved = looked_ahead(optimizer, trained, start, gradients, LR, made.phases[0].clip)
-    if made.phases[0].clip:
-        torch.nn.utils.clip_grad_norm_(trained.values(), made.phases[0].clip)
+    moved = looked_ahead(optimizer, trained, start, gradients, LR, made.phases[0].settings.clip)
+    if made.phases[0].settings.clip:
+        torch.nn.utils.clip_grad_norm_(trained.values(), made.phases[0].settings.clip)
     for group in optimizer.param_groups:
         group["lr"] = LR
     optimizer.step()
@@ -198,7 +197,7 @@ def test_attention_and_batchnorm(architecture, dataset, args):
     """Second derivatives through both; the statistics stay as they were."""
     settings: dict[str, Any] = {"dataset_args": {"samples": 1000}} if dataset == "mnist1d" else {}
     made = plan("l2w", architecture=architecture, dataset=dataset, architecture_args=args, **settings)
-    phase = replace(made.phases[0], precision="float32")
+    phase = made.phases[0].having(precision="float32")
     optimizer = build_optimizer(set_trainable(made.model, phase), phase)
     objective = WeighedSamples(made.model, phase, None, (0,), CPU, args={"epsilon": 0.8, "p": 15, "meta_lr": 0.01,
                                "every": 1})  # fmt: skip
