@@ -344,3 +344,11 @@ def test_ids_of_another_vocabulary():
     backbone = cut_encoder(small_encoder("bert"), (LENGTH,), 5)
     with pytest.raises(EestudyError, match=r"token ids from 50 to 100, but it knows 0 to 99; .*tokenizer must name"):
         backbone(torch.tensor([[50, 100, 60]]))
+
+
+def test_attention_of_few_tokens_equals_the_fused_one(monkeypatch):
+    torch.manual_seed(0)
+    block, x = EncoderBlock(8, 2, 16), torch.randn(3, 5, 8)
+    plain = block(x)
+    monkeypatch.setattr("eestudy.models.vit.FEW_TOKENS", 0)
+    torch.testing.assert_close(plain, block(x))
