@@ -63,7 +63,9 @@ def ended(name: str, store: Path) -> tuple[float, str]:
     finally:
         torch.set_num_threads(threads)
     records = eestudy.Store(store).folder("phases", run.phases[-1]).records()
-    losses = [each["loss"] for each in records if each["epoch"] == records[-1]["epoch"] and each["split"] == "validation"]
+    losses = [
+        each["loss"] for each in records if each["epoch"] == records[-1]["epoch"] and each["split"] == "validation"
+    ]
     loss = sum(losses) / len(losses)
     digest = hashlib.sha256()
     for key, value in sorted(run.model().state_dict().items()):

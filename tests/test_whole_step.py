@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +35,7 @@ def test_equals_the_loops_step_up_to_rounding(architecture, shape, make, compile
         monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     elif architecture != "mlp":
         pytest.skip("compiling it takes minutes")
-    phase = replace(make(1.0), lr=1e-3, weight_decay=0.1)
+    phase = make(1.0).having(lr=1e-3, weight_decay=0.1)
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn(16, *shape, generator=generator) for _ in range(3)]
     targets = torch.randint(0, 4, (16,), generator=generator)
@@ -51,7 +50,12 @@ def test_equals_the_loops_step_up_to_rounding(architecture, shape, make, compile
         spent = torch.zeros(exits)
         for number, x in enumerate(batches):
             given = [frozen_features(model, phase, x) if make is heads_phase else x for model in (ours, theirs)]
-            whole.step(given[0], targets, phase.lr * lr_factor(phase.schedule, phase.warmup, 0.1), number)
+            whole.step(
+                given[0],
+                targets,
+                phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, 0.1),
+                number,
+            )
             spent += loop._step(joined, state, objective, given[1], targets, 0.1, bad.clone(), CPU)[0]
         torch.testing.assert_close(sums[0], spent, rtol=1e-3, atol=1e-4)
         for name, tensor in theirs.state_dict().items():
@@ -64,7 +68,7 @@ def test_equals_the_loops_step_up_to_rounding(architecture, shape, make, compile
 
 def test_keeps_layout_and_marks_the_first_step_that_is_not_finite(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)
-    model, phase = network("resnet-tiny", (1, 8, 8)), replace(together_phase(1.0), lr=1e-3)
+    model, phase = network("resnet-tiny", (1, 8, 8)), together_phase(1.0).having(lr=1e-3)
     bad, sums = torch.full((), torch.inf), torch.zeros(2, model.num_exits)
     flat = Flat(set_trainable(model, phase))
     assert model.memory_format == torch.channels_last

@@ -110,11 +110,11 @@ class WholeStep:
             gradient = flat.joined(torch.autograd.grad(loss, leaves))
             with torch.no_grad():
                 norm = torch.linalg.vector_norm(gradient)
-                if phase.clip:
-                    gradient = gradient * torch.clamp(phase.clip / (norm + 1e-6), max=1.0)
+                if phase.settings.clip:
+                    gradient = gradient * torch.clamp(phase.settings.clip / (norm + 1e-6), max=1.0)
                 means.lerp_(gradient, 1 - BETAS[0])
                 squares.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-                weights[: flat.decayed].mul_(1 - lr * phase.weight_decay)
+                weights[: flat.decayed].mul_(1 - lr * phase.settings.weight_decay)
                 weights.sub_(lr * (means / correction) / (squares.sqrt() / root + EPS))
                 finite = torch.isfinite(norm + loss)
                 bad.copy_(torch.where(finite, bad, torch.minimum(bad, number)))
