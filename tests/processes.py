@@ -61,6 +61,11 @@ def status(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def ended(child: int) -> bool:
+    """Whether a child has ended; `status` can still be asked."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def train(config: RunConfig, store: Path, steps: Steps | None = None) -> None:
     """A run that saves its state before every step, which is the most that can go wrong. Only in a child."""
     loop.STATE_EVERY, loop.SAVING_SHARE = 0.0, float("inf")

@@ -18,7 +18,7 @@ from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
 from eestudy.training import loop
 
-from .processes import Steps, bits, different, forked, kill_at, status, train
+from .processes import Steps, bits, different, ended, forked, kill_at, status, train
 
 # A forked child of a process with threads is what these tests want; Python warns about it from 3.12 on.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -66,9 +66,7 @@ def assert_like(undisturbed, config, store):
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, undisturbed, config):
     expected, total = undisturbed(config)
-    started = time.monotonic()
     assert status(forked(lambda: train(config, tmp_path / "whole"))) == 0
-    duration = time.monotonic() - started
     assert different(bits(config, tmp_path / "whole"), expected) == []
 
     moments, killed = random.Random(f"kill {config.id}"), 0
@@ -77,7 +75,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, undisturb
         while True:
             child = forked(lambda: train(config, store, steps))  # noqa: B023  (it runs at once)
             if killed < KILLS:
-                time.sleep(moments.uniform(0.02, 0.6 * duration))
+                # Counted in steps, which a busy machine does not change; then a little into the step, or out of it.
+                goal = steps.done + moments.randint(0, total // 2)
+                until(lambda: steps.done >= goal or ended(child))  # noqa: B023
+                time.sleep(moments.uniform(0, 0.05))
                 os.kill(child, signal.SIGKILL)
             if status(child) == 0:
                 break
@@ -105,8 +106,8 @@ def train_and_die(where, moment, nth, config, store, steps):
     train(config, store, steps)
 
 
-def train_slowly(config, store, steps):
-    slowed()
+def train_held(until_there, config, store, steps):
+    held(until_there, steps)
     train(config, store, steps)
 
 
@@ -130,27 +131,34 @@ def test_killed_at_the_write_of_every_file_it_ends_with_the_same_bits(tmp_path, 
 def test_two_processes_on_one_run_train_it_once(tmp_path, capfd, undisturbed):
     config, steps = RunConfig(**{**RESNET, "architecture": "mlp"}, strategy="mixed"), Steps()
     total = undisturbed(config)[1]
-    children = [forked(lambda: train(config, tmp_path, steps)) for _ in range(3)]
+    others_wait = tmp_path / "others wait"
+    children = [forked(partial(train_held, others_wait, config, tmp_path, steps)) for _ in range(3)]
+    waits_for(capfd, f"another process works on {config.id}; waiting for it", 2)
+    others_wait.touch()
     assert [status(child) for child in children] == [0, 0, 0]
-    assert capfd.readouterr().err.count(f"another process works on {config.id}; waiting for it") >= 1
     assert steps.done == total
     assert_like(undisturbed, config, tmp_path)
+
+
+def waits_for(capfd, line, times):
+    """Until the children have said `line` so often."""
+    said = ""
+
+    def enough():
+        nonlocal said
+        said += capfd.readouterr().err
+        return said.count(line) >= times
+
+    until(enough)
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, capfd, undisturbed):
     config, steps = RunConfig(**{**RESNET, "architecture": "mlp"}, strategy="joint"), Steps()
     total = undisturbed(config)[1]
-    holder = forked(partial(train_slowly, config, tmp_path, steps))
+    holder = forked(partial(train_held, tmp_path / "never", config, tmp_path, steps))
     until(lambda: steps.done >= 2)
     waiting = forked(lambda: train(config, tmp_path, steps))
-    said = ""
-
-    def waits():
-        nonlocal said
-        said += capfd.readouterr().err
-        return "waiting for it" in said
-
-    until(waits)
+    waits_for(capfd, "waiting for it", 1)
     os.kill(holder, signal.SIGKILL)
     assert status(holder) == -signal.SIGKILL
     assert status(waiting) == 0
@@ -159,28 +167,28 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, capfd, undisturbed
 
 
 def until(happened):
-    for _ in range(3000):
+    for _ in range(60_000):  # only so that a fault ends at some time
         if happened():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not happen in 30 seconds")
+    raise AssertionError("it did not happen in ten minutes")
 
 
-def slowed():
-    """Makes each training step of this process take a quarter of a second longer."""
+def held(until_there, steps):
+    """Lets this process train two steps, and no more before there is the file `until_there`."""
     step = loop._step
 
-    def slow(*arguments):
-        time.sleep(0.25)
+    def waiting(*arguments):
+        while steps.done >= 2 and not until_there.exists():
+            time.sleep(0.01)
         return step(*arguments)
 
-    loop._step = slow
+    loop._step = waiting
 
 
 @pytest.mark.parametrize(("number", "presses"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
 def test_ctrl_c_and_a_scheduler_that_ends_it_save_and_say_how_to_go_on(tmp_path, capfd, undisturbed, number, presses):
-    # Long enough that the first phase is not over before a busy machine gets to press.
-    config, steps = CASES["mixed, blends"].replace(epochs=6), Steps()
+    config, steps, pressed = CASES["mixed, blends"].replace(epochs=6), Steps(), tmp_path / "pressed"
     expected, total = undisturbed(config)
     params, store = tmp_path / "my.yaml", tmp_path / "store"
     settings = config.model_dump(mode="json", exclude_defaults=True)
@@ -189,14 +197,15 @@ def test_ctrl_c_and_a_scheduler_that_ends_it_save_and_say_how_to_go_on(tmp_path,
     def child():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         steps.count()
-        slowed()
+        held(pressed, steps)
         return main(["train", str(params), "--store", str(store)])
 
     started = forked(child)
     until(lambda: steps.done >= 2)
     for _ in range(presses):
         os.kill(started, number)
-        time.sleep(0.05)
+        time.sleep(0.05)  # two signals at once would be one
+    pressed.touch()
     assert status(started) == 128 + number
     lines = [line for line in capfd.readouterr().err.splitlines() if "interrupted" in line]
     assert len(lines) == 1

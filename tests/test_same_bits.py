@@ -47,7 +47,7 @@ def test_other_processes_side_by_side_make_the_same_bits(tmp_path, small_store):
     ]
     for config in CONFIGS:
         eestudy.run(config, store=small_store, device="cpu")
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    assert [process.wait() for process in started] == [0, 0]
     for config in CONFIGS:
         assert different(bits(config, tmp_path / "store"), bits(config, small_store)) == []
 
@@ -97,14 +97,12 @@ def test_ctrl_c_in_a_terminal_reaches_the_readers_too_and_nothing_is_lost(tmp_pa
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     phase = prepare(config).phase_ids[0]
-    deadline = time.monotonic() + 120
     while not (tmp_path / "store" / "phases" / phase / "checkpoint-000.safetensors").is_file():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(1.5)  # into the training, with readers at work
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate()
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert "goes on from there" in said.splitlines()[-1]

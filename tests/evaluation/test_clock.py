@@ -1,8 +1,9 @@
-"""Times beside the plain backbone's: a network whose stages take a known time, and what is refused."""
+"""Times beside the plain backbone's: a network whose parts take a known time, and what is refused.
+
+Time is a number that the parts themselves move on, so it is the same however busy the machine is.
+"""
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import pytest
@@ -14,25 +15,55 @@ from eestudy import evaluation as ev
 from eestudy.evaluation import clock
 from eestudy.models import Backbone, MultiExit, exit_costs
 
-SLEEP = 0.02  # seconds
+STAGES, HEAD, CLASSIFIER, RULE = (20.0, 40.0), 5.0, 10.0, 3.0  # milliseconds
+
+
+class Time:
+    """Stands still until a part of the network moves it on."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def takes(self, milliseconds: float) -> None:
+        self.seconds += milliseconds / 1000
 
 
 class Slow(nn.Module):
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, part: nn.Module, milliseconds: float, time: Time) -> None:
         super().__init__()
-        self.linear = nn.Linear(4, 4)
-        self.seconds = seconds
+        self.part, self.milliseconds, self.time = part, milliseconds, time
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.seconds)
-        return self.linear(x)
+        self.time.takes(self.milliseconds)
+        return self.part(x)
 
 
 @pytest.fixture
-def model() -> MultiExit:
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    made = Time()
+    monkeypatch.setattr(clock, "now", made)
+    return made
+
+
+@pytest.fixture
+def model(time: Time) -> MultiExit:
     torch.manual_seed(0)
-    stages = [Slow(SLEEP), Slow(2 * SLEEP)]
-    return MultiExit(Backbone.from_stages(stages, nn.Linear(4, 3), (4,))).eval()
+    stages = [Slow(nn.Linear(4, 4), each, time) for each in STAGES]
+    made = MultiExit(Backbone.from_stages(stages, Slow(nn.Linear(4, 3), CLASSIFIER, time), (4,))).eval()
+    passing = made.head(1).passing
+
+    def slow_passing(*given: object) -> object:
+        time.takes(HEAD)
+        return passing(*given)  # type: ignore[arg-type]
+
+    object.__setattr__(made.head(1), "passing", slow_passing)
+    return made
+
+
+WHOLE = sum(STAGES) + CLASSIFIER
 
 
 def test_leaving_before_a_stage_saves_what_it_takes(model: MultiExit) -> None:
@@ -42,33 +73,47 @@ def test_leaving_before_a_stage_saves_what_it_takes(model: MultiExit) -> None:
     assert frame["batch_size"].tolist() == [1, 4]
     assert frame["calls"].tolist() == [8, 2]
     assert frame["flops_speedup"].tolist() == [costs.backbone / costs.flops[0]] * 2
-    assert (frame["median_ms"] >= 1000 * SLEEP).all()
-    assert (frame["plain_median_ms"] >= 3000 * SLEEP).all()
-    assert (frame["p95_ms"] >= frame["median_ms"]).all()
-    assert frame["speedup"].between(1.5, 3.1).all()
-    np.testing.assert_allclose(frame["samples_per_s"], [1, 4] / frame["median_ms"] * 1000, rtol=0.2)
+    early = STAGES[0] + HEAD
+    for column, expected in (("median_ms", early), ("p95_ms", early), ("plain_median_ms", WHOLE),
+                             ("plain_p95_ms", WHOLE), ("speedup", WHOLE / early)):  # fmt: skip
+        np.testing.assert_allclose(frame[column], expected, rtol=1e-9)
+    np.testing.assert_allclose(frame["samples_per_s"], [1000 / early, 4000 / early], rtol=1e-9)
 
 
 def test_who_never_leaves_pays_for_the_heads(model: MultiExit) -> None:
     frame = ev.latency(model, ev.max_probability(1.0), torch.randn(2, 4), batch_sizes=(2,), repeats=2)
     assert frame["flops_speedup"].item() < 1
-    assert 0.7 < frame["speedup"].item() < 1.2
+    assert frame["speedup"].item() == pytest.approx(WHOLE / (WHOLE + HEAD))
 
 
-def test_parts_and_stages_take_what_they_take(model: MultiExit) -> None:
+def test_times_are_medians_over_passes_and_sums_over_batches(model: MultiExit, time: Time) -> None:
+    """Each call of the first stage takes a millisecond longer than the one before."""
+    first = model.backbone.stages[0]
+
+    def later(module: nn.Module, given: object) -> None:
+        module.milliseconds += 1  # type: ignore[operator, assignment]
+
+    handle = first.register_forward_pre_hook(later)
+    times = clock.timed(model, {"all": ev.max_probability(1.0)}, torch.randn(4, 4), 2, repeats=3)
+    handle.remove()
+    # Once to count its cost; two batches, of each the backbone and then the rule, to warm up; then four calls a pass.
+    calls = np.arange(6, 18).reshape(3, 2, 2)
+    np.testing.assert_allclose(times[clock.PLAIN].milliseconds, WHOLE + calls[:, :, 0])
+    np.testing.assert_allclose(times["all"].milliseconds, WHOLE + HEAD + calls[:, :, 1])
+    assert times["all"].whole == pytest.approx(2 * (WHOLE + HEAD) + calls[1, :, 1].sum())
+
+
+def test_parts_and_stages_take_what_they_take(model: MultiExit, time: Time) -> None:
     x = torch.randn(2, 4)
 
     def slow(history: list[Tensor]) -> Tensor:
-        time.sleep(SLEEP)
+        time.takes(RULE)
         return ev.max_probability(1.0)(history)
 
     parts = clock.time_parts(model, slow, x, 2, 1)
     assert list(parts) == list(clock.PARTS)
-    assert parts["stages"] >= 3000 * SLEEP
-    assert parts["rule"] >= 1000 * SLEEP
-    assert 0 < parts["heads"] + parts["rest"] < parts["rule"]
-    stages = clock.stage_times(model, x, 2, 1)
-    assert (stages >= [1000 * SLEEP, 2000 * SLEEP, 0]).all()
+    assert parts == pytest.approx({"stages": WHOLE, "heads": HEAD, "rule": RULE, "rest": 0.0}, abs=1e-6)
+    np.testing.assert_allclose(clock.stage_times(model, x, 2, 1), [*STAGES, CLASSIFIER])
     assert "forward" not in vars(model.backbone.stages[0]), "nothing of the watching stays"
     assert "passed" not in vars(model)
 
@@ -82,6 +127,9 @@ def test_what_is_left_of_the_samples_is_not_timed(model: MultiExit) -> None:
 def test_the_time_given_ends_it_after_two_passes(model: MultiExit) -> None:
     times = clock.timed(model, {"all": ev.max_probability(0.0)}, torch.randn(1, 4), 1, repeats=50, seconds=0)
     assert times["all"].milliseconds.shape == (2, 1)
+    a_pass = (WHOLE + STAGES[0] + HEAD) / 1000
+    times = clock.timed(model, {"all": ev.max_probability(0.0)}, torch.randn(1, 4), 1, repeats=50, seconds=4.5 * a_pass)
+    assert times["all"].milliseconds.shape == (5, 1)
 
 
 @pytest.mark.parametrize("size", [0, 4, 1.5, True])
