@@ -429,6 +429,9 @@ def test_the_barrier_of_a_table():
     assert barrier(path()) == 1.5
     assert barrier(path()[::-1]) == 1.5
     assert barrier(path(), "error") == 0
+    down = pd.DataFrame({"alpha": [0, 0.5, 1], "exit": 0, "loss": [3.0, 2.0, 1.0], "error": [0.0, 0.75, 0.5]})
+    assert (barrier(down), barrier(down, above="mean")) == (0, 1), "a straight way down"
+    assert (barrier(down, "error"), barrier(down, "error", above="mean")) == (0.5, 0.5)
 
 
 DATA = noise_data(classes=4)
@@ -471,6 +474,7 @@ ODD = [(DATA[0][0][:1], DATA[0][1][:1])]
         (lambda: plane(well(0.0), well(0.0), well(3.0), WELL_DATA), "model_c: the three models lie on one line"),
         (lambda: distance(well(0.0), well(0.0), over="stages"), "over: unknown name 'stages'; valid: all, backbone"),
         (lambda: barrier(path(), "accuracy"), "column: unknown name 'accuracy'"),
+        (lambda: barrier(path(), above="ends"), "above: unknown name 'ends'; nearest: mean"),
         (lambda: barrier(path(), exit=3), r"exit: the path has none of number 3; valid: \[0\]"),
         (
             lambda: barrier(pd.concat([path(), path()])),

@@ -290,3 +290,47 @@ def test_a_backbone_without_parameters():
     backbone = Backbone.from_stages([nn.Flatten(), nn.Tanh()], nn.Linear(4, 3), (4,))
     with pytest.raises(EestudyError, match="no stage of its backbone has parameters"):
         gradient_dominance(MultiExit(backbone), labelled((4,)))
+
+
+def test_scaled_as_adamw_moves_the_weights():
+    """Against one backward pass an exit, divided by hand by the root of the mean square of their sum."""
+    model, batches = small("mlp"), labelled(SHAPES["mlp"])
+    names = stage_parameters(model)
+    parameters = dict(model.named_parameters())
+    found = []  # batch, exit -> stage -> gradient
+    for x, y in batches:
+        logits = model.eval()(x)
+        rows = []
+        for of_exit in logits:
+            grads = torch.autograd.grad(
+                torch.nn.functional.cross_entropy(of_exit, y) / len(logits),
+                [parameters[name] for own in names.values() for name in own], retain_graph=True, materialize_grads=True,
+            )  # fmt: skip
+            each = iter(grads)
+            rows.append({stage: torch.cat([next(each).flatten() for _ in own]) for stage, own in names.items()})
+        found.append(rows)
+    frame = gradient_dominance(model, batches, scaled=True).set_index(["stage", "exit"])
+    for stage in names:
+        totals = [torch.stack([row[stage] for row in rows]).sum(0) for rows in found]
+        v = torch.stack([total.square() for total in totals]).mean(0)
+        scale = 1 / (v.sqrt() + 1e-8)
+        reached = [k for k, of_exit in enumerate((*model.exit_stages, len(model.backbone.stages))) if of_exit >= stage]
+        for k in reached:
+            shares, cosines = [], []
+            for rows, total in zip(found, totals, strict=True):
+                norms = [float((row[stage] * scale).norm()) for row in rows]
+                shares.append(norms[k] / sum(norms))
+                cosines.append(float(torch.cosine_similarity(rows[k][stage] * scale, total * scale, 0)))
+            assert frame.loc[(stage, k + 1), "norm_share"] == pytest.approx(np.mean(shares), rel=1e-4)
+            assert frame.loc[(stage, k + 1), "cosine"] == pytest.approx(np.mean(cosines), rel=1e-4, abs=1e-5)
+    plain = gradient_dominance(model, batches).set_index(["stage", "exit"])
+    assert not np.allclose(plain["norm_share"], frame["norm_share"], atol=1e-3)
+
+
+def test_scaled_with_one_batch_and_one_exit_every_weight_moves_alike():
+    """|g| / sqrt(g^2) is 1 for every weight that has a gradient: the norm is the root of their number."""
+    model = chain()
+    frame = gradient_dominance(model, regression()[:1], scaled=True)
+    last = frame[(frame["stage"] == 3) & (frame["exit"] == 3)].iloc[0]
+    assert last["norm"] == pytest.approx(1, rel=1e-5)  # one weight, and no other exit reads what it gives
+    assert last["cosine"] == pytest.approx(1)

@@ -76,13 +76,18 @@ def linear_path(
     return _framed(rows, ["alpha", "exit"])
 
 
-def barrier(frame: pd.DataFrame, column: str = "loss", exit: int = 0) -> float:
-    """max over a path of L(alpha) - [(1 - alpha) L(0) + alpha L(1)] (Frankle et al. 2020): 0 where there is none.
+def barrier(frame: pd.DataFrame, column: str = "loss", exit: int = 0, above: str = "line") -> float:
+    """How high a path rises between its ends.
+
+    above "line": max over it of L(alpha) - [(1 - alpha) L(0) + alpha L(1)] (Entezari et al. 2022), 0 where there is
+    none. above "mean": max over it of L(alpha), less the mean of L(0) and L(1) (Frankle et al. 2020); where the ends
+    differ this is at least half of their difference, on a straight way down too.
 
     frame: of `linear_path` or `bezier`, one split of it. Raises EestudyError for an exit or column that is not in it,
     for more than one path and for one that lacks an end.
     """
     check_name("column", column, ("loss", "error"))
+    check_name("above", above, ("line", "mean"))
     path = frame[frame["exit"] == exit].sort_values("alpha")
     if path.empty:
         raise EestudyError(f"exit: the path has none of number {exit}; valid: {sorted(set(frame['exit'].tolist()))}")
@@ -92,6 +97,8 @@ def barrier(frame: pd.DataFrame, column: str = "loss", exit: int = 0) -> float:
             f"frame: {len(alpha)} rows for exit {exit} at {len(np.unique(alpha))} alphas from {alpha[0]:g} to "
             f"{alpha[-1]:g}; give one path from 0 to 1 (one split)"
         )
+    if above == "mean":
+        return float(np.max(height) - (height[0] + height[-1]) / 2)
     return float(np.max(height - ((1 - alpha) * height[0] + alpha * height[-1])))
 
 

@@ -4,6 +4,10 @@ Notation: K exits, S stages, P_l parameters of stage l, N batches. For exit k wi
 upstream of it, g_kl = d(w_k L_k) / d theta_l and G_l = sum_k g_kl, which is the gradient of the training loss. Stage 0
 is the whole backbone: all stages' parameters together. The backbone's classifier belongs to its exit, not to a stage.
 
+Scaled, every gradient g is replaced by g / (sqrt(v) + eps), which is how far AdamW moves the weights for it: v is the
+mean over the batches of G^2, element by element. AdamW's own is a running mean of the same over its last steps, at
+weights that have moved since; this one belongs to the weights measured.
+
 Gradients are those of the training loss in eval mode: BatchNorm by its running statistics, no dropout. So they are a
 function of the weights and the batch alone, and measuring leaves no trace in the buffers.
 """
@@ -28,6 +32,7 @@ from eestudy.models.tracing import mode
 from eestudy.training.losses import WEIGHTINGS, exit_losses, exit_weights
 
 DOMINANCE = ["exit", "stage", "norm_share", "signed_share", "cosine", "norm"]
+ADAM_EPS = 1e-8  # torch's own
 CONFLICT = ["stage", "exit_a", "exit_b", "cosine", "negative_rate", "kind"]
 
 
@@ -51,7 +56,9 @@ class GradientGrams:
         return [place for place, of_exit in enumerate(self.exit_stages) if of_exit >= stage]
 
 
-def gradient_dominance(model: MultiExit, batches: Batches, weighting: str = "equal") -> pd.DataFrame:
+def gradient_dominance(
+    model: MultiExit, batches: Batches, weighting: str = "equal", scaled: bool = False
+) -> pd.DataFrame:
     """How much of each stage's gradient is each exit's: one row an exit k and stage l at or before it.
 
     norm_share |g_k| / sum_j |g_j|; signed_share <g_k, G> / |G|^2, negative for an exit that is pulled against its
@@ -62,10 +69,11 @@ def gradient_dominance(model: MultiExit, batches: Batches, weighting: str = "equ
     shares are NaN too, and signed ones where the exits cancel. Such batches are left out of the mean.
 
     batches: pairs of x (B, *input_shape) and labels (B,) on the model's device. weighting: of the losses, see
-    `training.losses`. One forward and K backward passes a batch, each from its exit down.
+    `training.losses`. scaled: as AdamW scales them (see above). One forward and K backward passes a batch, each from
+    its exit down; scaled, one pass more of each.
     Raises EestudyError for an unknown weighting, no batches, and a loss or gradient that is not finite.
     """
-    return gradient_tables(model, batches, weighting)[0]
+    return gradient_tables(model, batches, weighting, scaled)[0]
 
 
 def gradient_conflict(model: MultiExit, batches: Batches, weighting: str = "equal") -> pd.DataFrame:
@@ -78,13 +86,15 @@ def gradient_conflict(model: MultiExit, batches: Batches, weighting: str = "equa
     return gradient_tables(model, batches, weighting)[1]
 
 
-def gradient_tables(model: MultiExit, batches: Batches, weighting: str = "equal") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(`gradient_dominance`, `gradient_conflict`) from one pass over the batches."""
-    grams = gradient_grams(model, batches, weighting)
+def gradient_tables(
+    model: MultiExit, batches: Batches, weighting: str = "equal", scaled: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(`gradient_dominance`, `gradient_conflict`) from one pass over the batches, or two."""
+    grams = gradient_grams(model, batches, weighting, scaled)
     return _dominance(grams), _conflict(grams)
 
 
-def gradient_grams(model: MultiExit, batches: Batches, weighting: str = "equal") -> GradientGrams:
+def gradient_grams(model: MultiExit, batches: Batches, weighting: str = "equal", scaled: bool = False) -> GradientGrams:
     """Every exit's gradient on every batch, kept as inner products only. Arguments and errors: `gradient_dominance`.
 
     Beside what one training step takes, this holds one gradient an exit: that of the batch before, until the new one
@@ -99,8 +109,9 @@ def gradient_grams(model: MultiExit, batches: Batches, weighting: str = "equal")
     held: dict[tuple[int, int], Tensor] = {}
     within, across = [], []
     with mode(model, False), torch.enable_grad():
+        scales = adam_scales(model, batches, weighting, names) if scaled else None
         for number, batch in enumerate(tqdm(batches, desc="gradients", unit="batch", leave=False, disable=None), 1):
-            same, before = _batch_grams(model, batch, weighting, names, held)
+            same, before = _batch_grams(model, batch, weighting, names, held, scales)
             if not same.isfinite().all():
                 bad = [place + 1 for place in range(model.num_exits) if not same[:, place, place].isfinite().all()]
                 raise EestudyError(f"batch {number} of {len(batches)}: the gradient of exits {bad} is not finite")
@@ -122,26 +133,48 @@ def stage_parameters(model: MultiExit) -> dict[int, list[str]]:
     return found
 
 
+def adam_scales(
+    model: MultiExit, batches: Batches, weighting: str, names: Mapping[int, list[str]]
+) -> dict[int, Tensor]:
+    """What AdamW multiplies the gradient of each stage by: 1 / (sqrt(v) + eps), flattened; v the mean of G^2."""
+    squares: dict[int, Tensor] = {}
+    for batch in batches:
+        weights, losses = _losses(model, batch, weighting)
+        own = [weights[name] for stage in names for name in names[stage]]
+        gradients = iter(torch.autograd.grad(torch.stack(losses).sum(), own, materialize_grads=True))
+        for stage in names:
+            square = torch.cat([next(gradients).flatten() for _ in names[stage]]).square() / len(batches)
+            squares[stage] = squares[stage] + square if stage in squares else square
+    return {stage: 1 / (square.sqrt() + ADAM_EPS) for stage, square in squares.items()}
+
+
+def _losses(model: MultiExit, batch: tuple[Tensor, Tensor], weighting: str) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The parameters by name, as leaves, and each exit's weighted loss as a function of them."""
+    x, targets = batch
+    # The model's own memory, but leaves of their own: nothing is left on the model, and what is frozen counts too.
+    weights = {name: tensor.detach().requires_grad_() for name, tensor in model.named_parameters()}
+    logits = functional_call(model, weights, (x,))
+    shares = exit_weights(weighting, len(logits)).tolist()
+    # Each loss by itself: from a stack of all, a backward pass would go through the later exits' graph with zeros.
+    return weights, [
+        share * exit_losses(of_exit[None], targets).squeeze(0) for share, of_exit in zip(shares, logits, strict=True)
+    ]
+
+
 def _batch_grams(
     model: MultiExit,
     batch: tuple[Tensor, Tensor],
     weighting: str,
     names: Mapping[int, list[str]],
     held: dict[tuple[int, int], Tensor],
+    scales: Mapping[int, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """One batch's inner products (S', K, K) and those with the batch before (S', K), on the CPU.
 
-    held: (exit place, stage) -> that exit's gradient, flattened, of the batch before; of this one afterwards.
+    held: (exit place, stage) -> that exit's gradient, flattened, of the batch before; of this one afterwards. scales:
+    what gradients are multiplied by, by stage.
     """
-    x, targets = batch
-    # The model's own memory, but leaves of their own: nothing is left on the model, and what is frozen counts too.
-    weights = {name: tensor.detach().requires_grad_() for name, tensor in model.named_parameters()}
-    logits = functional_call(model, weights, (x,))
-    scales = exit_weights(weighting, len(logits)).tolist()
-    # Each loss by itself: from a stack of all, a backward pass would go through the later exits' graph with zeros.
-    losses = [
-        scale * exit_losses(of_exit[None], targets).squeeze(0) for scale, of_exit in zip(scales, logits, strict=True)
-    ]
+    weights, losses = _losses(model, batch, weighting)
     within = torch.zeros(1 + len(names), len(losses), len(losses), dtype=torch.float64)
     across = torch.zeros(1 + len(names), len(losses), dtype=torch.float64)
     for place, (loss, last) in enumerate(zip(losses, (*model.exit_stages, len(model.backbone.stages)), strict=True)):
@@ -155,6 +188,7 @@ def _batch_grams(
             if stage not in upstream:
                 continue
             new = torch.cat([next(gradients).flatten() for _ in names[stage]])
+            new = new if scales is None else new * scales[stage]
             if (place, stage) in held:
                 across[row, place] = _inner(new, held[place, stage])
             held[place, stage] = new

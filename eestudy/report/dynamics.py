@@ -162,7 +162,7 @@ def c3(dominance: pd.DataFrame) -> Claim:
 
 
 def barriers(paths: pd.DataFrame, column: str = "loss", last: bool = False) -> pd.DataFrame:
-    """The barrier of every path on each split (Frankle et al. 2020): of the joint loss, the mean over exits, or of the
+    """The barrier of every path on each split (Entezari et al. 2022): of the joint loss, the mean over exits, or of the
     last exit's alone.
 
     One row a path and split: cell, relation, pair, strategy, strategy_2, seed, split, barrier, distance; and progress,
