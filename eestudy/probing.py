@@ -61,7 +61,8 @@ class Metric:
 def _dominance(models: Sequence[MultiExit], data: DataSet, samples: int, batch_size: int) -> Tables:
     batches = dynamics.probe_batches(data.train, samples, models[0], batch_size)
     dominance, conflict = dynamics.gradient_tables(models[0], batches)
-    return {"dominance": dominance, "conflict": conflict}
+    scaled, _ = dynamics.gradient_tables(models[0], batches, scaled=True)
+    return {"dominance": dominance, "conflict": conflict, "dominance_scaled": scaled}
 
 
 def _rank(models: Sequence[MultiExit], data: DataSet, samples: int) -> Tables:
@@ -219,17 +220,19 @@ def _three_strategies(configs: Sequence[RunConfig]) -> Found:
         yield ends, {}
 
 
+# Probe samples of what is counted and averaged; 512, as of the pictures below, would cap the rank of a wide stage.
+SAMPLES = 3000
 METRICS: dict[str, Metric] = {
-    "dominance": Metric(_dominance, {"samples": 512, "batch_size": 128}, _along()),
-    "rank": Metric(_rank, {"samples": 512}, _along(backbone_only=True), True),
+    "dominance": Metric(_dominance, {"samples": SAMPLES, "batch_size": 128}, _along()),
+    "rank": Metric(_rank, {"samples": SAMPLES}, _along(backbone_only=True), True),
     "information": Metric(
         _information,
-        {"samples": 1000, "noises": (0.1, 0.3, 1.0, 3.0), "directions": 64},
+        {"samples": SAMPLES, "noises": (0.1, 0.3, 1.0, 3.0), "directions": 64},
         _along((0, 25, 50, 100), True),
         True,
     ),
-    "similarity": Metric(_similarity, {"samples": 512, "debiased": True}, _pairs(initial=True), True),
-    "paths": Metric(_paths("paths"), {"samples": 512, "points": 25, "heads": "all"}, _pairs()),
+    "similarity": Metric(_similarity, {"samples": SAMPLES, "debiased": True}, _pairs(initial=True), True),
+    "paths": Metric(_paths("paths"), {"samples": SAMPLES, "points": 25, "heads": "all"}, _pairs()),
     "paths-over-training": Metric(
         _paths("paths_over_training"),
         {"samples": 512, "points": 9, "heads": "all"},
