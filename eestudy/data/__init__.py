@@ -49,13 +49,15 @@ def load(name: str, train_size: int | None = None, **dataset_args: object) -> Da
 
 
 def outline(name: str, train_size: int | None = None, **dataset_args: Any) -> Outline:
-    """Facts of what `load` would give, by the published ones where its files are got from elsewhere: none is read.
+    """Facts of what `load` would give: nothing is generated, and of files got from elsewhere none is read.
 
     Raises EestudyError for an unknown name or argument, and a train_size that cannot be had.
     """
     loader = _loader(name, dataset_args)
     if name in SOURCES:
         made = outlines.of_source(SOURCES[name], name in TEXTS, dataset_args)
+    elif name == "mnist1d":
+        made = small.mnist1d_outline(**dataset_args)
     else:
         made = outlines.of_data(_loaded(loader, tuple(sorted(dataset_args.items()))))
     return made.with_train_size(train_size)

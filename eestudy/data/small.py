@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from eestudy.config import EestudyError
-from eestudy.data.splits import SPLIT_SEED, DataSet, split_and_normalize
+from eestudy.data.outline import Outline
+from eestudy.data.splits import SPLIT_SEED, DataSet, held_out_size, split_and_normalize
 
 
 def digits(validation: int = 0) -> DataSet:
@@ -34,6 +36,30 @@ def mnist1d(
     """
     from mnist1d.data import get_dataset_args, make_dataset
 
+    _check_mnist1d(noise, correlated_noise, samples, hardness, test)
+    settings = get_dataset_args()
+    settings.num_samples = samples
+    settings.iid_noise_scale = noise * hardness
+    settings.corr_noise_scale = correlated_noise * hardness
+    made = make_dataset(settings)
+    x, y = (np.concatenate([made[name], made[f"{name}_test"]]) for name in "xy")
+    first = len(y) - test if test else len(made["y"])
+    return split_and_normalize("mnist1d", x[:first, None], y[:first], x[first:, None], y[first:], validation)
+
+
+def mnist1d_outline(
+    noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 5000, hardness: float = 1.0, test: int = 0,
+    validation: int = 0,
+) -> Outline:  # fmt: skip
+    """Facts of `mnist1d`, which takes a millisecond a sample to make."""
+    _check_mnist1d(noise, correlated_noise, samples, hardness, test)
+    made = samples // 10 * 10  # as many of each class
+    test = test or made - int(made * 0.8)
+    held_out = held_out_size(made - test, validation)
+    return Outline("mnist1d", 10, (1, 40), torch.float32, made - test - held_out, held_out, test)
+
+
+def _check_mnist1d(noise: float, correlated_noise: float, samples: int, hardness: float, test: int) -> None:
     for name, value in (("noise", noise), ("correlated_noise", correlated_noise), ("hardness", hardness)):
         if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise EestudyError(f"dataset_args: {name}: {value!r} is not valid for mnist1d; it must be 0 or more")
@@ -44,11 +70,3 @@ def mnist1d(
             f"dataset_args: test: {test!r} is not valid for mnist1d; it must be from 0 (a fifth) to {samples - 100}, "
             f"as {samples} samples are made"
         )
-    settings = get_dataset_args()
-    settings.num_samples = samples
-    settings.iid_noise_scale = noise * hardness
-    settings.corr_noise_scale = correlated_noise * hardness
-    made = make_dataset(settings)
-    x, y = (np.concatenate([made[name], made[f"{name}_test"]]) for name in "xy")
-    first = len(y) - test if test else len(made["y"])
-    return split_and_normalize("mnist1d", x[:first, None], y[:first], x[first:, None], y[first:], validation)
