@@ -97,7 +97,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "distillation": {"distillation": "last"},
     "distillation_weight": {"distillation": "last", "distillation_weight": 0.1},
     "distillation_temperature": {"distillation": "last", "distillation_temperature": 1.0},
-    "match": {"match": "flops", "epochs": 60}, "phase_split": {"phase_split": 0.25}, "warm_start": {"warm_start": 0.25},
+    "match": {"strategy": "disjoint", "match": "flops", "epochs": 60}, "phase_split": {"phase_split": 0.25}, "warm_start": {"warm_start": 0.25},
     "stability": {"strategy": "sequential-lwf", "stability": 2.0}, "batchnorm": {"batchnorm": "freeze"},
     "patience": {"match": "patience", "patience": 3}, "optimizer": {"optimizer": "sgd"}, "lr": {"lr": 0.1},
     "lr_scale": {"lr_scale": 0.3}, "weight_decay": {"weight_decay": 0.5},
