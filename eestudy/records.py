@@ -153,6 +153,12 @@ def results_folder(study: str) -> Path:
     return (Path(root) if root else project_root() / "book" / "results") / study
 
 
+def folder_for(params: Path) -> Path | None:
+    """Where the records of a YAML's runs go: those of a study, a file in the checkout's params/. None for any other."""
+    place = project_root() / "params"
+    return results_folder(params.stem) if place.resolve() in params.resolve().parents else None
+
+
 class Records:
     """The union of one study's records, in its folder. Safe for any number of writers and readers at once."""
 
