@@ -72,11 +72,11 @@ def build(study: Study, workers: int = 1, store: Path | None = None) -> list[run
     Store(stage.folder).check_writable()
     clock = Clock()
     with FileLock(stage.folder.parent / "book.lock"):
-        copied = copy_sources(stage, study.name)
+        copied = copy_sources(stage)
         clock.say(f"{copied} changed files copied to {stage.folder}")
         runs_dir = stage.book / "runs" / study.name
         failures = runner.run_study(
-            study, workers, runs_dir=runs_dir, results_dir=stage.results / study.name, store=store
+            study, workers, runs_dir=runs_dir, results_dir=stage.results / study.name, store=store, every_page=True
         )
         clock.say(f"{len(runner.pages(study, runs_dir))} run pages, {len(failures)} failed")
         failures = failures or execute_chapters(stage, study.name, workers, store, clock)
@@ -102,18 +102,18 @@ class Clock:
         say(f"[{time.monotonic() - self.started:.0f} s] {line}")
 
 
-def copy_sources(stage: Stage, study: str) -> int:
+def copy_sources(stage: Stage) -> int:
     """Brings the copy up to date with book/ and _config.yml; returns how many files changed.
 
-    Chapters are left out: papermill writes them there. So are the tables of `study`, which the runner writes.
+    Chapters are left out: papermill writes them there. Records that the runner made there stay.
     """
     source = stage.root / "book"
     wanted = {Path("_config.yml")}
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)
         chapter = inside.parts[0] == "chapters" and path.suffix == ".ipynb"
-        table = inside.parts[0] == "results" and inside.parts[1:2] != (study,)
-        if path.is_file() and not chapter and (table or not SKIPPED & set(inside.parts)):
+        result = inside.parts[0] == "results" and path.suffix != ".tmp"
+        if path.is_file() and not chapter and (result or not SKIPPED & set(inside.parts)):
             wanted.add("book" / inside)
     changed = 0
     for file in wanted:
@@ -143,10 +143,10 @@ def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None,
     """Executes the chapters whose source, package or tables changed; returns what failed."""
     executor = notebooks.Executor(workers, store or Store().path)
     executor.environment["EESTUDY_RESULTS"] = str(stage.results.resolve())
-    tables = [path for path in sorted((stage.results / study).glob("*")) if path.name in runner.TABLES]
-    # What any chapter may read: the other tables, and the measurements that no study makes.
-    files = [path for path in sorted(stage.results.rglob("*")) if path.is_file()]
-    committed = [path for path in files if path.relative_to(stage.results).parts[0] != study]
+    # What any chapter may read: the other studies, and the measurements that no study makes.
+    files = [path for path in sorted(stage.results.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
+    tables = [path for path in files if path.relative_to(stage.results).parts[0] == study]
+    committed = [path for path in files if path not in tables]
     committed += sorted((stage.root / "benchmarks").glob("*.json"))
     package = notebooks.identity(*notebooks.package_files(), *committed)
     todo: dict[Path, tuple[dict[str, str], str]] = {}

@@ -1,4 +1,4 @@
-"""The command line: plan, run, train, dynamics, evaluate, status, table, book, refresh, get, doctor.
+"""The command line: plan, run, train, dynamics, evaluate, status, table, export, import, book, refresh, get, doctor.
 
 Exit status: 0, 1 (a run failed; doctor found damage), 2 (a mistake in what was given), 130 (Ctrl-C), 128 + n (ended
 by signal n: SIGTERM, as schedulers send it, or SIGHUP, of a closed terminal).
@@ -21,6 +21,8 @@ EXAMPLES = """examples:
   eestudy plan params/smoke.yaml               what would run, what is done, and what it costs
   eestudy run params/smoke.yaml --workers 2    execute it; what is done is skipped
   eestudy train my.yaml                        train without notebooks, with a progress bar
+  eestudy train params/small.yaml --jobs 8     the same by eight processes of one thread each
+  eestudy export results.zip small             carry a study's records to another machine, where `import` adds them
   accelerate launch --num_processes 2 -m eestudy train my.yaml       the same on two GPUs
   eestudy table smoke                          the budget table of a study that has run
   eestudy book params/smoke.yaml               run it and build the book in _build/html
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, text in (
         ("plan", "list a study's runs: done or not, with estimated training FLOPs"),
-        ("run", "execute a study's notebooks and write its tables"),
+        ("run", "execute the notebooks of a study's runs that have no record, and add theirs to book/results"),
         ("status", "how much of a study is done"),
         ("book", "run a study, execute the chapters on it and build the book"),
     ):
@@ -120,13 +122,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("params", type=Path, help="the study's YAML, such as params/dynamics.yaml")
     command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
     command.add_argument("--workers", type=_positive, default=1, help="local processes at a time (default 1)")
-    text = "train a YAML's runs in this process, without notebooks; under `accelerate launch`, in several at once"
+    text = (
+        "train a YAML's runs without notebooks, in this process; under `accelerate launch`, each in several at once. "
+        "Of a study in params/, runs with a record are skipped, and the others add theirs to book/results"
+    )
     command = commands.add_parser("train", help=text, description=text)
     command.add_argument("params", type=Path, help="RunConfig fields, or a study, such as params/smoke.yaml")
     command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
     command.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     command.add_argument("--workers", type=int, default=0, help="processes that read image files ahead (default 0)")
     command.add_argument("--compile", default="auto", help="auto (default: on a GPU), always or never")
+    command.add_argument("--jobs", type=_positive, help="train so many runs at a time, in processes of one thread each")
     command = commands.add_parser("table", help="print a study's budget table", description="print a budget table")
     command.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     command.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
@@ -150,13 +156,18 @@ def _positive(text: str) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from eestudy.grids import load_study
     from eestudy.plan import prepare
+    from eestudy.records import Records, results_folder
     from eestudy.store import Store
 
     study, store = load_study(options.params), Store(options.store)
+    recorded = set(Records(results_folder(study.name)).ids("runs"))
     total = 0.0
     trained: set[str] = set()
     print(f"{'run':<44} {'state':<8} {'training GFLOPs':>16}")
     for config in study.configs:
+        if config.id in recorded:
+            print(f"{config.id:<44} {'recorded':<8} {0:>16,.1f}")
+            continue
         plan = prepare(config)
         todo = 0.0
         for phase, phase_id in zip(plan.phases, plan.phase_ids, strict=True):
@@ -167,7 +178,11 @@ def _plan(options: argparse.Namespace) -> int:
         state = "done" if store.folder("runs", config.id).done() else "to train" if todo else "shared"
         print(f"{config.id:<44} {state:<8} {todo / 1e9:>16,.1f}")
         total += todo
-    print(f"{len(study.configs)} runs; {total / 1e9:,.1f} GFLOPs are left to train (shared phases counted once)")
+    there = sum(config.id in recorded for config in study.configs)
+    print(
+        f"{len(study.configs)} runs, {there} with a record; {total / 1e9:,.1f} GFLOPs are left to train "
+        "(shared phases counted once)"
+    )
     return 0
 
 
@@ -182,16 +197,30 @@ def _train(options: argparse.Namespace) -> int:
     from eestudy import study
     from eestudy.environment import say
     from eestudy.grids import load_study
+    from eestudy.jobs import How, train_study
+    from eestudy.records import Records, folder_for
+    from eestudy.runner import add_records
+    from eestudy.store import Store
     from eestudy.training.execution import execution
 
-    asked = load_study(options.params)
-    main = execution(options.device).main  # of several processes, one speaks
+    asked, results = load_study(options.params), folder_for(options.params)
+    if options.jobs:
+        how = How(options.store, results, options.device, options.workers, options.compile)
+        return _report(train_study(asked, options.jobs, how))
+    process = execution(options.device)  # of several processes, one speaks
+    records = Records(results) if results else None
     for number, config in enumerate(asked.configs, 1):
-        if main:
+        if not process.agreed(process.main and not (records and records.has("runs", config.id))):
+            if process.main:
+                say(f"[{number}/{len(asked.configs)}] {config.id}: has a record")
+            continue
+        if process.main:
             say(f"[{number}/{len(asked.configs)}] {config.id}")
         run = study.run(config, options.store, options.device, options.workers, options.compile)
-        if main:
+        if process.main:
             print(run.exits().drop(columns="run").to_string(index=False, float_format="%.4g"), flush=True)
+            if records:
+                add_records([config], Store(options.store), records)
     return 0
 
 
@@ -223,14 +252,19 @@ def _report(failures: list) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from eestudy.grids import load_study
+    from eestudy.records import Records, results_folder
     from eestudy.store import Store
 
     study, store = load_study(options.params), Store(options.store)
+    records = Records(results_folder(study.name))
+    recorded = set(records.ids("runs"))
+    there = [config for config in study.configs if config.id in recorded]
     done = [config for config in study.configs if store.folder("runs", config.id).done()]
+    print(f"{study.name}: {len(there)} of {len(study.configs)} runs have a record in {records.folder}")
     print(f"{study.name}: {len(done)} of {len(study.configs)} runs are done in {store.path}")
     for config in study.configs:
-        if config not in done:
-            print(f"  not done: {config.id}")
+        if config not in there:
+            print(f"  no record{'' if config in done else ', not done'}: {config.id}")
     return 0
 
 

@@ -1,25 +1,24 @@
 """A study is many runs: one notebook an architecture, data set and strategy, executed by local processes.
 
-What is done is skipped; a run that fails does not stop the others. No torch is loaded when nothing is left to do.
+Each finished run leaves a record; a study whose records are there is done, whichever machine made them. A run that
+fails does not stop the others. No torch is loaded when nothing is left to do.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
-
 from eestudy import notebooks
-from eestudy.config import EXIT_RULES, EestudyError, RunConfig
+from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
-from eestudy.store import Store, write_atomically
+from eestudy.records import Records, results_folder
+from eestudy.store import Store
 
-TABLES = ("runs.csv", "history.parquet", "exits.csv", "budgets.csv", "tradeoff.csv")
 TITLES = {
     "mlp": "MLP", "resnet1d": "ResNet-1D", "vit1d": "ViT-1D", "resnet-tiny": "ResNet-tiny",
     "resnet20": "ResNet-20", "resnet32": "ResNet-32", "resnet56": "ResNet-56", "resnet110": "ResNet-110",
@@ -91,37 +90,45 @@ def run_study(
     runs_dir: Path | None = None,
     results_dir: Path | None = None,
     store: Path | None = None,
+    every_page: bool = False,
 ) -> list[Failure]:
-    """Executes what is not done and writes the study's tables; returns what failed.
+    """Executes the runs that have no record and adds theirs, one page after the other; returns what failed.
 
-    runs_dir: for the executed notebooks (default book/runs/<study>); results_dir: for the tables (default
-    book/results/<study>). The tables hold the runs that worked.
+    runs_dir: for the executed notebooks (default book/runs/<study>); results_dir: of the records (default
+    book/results/<study>). every_page: the book wants all notebooks, also of runs whose records are there; what the
+    store lacks of these is trained, and their records stay as they are.
     """
     book = run_notebook().parent
     runs_dir = runs_dir or book / "runs" / study.name
-    results_dir = results_dir or book / "results" / study.name
-    Store(store).check_writable()
-    for folder in (runs_dir, results_dir):
+    results_dir = results_dir or results_folder(study.name)
+    for folder in (store, runs_dir, results_dir):
         Store(folder).check_writable()
+    records = Records(results_dir)
+    records.sweep()
     source = notebooks.identity(notebooks.source_identity(book / "run.ipynb"), *notebooks.package_files())
-    wanted = {page: notebooks.identity(source, page.parameters) for page in pages(study, runs_dir)}
-    kept = Store(store)
-    todo = [
-        page
-        for page, made in wanted.items()
-        if notebooks.made_from(page.target) != made or not all(_whole(config, kept) for config in page.configs)
-    ]
-    say(f"study {study.name}: {len(wanted)} notebooks of {len(study.configs)} runs, {len(todo)} to execute")
+    todo: dict[Page, str] = {}
+    for page in pages(study, runs_dir):
+        lacking = tuple(config for config in page.configs if not records.has("runs", config.id))
+        wanted = page if every_page else replace(page, configs=lacking)
+        if lacking or (every_page and notebooks.made_from(page.target) != notebooks.identity(source, page.parameters)):
+            todo[wanted] = notebooks.identity(source, wanted.parameters)
+    recorded = sum(records.has("runs", config.id) for config in study.configs)
+    say(
+        f"study {study.name}: {len(study.pages())} notebooks of {len(study.configs)} runs, {recorded} of them with a "
+        f"record; {len(todo)} to execute"
+    )
     if todo:
         _check(todo)
-    failures = list(_execute(book / "run.ipynb", todo, wanted, workers, store))
-    titles = {failure.title for failure in failures}
-    configs = [config for page in wanted if page.title not in titles for config in page.configs]
-    made = notebooks.identity(source, [config.id for config in configs])
-    if configs and (todo or not _tables_current(results_dir, made)):
-        say(f"writing the tables of {len(configs)} runs to {results_dir}")
-        _write_tables(configs, kept, results_dir, made)
-    return failures
+    return list(_execute(book / "run.ipynb", todo, workers, store, records))
+
+
+def add_records(configs: Iterable[RunConfig], store: Store, records: Records) -> None:
+    """The records of those of these runs that are done and have none yet. EestudyError for a run that is damaged."""
+    for config in configs:
+        if not records.has("runs", config.id) and _whole(config, store):
+            from eestudy import recording, study  # torch: only where something is left to do
+
+            records.add(recording.record_of(study.Run(config, store), store))
 
 
 def _whole(config: RunConfig, store: Store) -> bool:
@@ -130,38 +137,43 @@ def _whole(config: RunConfig, store: Store) -> bool:
     return store.whole(folder) and store.phases_whole(folder)
 
 
-def _check(todo: list[Page]) -> None:
+def _check(todo: Iterable[Page]) -> None:
     """Refuses a study with a run that cannot work before anything is trained."""
     from eestudy.plan import prepare
 
     for page in todo:
-        prepare(page.configs[0])
+        _ = prepare(page.configs[0]).data  # its files too are missed now, not after hours
 
 
 def _execute(
-    notebook: Path, todo: list[Page], wanted: dict[Page, str], workers: int, store: Path | None
+    notebook: Path, todo: dict[Page, str], workers: int, store: Path | None, records: Records
 ) -> Iterator[Failure]:
-    executor = notebooks.Executor(workers, store or Store().path)
+    kept = Store(store)
+    executor = notebooks.Executor(workers, kept.path)
     started, ended = time.monotonic(), 0
     pool = ThreadPoolExecutor(max_workers=workers)
     try:
         futures = {
-            pool.submit(executor.execute, notebook, page.target, page.parameters, wanted[page], page.title): page
-            for page in todo
+            pool.submit(executor.execute, notebook, page.target, page.parameters, made, page.title): page
+            for page, made in todo.items()
         }
         waiting = set(futures)
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 ended += 1
+                page, reason = futures[future], future.result()
+                try:
+                    add_records(page.configs, kept, records)  # of a page that failed, those of its runs that did not
+                except EestudyError as error:
+                    reason = reason or str(error)
                 spent = time.monotonic() - started
                 left = spent / ended * (len(todo) - ended)
-                reason = future.result()
                 word = "failed" if reason else "done"
-                more = f", about {_minutes(left)} left" if waiting else ""
-                say(f"[{ended}/{len(todo)}] {futures[future].title}: {word} after {_minutes(spent)}{more}")
+                more = f", about {minutes(left)} left" if waiting else ""
+                say(f"[{ended}/{len(todo)}] {page.title}: {word} after {minutes(spent)}{more}")
                 if reason:
-                    yield Failure(futures[future].title, reason)
+                    yield Failure(page.title, reason)
     except BaseException:
         executor.stop()
         raise
@@ -169,47 +181,6 @@ def _execute(
         pool.shutdown(cancel_futures=True)
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """Such as "42 s" or "12.3 min"."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def _tables_current(results_dir: Path, made: str) -> bool:
-    """Whether the tables are those that were written from the same, to the byte."""
-    try:
-        return (results_dir / "made-from.txt").read_text().strip() == _stamp(results_dir, made)
-    except OSError:
-        return False
-
-
-def _stamp(results_dir: Path, made: str) -> str:
-    return notebooks.identity(made, *(results_dir / name for name in TABLES))
-
-
-def _write_tables(configs: list[RunConfig], store: Store, results_dir: Path, made: str) -> None:
-    from eestudy import study
-
-    runs = [study.Run(config, store) for config in configs]
-    groups: dict[str, list[study.Run]] = {}
-    for run in runs:
-        groups.setdefault(run.config.replace(seed=0).id, []).append(run)
-    budgets = [
-        study.budgets(group, protocol, rule)
-        for group in groups.values()
-        for protocol in ("calibrated", "paper")
-        for rule in (EXIT_RULES if group[0].task == "classification" else [group[0].exit_rule])
-    ]
-    tables = {
-        "runs.csv": pd.DataFrame([run.summary() for run in runs]),
-        "history.parquet": pd.concat([run.history() for run in runs], ignore_index=True),
-        "exits.csv": pd.concat([run.exits() for run in runs], ignore_index=True),
-        "budgets.csv": pd.concat(budgets, ignore_index=True),
-        "tradeoff.csv": study.tradeoffs(runs),
-    }
-    for name, table in tables.items():
-        if name.endswith(".csv"):
-            # Six digits: more would only record the last bits of one processor.
-            content = table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-        else:
-            content = table.to_parquet(index=False)
-        write_atomically(results_dir / name, content)
-    write_atomically(results_dir / "made-from.txt", f"{_stamp(results_dir, made)}\n".encode())

@@ -63,14 +63,14 @@ class Folder:
         `on_wait` gets one line if another process holds it now.
         """
         lock = FileLock(self._lock_path)
-        with _clear_os_errors(self._lock_path):
+        with clear_os_errors(self._lock_path):
             self._lock_path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(Timeout):
                 lock.acquire(timeout=0)
         if not lock.is_locked:
             if on_wait:
                 on_wait(f"another process works on {self.id}; waiting for it")
-            with _clear_os_errors(self._lock_path):
+            with clear_os_errors(self._lock_path):
                 lock.acquire()
         try:
             yield
@@ -201,7 +201,7 @@ class Folder:
 
     def set_aside(self, reason: str) -> None:
         """Moves a damaged folder out of the way, keeping it for whoever wants to look, and says so on stderr."""
-        with _clear_os_errors(self.path):
+        with clear_os_errors(self.path):
             place = self.path.parent.parent / "set-aside"
             place.mkdir(parents=True, exist_ok=True)
             target = place / f"{self.id}-{time.time_ns()}"
@@ -216,7 +216,7 @@ class Store:
         self.path = Path(path).expanduser() if path else home()
 
     def check_writable(self) -> None:
-        with _clear_os_errors(self.path):
+        with clear_os_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -272,7 +272,7 @@ def _seal(files: Files) -> bytes:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: temporary name, flush to disk, rename. EestudyError on a full disk."""
-    with _clear_os_errors(path):
+    with clear_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -287,7 +287,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _clear_os_errors(path: Path) -> Iterator[None]:
+def clear_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -29,8 +29,8 @@ from eestudy.training.saved import state_files
 
 CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
 
-BUDGET_COLUMNS = ["run", "protocol", "rule", "budget", "accuracy", "flops"]
-REGRESSION_SCORE = "R2"  # what regression has in the place of accuracy
+ALLOCATION = "shared"  # one threshold for all exits, in every table that is not asked for another one
+BUDGET_COLUMNS = ["run", "protocol", "rule", "allocation", "budget", "accuracy", "flops"]
 
 
 def run(
@@ -216,19 +216,23 @@ class Run:
         return load_data(self.config)
 
     def history(self) -> pd.DataFrame:
-        """Training curves: run, phase, epoch, exit, split, loss, accuracy."""
+        """Training curves: run, phase, epoch, exit, split, loss, accuracy. Regression: r2 in its place, score "r2"."""
         frames = [
             pd.DataFrame(self._store.folder("phases", phase).records()).assign(phase=f"{number}-{phase.split('-')[0]}")
             for number, phase in enumerate(self.phases, 1)
         ]
         frame = pd.concat(frames, ignore_index=True).assign(run=self.id)
-        frame = frame[["run", "phase", "epoch", "exit", "split", "loss", "accuracy"]]
-        return frame.assign(score=REGRESSION_SCORE) if self.task == "regression" else frame
+        columns = ["run", "phase", "epoch", "exit", "split", "loss"]
+        if self.task == "classification":
+            return frame[[*columns, "accuracy"]]
+        # The training loop may call its one score of an exit by either name.
+        frame["r2"] = frame["r2"] if "r2" in frame else frame["accuracy"]
+        return frame[[*columns, "r2"]].assign(score="r2")
 
     def exits(self) -> pd.DataFrame:
         """Test metrics by exit: run, exit, stage, flops, params (both cumulative), accuracy, nll, ece.
 
-        Regression: `accuracy` is R2, as everywhere; nll and ece are NaN; score "R2", pearson, spearman, mse come after.
+        Regression: r2, pearson, spearman, mse in place of the last three, and score "r2".
         """
         frame = self.folder.frame("exits.parquet")
         frame.insert(0, "run", self.id)
@@ -279,24 +283,29 @@ class Run:
         facts = {key: self._facts[key] for key in ("seconds", "training_flops")}
         return {**facts, **self.folder.json("environment.json")}
 
-    def budgets(self, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
-        """Accuracy and mean cost at each budget: run, protocol, rule, budget, accuracy, flops (NaN: not reachable).
+    def budgets(
+        self, protocol: str = "calibrated", rule: str | None = None, allocation: str = ALLOCATION
+    ) -> pd.DataFrame:
+        """Accuracy and mean cost at each budget: run, protocol, rule, allocation, budget, accuracy, flops.
 
-        Regression: `accuracy` is R2; score "R2", pearson, spearman, mse come after.
+        NaN: not reachable. allocation: how the thresholds of the exits share the budget, of `evaluation.METHODS`.
+        Regression: r2 in place of accuracy; pearson, spearman, mse and score "r2" come after.
         """
-        return budgets([self], protocol, rule)
+        return budgets([self], protocol, rule, allocation)
 
-    def tradeoff(self, rule: str | None = None) -> pd.DataFrame:
-        """The calibrated accuracy-cost curve: run, protocol, rule, budget (share of the backbone), accuracy, flops."""
+    def tradeoff(self, rule: str | None = None, allocation: str = ALLOCATION) -> pd.DataFrame:
+        """The calibrated accuracy-cost curve, columns as of `budgets`; budget is a share of the backbone."""
         rule = rule or self.exit_rule
         curve = evaluation.calibrated_curve(
             self.predictions("validation"), self.predictions("test"), self.costs, self.backbone_flops, rule,
-            CURVE_FRACTIONS,
+            CURVE_FRACTIONS, allocation,
         )  # fmt: skip
-        return _scored(curve.assign(run=self.id, protocol="calibrated", rule=rule), BUDGET_COLUMNS)
+        return _scored(
+            curve.assign(run=self.id, protocol="calibrated", rule=rule, allocation=allocation), BUDGET_COLUMNS
+        )
 
     def summary(self) -> dict[str, Any]:
-        """One row of runs.csv."""
+        """The run in one row: names and seed, costs, provenance, settings."""
         names = ("architecture", "dataset", "strategy", "method", "seed")
         return {
             "run": self.id,
@@ -307,11 +316,13 @@ class Run:
         }
 
 
-def budgets(runs: Sequence[Run], protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
+def budgets(
+    runs: Sequence[Run], protocol: str = "calibrated", rule: str | None = None, allocation: str = ALLOCATION
+) -> pd.DataFrame:
     """The budget table of one cell's seeds, one row a run and budget.
 
     calibrated: thresholds fitted on each run's validation data, applied once to test. paper: one threshold for all
-    seeds, swept on test as in the published tables. rule: default, the method's.
+    seeds and exits, swept on test as in the published tables. rule: default, the method's.
     """
     if protocol not in ("calibrated", "paper"):
         raise EestudyError(f"protocol: unknown name {protocol!r}; valid: calibrated, paper")
@@ -321,6 +332,10 @@ def budgets(runs: Sequence[Run], protocol: str = "calibrated", rule: str | None 
     if len({tuple(run.costs) for run in runs}) > 1:
         raise EestudyError("runs: their exits cost different FLOPs, so they do not belong to one budget table")
     if protocol == "paper":
+        if allocation != "shared":
+            raise EestudyError(
+                f"allocation: protocol paper has one threshold for all exits, 'shared'; got {allocation!r}"
+            )
         frame = evaluation.paper_budgets(
             [run.predictions("test") for run in runs], runs[0].costs, runs[0].backbone_flops, rule
         )
@@ -328,22 +343,18 @@ def budgets(runs: Sequence[Run], protocol: str = "calibrated", rule: str | None 
     else:
         frames = [
             evaluation.calibrated_budgets(
-                run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, rule
+                run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, rule,
+                evaluation.BUDGETS, allocation,
             ).assign(run=run.id)
             for run in runs
-        ]
+        ]  # fmt: skip
         frame = pd.concat(frames, ignore_index=True)
-    return _scored(frame.assign(protocol=protocol, rule=rule), BUDGET_COLUMNS)
+    return _scored(frame.assign(protocol=protocol, rule=rule, allocation=allocation), BUDGET_COLUMNS)
 
 
 def _scored(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The `columns` of a table. In regression R2 stands under `accuracy`; a column says so, the other scores follow."""
+    """The `columns` of a table. In regression r2 takes the place of accuracy, the other scores and `score` follow."""
     if "r2" not in frame:
         return frame[columns]
-    named = frame.rename(columns={"r2": "accuracy"}).assign(score=REGRESSION_SCORE)
-    return named.reindex(columns=[*columns, "score", "pearson", "spearman", "mse"])
-
-
-def tradeoffs(runs: Sequence[Run], rule: str | None = None) -> pd.DataFrame:
-    """The calibrated accuracy-cost curves of several runs, one below the other."""
-    return pd.concat([run.tradeoff(rule) for run in runs], ignore_index=True)
+    own = ["r2" if name == "accuracy" else name for name in columns if name not in ("nll", "ece")]
+    return frame.assign(score="r2")[[*own, "pearson", "spearman", "mse", "score"]]

@@ -19,24 +19,28 @@ _STORED = _GROUND | {"grids", "store", "pretrained"}
 _BUILT = _STORED | {"data", "models", "heads"}
 _TRAINED = _BUILT | {"training", "evaluation"}
 _STUDIED = _TRAINED | {"methods", "dynamics", "environment"}
-_RUN = _STUDIED | {"notebooks", "report", "plan", "study"}
+_RUN = _STUDIED | {"notebooks", "report", "plan", "study", "records", "recording"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "grids": _GROUND,
     "store": _GROUND | {"grids"},
     "pretrained": _GROUND,  # the names of encoders and tokenizers, for models and data, which do not know each other
     "environment": _GROUND,
+    "sweeps": _GROUND,  # for evaluation, which needs torch, and report, which has none
+    "columns": set(),
+    "records": _STORED | {"environment", "columns"},
     "notebooks": _STORED,
     "data": _STORED,
     "heads": _STORED,
     "models": _STORED | {"heads"},  # never data: a model gets input_shape and num_classes
     "training": _BUILT | {"environment"},  # never evaluation, and evaluation never training: study joins them
-    "evaluation": _BUILT,
+    "evaluation": _BUILT | {"sweeps"},
     "methods": _TRAINED,
     "dynamics": _TRAINED,
-    "report": _STORED,  # from tables only
+    "report": _STORED | {"records", "sweeps"},  # from tables only
     "plan": _STUDIED,
     "study": _STUDIED | {"plan"},
+    "recording": _STUDIED | {"plan", "study", "records"},
     "probing": _STUDIED | {"plan"},
     "trajectories": _STUDIED | {"plan", "study", "probing"},
     "deployed": _GROUND,
@@ -56,6 +60,9 @@ WITHOUT_TORCH = (
     "store",
     "pretrained",
     "environment",
+    "sweeps",
+    "columns",
+    "records",
     "notebooks",
     "report",
     "deployed",

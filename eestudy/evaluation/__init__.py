@@ -20,7 +20,7 @@ from .exit_rules import (
     simulate,
 )
 from .ood import ood_detection
-from .paper import paper_budgets
+from .paper import paper_budgets, paper_sweep
 from .reliability import exit_metrics, reliability_metrics, reliability_table
 from .risk import RISKS, Certified, control_risk
 from .summary import area_under_curve, cost_to_reach, curve_summary
@@ -49,6 +49,7 @@ __all__ = [
     "max_probability",
     "ood_detection",
     "paper_budgets",
+    "paper_sweep",
     "patience",
     "per_exit",
     "reliability_metrics",

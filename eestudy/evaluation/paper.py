@@ -1,6 +1,7 @@
 """The published protocol: one threshold for all exits, swept on the test set, as in Kubaty et al. 2025.
 
 It chooses on test data, and it is here only to compare with published tables; `budgets` has the protocol of the study.
+The sweep of one run (`paper_sweep`) is all that is needed of it: the runs of a cell choose together, from their sweeps.
 In regression (C = 1, rule "patience") the threshold is minus a difference, see `confidence`.
 """
 
@@ -13,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from eestudy.config import EestudyError
+from eestudy.sweeps import paper_budgets_of_sweeps
 
-from .budgets import BUDGETS, measured, named_limits, score_names
-from .checks import Costs, Predictions, check_predictions
+from .budgets import BUDGETS, measured, named_limits
+from .checks import Costs, Predictions, check_costs, check_predictions
 from .confidence import TOO_EARLY, check_rule
 from .curves import threshold_sweep
 from .exit_rules import leave_at, scores
@@ -30,6 +32,28 @@ def paper_thresholds(rule: str, num_exits: int, num_classes: int) -> np.ndarray:
     if check_rule(rule) == "patience":
         return np.arange(num_exits, dtype=np.float64)
     return np.linspace(-math.log(num_classes), 0.0, 100) if rule == "entropy" else np.linspace(0.0, 1.0, 100)
+
+
+def paper_sweep(test: Predictions, costs: Costs, rule: str = "max-probability", k: int | None = None) -> pd.DataFrame:
+    """One run at every swept threshold: threshold (its number, from 0), accuracy, flops (mean, a sample), value.
+
+    Regression, which the paper has not: `regression.SCORES` in place of accuracy. First everybody leaves at exit 1,
+    then come 100 evenly spaced differences from the run's own largest change to 0.
+    Raises EestudyError for shapes that do not match, bad costs and an unknown rule.
+    """
+    tensor, labels = check_predictions(*test)
+    num_exits, _, num_classes = tensor.shape
+    if num_classes > 1:
+        values = paper_thresholds(rule, num_exits, num_classes)
+        accuracy, cost = threshold_sweep(tensor, labels, costs, values, rule, k)
+        table = pd.DataFrame({"accuracy": accuracy, "flops": cost})
+    else:
+        found, flops = scores(tensor, rule, k), check_costs(costs, num_exits)
+        values = np.append(-math.inf, np.linspace(_lowest(found), 0.0, 100))
+        left = [leave_at(found, np.full(num_exits, value)) - 1 for value in values]
+        table = pd.DataFrame([{**measured(tensor, labels, at), "flops": flops[at].mean()} for at in left])
+    table.insert(0, "threshold", np.arange(len(table)))
+    return table.assign(value=values)
 
 
 def paper_budgets(
@@ -48,49 +72,20 @@ def paper_budgets(
     NaN. "max" is the last threshold of the sweep.
     Returns run_index, budget, threshold, accuracy, flops: each run's own numbers at the threshold that the
     runs chose together, so that their mean over runs is the published number.
-    Regression, which the paper has not: first everybody leaves at exit 1, then come 100 evenly spaced differences
-    from the largest change in any of the runs to 0.
+    Regression: see `paper_sweep`; the runs choose the number of the threshold together.
     Raises EestudyError for no runs, runs of other shapes, bad costs, budgets or rule.
     """
     limits = named_limits(budgets, backbone_flops)
     if not predictions:
         raise EestudyError("predictions: paper_budgets needs those of at least one run, got none")
-    checked = [check_predictions(*pair) for pair in predictions]
-    if len({(tensor.shape[0], tensor.shape[2]) for tensor, _ in checked}) > 1:
-        shapes = [tuple(tensor.shape) for tensor, _ in checked]
+    shapes = [tuple(check_predictions(*pair)[0].shape) for pair in predictions]
+    if len({(shape[0], shape[2]) for shape in shapes}) > 1:
         raise EestudyError(f"predictions: the runs of a cell must have equal exits and classes, got {shapes}")
-    num_exits, _, num_classes = checked[0][0].shape
-    if num_classes == 1:
-        found = [scores(tensor, rule, k) for tensor, _ in checked]
-        thresholds = np.append(-math.inf, np.linspace(_lowest(found), 0.0, 100))
-    else:
-        thresholds = paper_thresholds(rule, num_exits, num_classes)
-    sweeps = [threshold_sweep(tensor, labels, costs, thresholds, rule, k) for tensor, labels in checked]
-    mean_cost = np.mean([cost for _, cost in sweeps], axis=0)
-    rows = []
-    for run_index, (accuracy, cost) in enumerate(sweeps):
-        for budget, limit in limits.items():
-            chosen = _last_before_excess(mean_cost, limit)
-            if chosen is None:
-                rows.append({"run_index": run_index, "budget": budget})
-                continue
-            if num_classes == 1:
-                index = leave_at(found[run_index], np.full(num_exits, thresholds[chosen])) - 1
-                score = measured(*checked[run_index], index)
-            else:
-                score = {"accuracy": accuracy[chosen]}
-            values = {"threshold": thresholds[chosen], **score, "flops": cost[chosen]}
-            rows.append({"run_index": run_index, "budget": budget, **values})
-    return pd.DataFrame(rows, columns=["run_index", "budget", "threshold", *score_names(num_classes), "flops"])
+    sweeps = [paper_sweep(pair, costs, rule, k) for pair in predictions]
+    frame = paper_budgets_of_sweeps(sweeps, limits)
+    return frame.assign(threshold=frame["value"]).drop(columns="value")
 
 
-def _lowest(found: Sequence[np.ndarray]) -> float:
-    """Minus the largest change in scores (K, N) of regressions; 0 when there are too few exits for any."""
-    return min(float(score[score > TOO_EARLY].min(initial=0.0)) for score in found)
-
-
-def _last_before_excess(mean_cost: np.ndarray, limit: float) -> int | None:
-    """Index of the last threshold before the cost first exceeds the limit; None when the first one does."""
-    over = np.flatnonzero(mean_cost > limit)
-    chosen = int(over[0]) - 1 if len(over) else len(mean_cost) - 1
-    return chosen if chosen >= 0 else None
+def _lowest(score: np.ndarray) -> float:
+    """Minus the largest change in scores (K, N) of a regression; 0 when there are too few exits for any."""
+    return float(score[score > TOO_EARLY].min(initial=0.0))

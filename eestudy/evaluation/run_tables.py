@@ -1,7 +1,7 @@
 """All that a run's stored predictions say, as tidy tables: what `eestudy evaluate` writes, a function a table.
 
 Where something has no answer (a budget below the first exit's cost, a regression, labels of one class, NaN) the row
-has NaN and its column `reason` says why. In regression `accuracy` is R2, as everywhere, and a column score says so.
+has NaN and its column `reason` says why. In regression r2 stands for accuracy, and a column `score` says so.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _scored(frame: pd.DataFrame) -> pd.DataFrame:
     if "r2" not in frame:
         return frame
-    return frame.rename(columns={"r2": "accuracy"}).drop(columns=["pearson", "spearman", "mse"]).assign(score="R2")
+    return frame.drop(columns=["pearson", "spearman", "mse"]).assign(score="r2")
 
 
 def _missed(run: Predicted, rule: str, method: str) -> pd.DataFrame:

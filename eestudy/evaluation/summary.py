@@ -84,8 +84,8 @@ def curve_summary(
     read off the test set. reference: the backbone's accuracy (regression: R2), on the data that choose; default, the
     last exit's. low, high: limits of the area in FLOPs; default, the costs of the first and the last exit.
 
-    Columns: protocol, rule, area, goal (share * reference), threshold, cost and accuracy (both on test, at that
-    threshold; NaN where the goal is out of reach), reason (why; empty otherwise).
+    Columns: protocol, rule, area, goal (share * reference), threshold, cost and accuracy (regression: r2; both on test,
+    at that threshold; NaN where the goal is out of reach), reason (why; empty otherwise).
     Raises EestudyError as `threshold_sweep` does, and for a share outside (0, 1].
     """
     if share != 1:
@@ -106,7 +106,7 @@ def curve_summary(
     known = chosen[score].to_numpy()
     reference = float(known[-1]) if reference is None else float(reference)
     goal = share * reference
-    found = {"threshold": math.nan, "cost": math.nan, "accuracy": math.nan}
+    found = {"threshold": math.nan, "cost": math.nan, score: math.nan}
     reached = np.flatnonzero(known >= goal)
     reason = ""
     if not reference > 0:
@@ -119,7 +119,7 @@ def curve_summary(
         )
     else:
         row = int(reached[0])  # cost grows with the threshold
-        found = {"threshold": thresholds[row], "cost": flops[row], "accuracy": accuracy[row]}
+        found = {"threshold": thresholds[row], "cost": flops[row], score: accuracy[row]}
     protocol = "paper" if validation is None else "calibrated"
     columns = {"protocol": protocol, "rule": rule, "area": area, "goal": goal, **found, "reason": reason}
     return pd.DataFrame([columns])

@@ -29,7 +29,7 @@ def plain_networks(results: Results) -> pd.DataFrame:
     name: what makes it smaller, such as "width 24", or "whole".
     """
     last = results.exits.groupby("run")["exit"].transform("max") == results.exits["exit"]
-    accuracy = results.exits[last].set_index("run")["accuracy"]
+    accuracy = results.exits[last].set_index("run")["value"]
     runs = results.runs
     settings = [json.loads(text) for text in runs["config"]]
     return pd.DataFrame(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from eestudy.report import statistics as st
-from eestudy.report.frames import Results, score_name
+from eestudy.report.frames import Results
+from eestudy.report.scores import score_name
 from eestudy.report.tables import BUDGETS, budget_name
 
 # What C7 calls large: these data sets, all of them. Of what it does not speak: networks that were trained before.
@@ -122,7 +123,7 @@ def c7(results: Results) -> Claim:
     last = exits[exits["exit"] == exits.groupby("run")["exit"].transform("max")]
     records = []
     for (cell, dataset), here in last.groupby(["cell", "dataset"], sort=False):
-        joint, disjoint = (here[here["strategy"] == s].set_index("seed")["accuracy"] for s in ("joint", "disjoint"))
+        joint, disjoint = (here[here["strategy"] == s].set_index("seed")["value"] for s in ("joint", "disjoint"))
         if len(joint) and len(disjoint):
             d = st.paired_difference(joint, disjoint)
             facts = {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": d.note}

@@ -159,9 +159,9 @@ def _errorbars(axes: Axes, rows: pd.DataFrame, strategy: str, budgets: list[str]
 
 
 def _by_seed(results: Results, protocol: str, rule: str) -> Accuracies:
-    rows = select(results.budgets, protocol, rule).dropna(subset="accuracy")
+    rows = select(results.budgets, protocol, rule).dropna(subset="value")
     groups = rows.groupby(["cell", "strategy", "budget"], sort=False)
-    return {key: group.set_index("seed")["accuracy"] for key, group in groups}
+    return {key: group.set_index("seed")["value"] for key, group in groups}
 
 
 def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[str, str, str]]:

@@ -19,6 +19,7 @@ from eestudy.report import statistics as st
 from eestudy.report import style
 from eestudy.report.explorer_page import SCRIPT, STYLE
 from eestudy.report.frames import in_order
+from eestudy.report.scores import score_name, valued
 
 DIGITS = 4
 THRESHOLD_DIGITS = 8  # significant ones: next to 1, where many scores lie, float32 has no more
@@ -35,7 +36,7 @@ def payload(frame: pd.DataFrame) -> dict[str, Any]:
     EestudyError when no row has an answer.
     """
     cells = []
-    for cell, here in frame[frame["accuracy"].notna()].groupby("cell", sort=False):
+    for cell, here in valued(frame).dropna(subset="value").groupby("cell", sort=False):
         exits = [name for name in here if name.startswith("left_") and here[name].notna().any()]
         curves = [
             {"strategy": strategy, "method": method, **_curve(rows, exits)}
@@ -44,8 +45,7 @@ def payload(frame: pd.DataFrame) -> dict[str, Any]:
             for rows in [here[(here["strategy"] == strategy) & (here["allocation"] == method)]]
             if len(rows)
         ]
-        score = "R2" if "score" in here and here["score"].notna().any() else "accuracy"
-        facts = {"cell": cell, "score": score, "rule": here["rule"].iloc[0], "exits": len(exits)}
+        facts = {"cell": cell, "score": score_name(here), "rule": here["rule"].iloc[0], "exits": len(exits)}
         budgets = here.groupby("run", sort=False)["budget"].apply(list).iloc[0]
         cells.append({**facts, "budgets": _rounded(budgets[: len(curves[0]["cost"])]), "curves": curves})
     if not cells:
@@ -60,7 +60,7 @@ def _curve(rows: pd.DataFrame, exits: list[str]) -> dict[str, Any]:
     def wide(column: str) -> np.ndarray:
         return order[column].to_numpy(float).reshape(len(seeds), -1)
 
-    accuracy = [st.mean_interval(values) for values in wide("accuracy").T]
+    accuracy = [st.mean_interval(values) for values in wide("value").T]
     left = np.stack([wide(name).mean(axis=0) for name in exits], axis=1)
     thresholds = np.stack([wide(f"threshold_{k}")[0] for k in range(1, len(exits))], axis=1)
     return {

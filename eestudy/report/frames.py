@@ -1,11 +1,11 @@
-"""The tidy frames of a study: read from its folder, or collected from runs in a notebook."""
+"""The tidy frames of a study: read from its records, or collected from runs in a notebook."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,29 @@ import pandas as pd
 
 from eestudy.config import STRATEGIES, EestudyError, RunConfig, check_name, nearest
 from eestudy.grids import project_root
+from eestudy.records import Records, results_folder
+from eestudy.report import union
+from eestudy.report.scores import valued
+
+__all__ = ["LABELS", "Results", "collect", "in_order", "load", "only", "results_folder"]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "runs": (
         *("run", "architecture", "dataset", "strategy", "method", "seed", "backbone_flops"),
         *("training_flops", "seconds", "hardware", "versions", "commit", "config"),
     ),
-    "history": ("run", "phase", "epoch", "exit", "split", "loss", "accuracy"),
-    "exits": ("run", "exit", "stage", "flops", "params", "accuracy", "nll", "ece"),
-    "budgets": ("run", "protocol", "rule", "budget", "accuracy", "flops"),
-    "tradeoff": ("run", "protocol", "rule", "budget", "accuracy", "flops"),
+    "history": ("run", "phase", "epoch", "exit", "split", "loss"),
+    "exits": ("run", "exit", "stage", "flops", "params"),
+    "budgets": ("run", "protocol", "rule", "allocation", "budget", "flops"),
+    "tradeoff": ("run", "protocol", "rule", "allocation", "budget", "flops"),
 }
-FILES = {name: f"{name}.parquet" if name == "history" else f"{name}.csv" for name in COLUMNS}
+# Of the score: classification has the first ones, regression r2.
+SCORES = {
+    "history": ("accuracy",),
+    "exits": ("accuracy", "nll", "ece"),
+    "budgets": ("accuracy",),
+    "tradeoff": ("accuracy",),
+}
 # What identifies a run to the reader; every frame of `Results` carries these columns beside its own.
 LABELS = ("cell", "architecture", "dataset", "strategy", "method", "seed")
 
@@ -34,7 +45,7 @@ class Results:
     """The tables of one study, each joined with `LABELS` of its run; a table is read and checked on first
     use.
 
-    In regression the column `accuracy` holds R2, and a column `score` says so (`score_name`).
+    Classification has a column `accuracy`, regression `r2` and a column `score` that says so; `value` is either.
     A cell is architecture x data set (and what else varies in the study: the method, a training setting).
     """
 
@@ -61,8 +72,8 @@ class Results:
 
     @property
     def budgets(self) -> pd.DataFrame:
-        """One row a run x protocol x rule x budget ("25" ... "100" per cent, "max"): accuracy, mean FLOPs, on
-        test.
+        """One row a run x protocol x rule x allocation x budget ("25" ... "100" per cent, "max"): accuracy, mean
+        FLOPs, on test. Those of protocol paper are chosen from the sweeps of all seeds that there are.
         """
         return self._table("budgets")
 
@@ -79,7 +90,7 @@ class Results:
         Of a pair of runs these are the first's; the others' strategy and seed are strategy_2, seed_2 (and _3).
         EestudyError, with the command that makes it, where it is missing.
         """
-        return self._made(f"dynamics_{name}", _measure_command(self.study))
+        return self._made("dynamics", name, _measure_command(self.study))
 
     def evaluation(self, name: str) -> pd.DataFrame:
         """A table of `eestudy evaluate`, such as "allocation", joined with the labels of its runs.
@@ -87,22 +98,28 @@ class Results:
         Where something has no answer its numbers are NaN, and `reason` says why.
         EestudyError, with the command that makes it, where it is missing.
         """
-        return self._made(f"evaluation_{name}", _measure_command(self.study, "evaluate"))
+        return self._made("evaluation", name, _measure_command(self.study, "evaluate"))
 
-    def _made(self, key: str, command: str) -> pd.DataFrame:
+    def _made(self, kind: str, name: str, command: str) -> pd.DataFrame:
+        key = f"{kind}_{name}"
         if key not in self._frames:
-            if self.folder is None:
+            if self._records is None:
                 raise EestudyError(f"results: the frame {key!r} was not collected")
-            path = self.folder / f"{key}.parquet"
-            if not path.is_file():
-                raise EestudyError(f"results: {path} is missing; make it with: {command}")
-            frame = self._labelled(path.name, pd.read_parquet(path))
+            found = union.made(self._records, kind, name)
+            if found is None:
+                missing = self._records.folder / f"{key}.parquet"
+                raise EestudyError(f"results: {missing} is missing; make it with: {command}")
+            frame = self._labelled(key, found)
             for number, column in enumerate(("other", "other_3"), 2):
                 if column in frame:
                     labels = self.runs.set_index("run")[["strategy", "seed"]].add_suffix(f"_{number}")
                     frame = frame.join(labels, on=column)
             self._frames[key] = frame
         return self._frames[key]
+
+    @cached_property
+    def _records(self) -> Records | None:
+        return Records(self.folder) if self.folder else None
 
     @property
     def cells(self) -> list[str]:
@@ -118,24 +135,32 @@ class Results:
         if key not in self._frames:
             frame = self._read(name)
             self._check(name, frame)
-            self._frames[key] = _with_cells(frame) if name == "runs" else self._labelled(name, frame)
+            self._frames[key] = _with_cells(frame) if name == "runs" else valued(self._labelled(name, frame))
         return self._frames[key]
 
     def _read(self, name: str) -> pd.DataFrame:
-        if name in self._frames:
-            return self._frames[name]
-        if self.folder is None:
-            raise EestudyError(f"results: the frame {name!r} was not collected")
-        path = self.folder / FILES[name]
-        if not path.is_file():
-            raise EestudyError(f"results: {path} is missing; make it with: {_command(self.study)}")
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, dtype={"budget": str} if name == "budgets" else None)
+        if name not in self._frames:
+            if self._records is None:
+                raise EestudyError(f"results: the frame {name!r} was not collected")
+            found = union.frame(self._records, name)
+            if found is None:
+                raise EestudyError(f"results: {self._place(name)} is missing; make it with: {_command(self.study)}")
+            self._frames[name] = found
+        return self._frames[name]
+
+    def _place(self, name: str) -> str:
+        """How an error names a table: its old file, or the records that it is made of."""
+        if self._records is None:
+            return name
+        recorded = self._records.ids("runs")
+        return (
+            f"{self._records.folder / 'runs'} ({name})" if recorded else str(self._records.folder / union.FILES[name])
+        )
 
     def _check(self, name: str, frame: pd.DataFrame) -> None:
-        lacking = [c for c in COLUMNS[name] if c not in frame.columns]
-        where = FILES[name] if self.folder is None else self.folder / FILES[name]
+        wanted = COLUMNS[name] + (SCORES.get(name, ()) if "r2" not in frame else ())
+        lacking = [column for column in wanted if column not in frame.columns]
+        where = self._place(name)
         if lacking:
             raise EestudyError(f"results: {where} lacks the column {lacking[0]!r}; remake: {_command(self.study)}")
         if frame.empty:
@@ -145,30 +170,14 @@ class Results:
         labels = self.runs.set_index("run")[list(LABELS)]
         unknown = set(frame["run"]) - set(labels.index)
         if unknown:
-            raise EestudyError(f"results: {FILES[name]} has the run {min(unknown)!r}, runs.csv has not")
+            raise EestudyError(f"results: {name} has the run {min(unknown)!r}, which the study has not")
         return frame.join(labels, on="run")
-
-
-def score_name(frame: pd.DataFrame) -> str:
-    """What a frame's column `accuracy` holds: "accuracy"; in regression what its column `score` says, "R2"."""
-    if "score" not in frame:
-        return "accuracy"
-    names = list(dict.fromkeys(frame["score"].dropna()))
-    if not names:
-        return "accuracy"
-    return names[0] if frame["score"].notna().all() else f"accuracy (regression: {names[0]})"
 
 
 def in_order(strategies: Iterable[str]) -> list[str]:
     """Distinct strategies in the order of `config.STRATEGIES`, others after them."""
     seen = list(dict.fromkeys(strategies))
     return [s for s in STRATEGIES if s in seen] + [s for s in seen if s not in STRATEGIES]
-
-
-def results_folder(study: str) -> Path:
-    """$EESTUDY_RESULTS/<study> where that is set, <project root>/book/results/<study> otherwise."""
-    root = os.environ.get("EESTUDY_RESULTS")
-    return (Path(root) if root else project_root() / "book" / "results") / study
 
 
 def load(study: str) -> Results:
@@ -255,5 +264,5 @@ def _with_cells(runs: pd.DataFrame) -> pd.DataFrame:
             runs["cell"] += f", {name} " + frame[name].str.strip('"')
         left = runs[runs.duplicated(["cell", "strategy", "seed"])]
         if len(left):
-            raise EestudyError(f"results: runs.csv has the run {left['run'].iloc[0]!r} twice")
+            raise EestudyError(f"results: the study has the run {left['run'].iloc[0]!r} twice")
     return runs

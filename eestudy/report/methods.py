@@ -10,7 +10,7 @@ from eestudy.config import METHODS, EestudyError
 from eestudy.report import statistics as st
 from eestudy.report import style
 from eestudy.report.frames import Results, in_order
-from eestudy.report.tables import BUDGETS, DASH, PAIRS, Table, budget_name, percent, table
+from eestudy.report.tables import BUDGETS, DASH, PAIRS, Table, budget_name, percent, table, usual_allocation
 
 REFERENCE = {"method": "sdn", "strategy": "joint"}
 
@@ -19,7 +19,7 @@ def at_own_rule(results: Results) -> pd.DataFrame:
     """The calibrated budgets of every run at the exit rule of its method, with the column `method`."""
     rules = results.tradeoff.groupby("run")["rule"].first()
     rows = results.budgets[results.budgets["protocol"] == "calibrated"]
-    return rows[rows["rule"] == rows["run"].map(rules)]
+    return usual_allocation(rows[rows["rule"] == rows["run"].map(rules)])
 
 
 def same_as_reference(results: Results) -> list[str]:

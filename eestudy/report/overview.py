@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from eestudy.report.frames import Results, score_name
+from eestudy.report.frames import Results
+from eestudy.report.scores import score_name
 from eestudy.report.tables import BUDGETS, budget_name, engineering, select
 
 
@@ -38,7 +39,7 @@ def savings(results: Results, protocol: str = "calibrated", rule: str | None = N
         exits = results.exits[results.exits["cell"] == cell]
         parts = []
         for strategy in results.strategies:
-            means = exits[exits["strategy"] == strategy].groupby("exit")["accuracy"].mean()
+            means = exits[exits["strategy"] == strategy].groupby("exit")["value"].mean()
             if means.empty:
                 continue
             near = int(means.index[means >= means.iloc[-1] - 0.01][0])
@@ -60,7 +61,7 @@ def savings(results: Results, protocol: str = "calibrated", rule: str | None = N
 def _least(budgets: pd.DataFrame, last: float) -> str:
     """The smallest budget whose mean accuracy is within a point of `last`."""
     for budget in BUDGETS:
-        reached = budgets[budgets["budget"] == budget]["accuracy"]
+        reached = budgets[budgets["budget"] == budget]["value"]
         if budget != "max" and len(reached) and reached.mean() >= last - 0.01:
             return f", with thresholds at {budget_name(budget)} of the plain backbone's FLOPs"
     return ", with thresholds at no budget below the last exit's cost"

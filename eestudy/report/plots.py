@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 
 from eestudy.report import statistics as st
 from eestudy.report import style
-from eestudy.report.frames import in_order, score_name
+from eestudy.report.frames import in_order
+from eestudy.report.scores import score_name, valued
 from eestudy.report.tables import budget_name
 
 SPLITS = {"validation": "-", "train": ":"}
@@ -32,6 +33,7 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
     `history`: run, phase, epoch, exit, split, loss, accuracy. Lines are means over runs, thin ones single
     runs.
     """
+    history = valued(history)
     phases = sorted(set(history["phase"]))  # "1-backbone", "2-together": in the order they ran
     exits = sorted(history["exit"].unique())
     shades = dict(zip(exits, style.depth_colours(len(exits)), strict=True))
@@ -42,7 +44,7 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
         axes = figure.subplots(2, len(phases), sharex="col", sharey="row", squeeze=False, width_ratios=lengths)
         for column, phase in enumerate(phases):
             rows = history[history["phase"] == phase]
-            for row, value in enumerate(("loss", "accuracy")):
+            for row, value in enumerate(("loss", "value")):
                 for (number, split), group in rows.groupby(["exit", "split"]):
                     line = group.groupby("epoch")[value].mean().dropna()
                     full = split == "validation"
@@ -89,6 +91,7 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
     Markers are the exits taken by all samples (`exits`: flops, accuracy); the vertical line is the plain
     backbone.
     """
+    tradeoff, exits = valued(tradeoff), valued(exits)
     with style.context():
         name = score_name(exits)
         figure = style.Plot(4.0, f"{name} against mean cost: " + ", ".join(in_order(tradeoff["strategy"])))
@@ -96,7 +99,7 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
         size, unit = style.flops_unit(max(exits["flops"].max(), backbone_flops))
         tradeoff_lines(axes, tradeoff, size)
         for strategy in in_order(exits["strategy"]):
-            points = exits[exits["strategy"] == strategy].groupby("exit")[["flops", "accuracy"]].mean()
+            points = exits[exits["strategy"] == strategy].groupby("exit")[["flops", "value"]].mean()
             look = {
                 "color": style.colour(strategy),
                 "marker": style.marker(strategy),
@@ -104,14 +107,14 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
             }
             axes.plot(
                 points["flops"] / size,
-                points["accuracy"],
+                points["value"],
                 linestyle="",
                 label=f"{strategy}, one exit",
                 **look,
             )
         axes.axvline(backbone_flops / size, color=style.FAINT, linestyle="--", linewidth=1.2, label="plain backbone")
         axes.set_xlim(left=0)
-        axes.set_ylim(*value_limits(pd.concat([tradeoff["accuracy"], exits["accuracy"]])))
+        axes.set_ylim(*value_limits(pd.concat([tradeoff["value"], exits["value"]])))
         axes.set_xlabel(f"mean cost, {unit} a sample")
         style.percent_axis(axes, f"{name}, %")
         axes.set_title(title)
@@ -122,12 +125,12 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
 def tradeoff_grid(tradeoff: pd.DataFrame, runs: pd.DataFrame) -> style.Plot:
     """Accuracy against mean cost as a share of the plain backbone's, a panel a cell, a line a strategy."""
     backbone = tradeoff["run"].map(runs.set_index("run")["backbone_flops"])
-    relative = tradeoff.assign(flops=100 * tradeoff["flops"] / backbone)
+    relative = valued(tradeoff).assign(flops=100 * tradeoff["flops"] / backbone)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         tradeoff_lines(axes, rows, 1.0)
         axes.axvline(100, color=style.FAINT, linestyle="--", linewidth=1.0, label="plain backbone")
-        axes.set_ylim(*value_limits(rows["accuracy"]))
+        axes.set_ylim(*value_limits(rows["value"]))
 
     return _grid(relative, draw, "mean cost, % of the plain backbone", "against mean cost by strategy")
 
@@ -246,9 +249,9 @@ def forest(comparisons: pd.DataFrame) -> style.Plot:
 
 
 def _exit_lines(axes: Axes, exits: pd.DataFrame) -> None:
-    strategies = in_order(exits["strategy"])
+    exits, strategies = valued(exits), in_order(exits["strategy"])
     for place, strategy in enumerate(strategies):
-        rows = exits[exits["strategy"] == strategy].groupby("exit")["accuracy"]
+        rows = exits[exits["strategy"] == strategy].groupby("exit")["value"]
         summary = {int(k): st.mean_interval(values) for k, values in rows}
         # Moved apart a little, so that bars at the same exit do not hide each other.
         x = np.array(list(summary)) + 0.08 * (place - (len(strategies) - 1) / 2)
@@ -259,16 +262,16 @@ def _exit_lines(axes: Axes, exits: pd.DataFrame) -> None:
         for k, values in rows:  # the seeds themselves: with two of them an interval says little
             place_x = x[list(summary).index(int(k))]
             axes.scatter([place_x] * len(values), values, s=9, color=style.colour(strategy), alpha=0.55, linewidth=0)
-    axes.set_ylim(*value_limits(exits["accuracy"]))
+    axes.set_ylim(*value_limits(exits["value"]))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
     for strategy in in_order(tradeoff["strategy"]):
-        rows = tradeoff[tradeoff["strategy"] == strategy]
+        rows = valued(tradeoff[tradeoff["strategy"] == strategy])
         seeds = rows["run"].nunique()
-        reached = [g for _, g in rows.dropna(subset="accuracy").groupby("budget") if g["run"].nunique() == seeds]
-        summary = [st.mean_interval(group["accuracy"]) for group in reached]
+        reached = [g for _, g in rows.dropna(subset="value").groupby("budget") if g["run"].nunique() == seeds]
+        summary = [st.mean_interval(group["value"]) for group in reached]
         x = np.array([group["flops"].mean() for group in reached]) / size
         colour = style.colour(strategy)
         low, high = (np.array([getattr(i, end) for i in summary]) for end in ("low", "high"))
@@ -276,9 +279,9 @@ def tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
         # Where the seeds agree exactly there is no interval: the band closes on the mean.
         low, high = np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high)
         axes.fill_between(x, low, high, color=colour, alpha=0.11, linewidth=0)
-        for _, single in rows.dropna(subset="accuracy").groupby("run"):
+        for _, single in rows.dropna(subset="value").groupby("run"):
             line = single.sort_values("budget")
-            axes.plot(line["flops"] / size, line["accuracy"], color=colour, linewidth=0.6, alpha=0.5)
+            axes.plot(line["flops"] / size, line["value"], color=colour, linewidth=0.6, alpha=0.5)
         every = max(len(x) // 6, 1)
         axes.plot(x, mean, color=colour, marker=style.marker(strategy), markevery=every, label=strategy)
 

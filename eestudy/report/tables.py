@@ -16,7 +16,8 @@ from pandas.io.formats.style import Styler
 
 from eestudy.config import EestudyError, check_name
 from eestudy.report import statistics as st
-from eestudy.report.frames import Results, in_order, score_name
+from eestudy.report.frames import Results, in_order
+from eestudy.report.scores import is_regression, score_name, valued
 
 PROTOCOLS = {
     "calibrated": "thresholds fitted on validation data for each budget, applied once to test",
@@ -27,6 +28,7 @@ BUDGETS = ("25", "50", "75", "100", "max")
 RULES = ("max-probability", "patience")
 # Columns of exits and budgets that a table can show; what the others are called is `score_name`'s to say.
 CORRELATIONS = {"pearson": "Pearson's correlation x 100", "spearman": "Spearman's rank correlation x 100"}
+ALLOCATION = "shared"  # one threshold for all exits; a table that is not asked for another one shows this one
 DASH = "–"
 # What is compared with what, in this order.
 PAIRS = (("mixed", "joint"), ("mixed", "disjoint"), ("joint", "disjoint"))
@@ -63,37 +65,42 @@ def percent(interval: st.Interval, expected: int | None = None) -> str:
     return f"{text} (one seed)" if interval.n == 1 else text
 
 
-def select(frame: pd.DataFrame, protocol: str, rule: str | None) -> pd.DataFrame:
-    """The rows of one protocol and exit rule; EestudyError with the nearest name when there are none.
+def select(frame: pd.DataFrame, protocol: str, rule: str | None, allocation: str | None = None) -> pd.DataFrame:
+    """The rows of one protocol, exit rule and allocation; EestudyError with the nearest name when there are none.
 
-    rule: None takes `RULES`, of classification and of regression.
+    rule: None takes `RULES`, of classification and of regression. allocation: None takes ALLOCATION, or where rows
+    have none of it, as in tables from before it was named, what they have.
     """
     check_name("protocol", protocol, frame["protocol"].unique())
     rows = frame[frame["protocol"] == protocol]
-    if rule is None:
-        regression = _regression(rows)
-        chosen = rows[rows["rule"] == np.where(regression, RULES[1], RULES[0])]
-        if len(chosen):
-            return chosen
-        rule = RULES[int(regression.all())]
-    check_name("rule", rule, rows["rule"].unique())
-    return rows[rows["rule"] == rule]
+    regression = is_regression(rows)
+    chosen = rows[rows["rule"] == np.where(regression, RULES[1], RULES[0])] if rule is None else rows[:0]
+    if chosen.empty:
+        rule = rule or RULES[int(regression.all())]
+        check_name("rule", rule, rows["rule"].unique())
+        chosen = rows[rows["rule"] == rule]
+    if allocation is not None:
+        check_name("allocation", allocation, chosen["allocation"].unique())
+        return chosen[chosen["allocation"] == allocation]
+    return usual_allocation(chosen)
 
 
-def _regression(frame: pd.DataFrame) -> pd.Series:
-    return frame["score"].notna() if "score" in frame else pd.Series(False, index=frame.index)
+def usual_allocation(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ALLOCATION; of a rule that has none of these, all that it has."""
+    usual = rows["allocation"] == ALLOCATION
+    return rows[usual | ~usual.groupby(rows["rule"]).transform("any").astype(bool)]
 
 
 def _scored(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, str]:
-    """The rows that have a score, and how a caption calls it. EestudyError when there are none."""
+    """The rows that have a score, in their column `value`, and how a caption calls it. EestudyError for none."""
     if score == "accuracy":
         name = score_name(frame)
-        return frame, f"{name[0].upper()}{name[1:]} on test, %"
+        return valued(frame), f"{name[0].upper()}{name[1:]} on test, %"
     check_name("score", score, ["accuracy", *CORRELATIONS])
-    rows = frame[_regression(frame)]
+    rows = frame[is_regression(frame)]
     if rows.empty:
         raise EestudyError(f"score: {score} is of regression, which no cell of these results is; valid: accuracy")
-    return rows, f"{CORRELATIONS[score]} on test"
+    return rows.assign(value=rows[score]), f"{CORRELATIONS[score]} on test"
 
 
 def budget_name(budget: str) -> str:
@@ -115,7 +122,7 @@ def budget_means(
     rows, _ = _scored(select(results.budgets, protocol, rule), score)
     records = []
     for (cell, strategy, budget), group in rows.groupby(["cell", "strategy", "budget"], sort=False):
-        interval = st.mean_interval(group[score])
+        interval = st.mean_interval(group["value"])
         records.append(
             {"cell": cell, "strategy": strategy, "budget": str(budget), "seeds": group["seed"].nunique()}
             | {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
@@ -139,7 +146,7 @@ def budget_table(
     rows, name = _scored(select(results.budgets, protocol, rule), score)
     text = f"{name}, at a mean cost within the budget. {_protocol(results, protocol, rule)} "
     text += _seeds(results)
-    undefined = (rows["flops"].notna() & rows[score].isna()).any()
+    undefined = (rows["flops"].notna() & rows["value"].isna()).any()
     if undefined:
         text += f" {_undefined()}"
     if (frame == DASH).any(axis=None) and not (undefined and means["flops"].notna().all()):
@@ -157,7 +164,7 @@ def exit_table(results: Results, score: str = "accuracy") -> Table:
             "cell": cell,
             "strategy": strategy,
             "exit": number,
-            "text": percent(st.mean_interval(group[score]), len(group)),
+            "text": percent(st.mean_interval(group["value"]), len(group)),
         }
         for (cell, strategy, number), group in rows.groupby(["cell", "strategy", "exit"], sort=False)
     ]
@@ -166,7 +173,7 @@ def exit_table(results: Results, score: str = "accuracy") -> Table:
     frame.columns = pd.Index([f"exit {k}" for k in frame.columns], name="all samples take")
     empty = " Empty: the backbone has fewer exits." if frame.isna().any(axis=None) else ""
     text = f"{name}, of each exit by itself; no rule, no threshold. {_seeds(results)}{empty}"
-    if rows[score].isna().any():
+    if rows["value"].isna().any():
         text += f" {_undefined()}"
     return table(frame.fillna(""), text, "exits" if score == "accuracy" else f"exits-{score}")
 
@@ -180,15 +187,15 @@ def comparisons(results: Results, protocol: str = "calibrated", rule: str | None
 
     One row a cell x pair x budget: `a`, `b`, mean, low, high, sd (of a - b, fractions of accuracy), n common
     seeds, unpaired seeds, p, p_holm, `decision` ("better": a is; "worse"; "" undecided), `verdict` in words.
-    A budget that neither strategy reaches makes no row. With regression, the column `score` of its cells is "R2".
+    A budget that neither strategy reaches makes no row. With regression, the column `score` of its cells is "r2".
     """
-    rows = select(results.budgets, protocol, rule)
+    rows = valued(select(results.budgets, protocol, rule))
     records = []
     for cell in results.cells:
         for a, b in _pairs(results.strategies):
             for budget in BUDGETS:
-                at = rows[(rows["cell"] == cell) & (rows["budget"] == budget)].dropna(subset="accuracy")
-                left, right = (at[at["strategy"] == s].set_index("seed")["accuracy"] for s in (a, b))
+                at = rows[(rows["cell"] == cell) & (rows["budget"] == budget)].dropna(subset="value")
+                left, right = (at[at["strategy"] == s].set_index("seed")["value"] for s in (a, b))
                 if left.empty and right.empty:
                     continue
                 d = st.paired_difference(left, right)
@@ -310,7 +317,7 @@ def _difference(row: Any) -> str:
 
 def _protocol(results: Results, protocol: str, rule: str | None) -> str:
     if rule is None:
-        regression = _regression(select(results.budgets, protocol, rule))
+        regression = is_regression(select(results.budgets, protocol, rule))
         rule = RULES[int(regression.all())]
         if regression.any() and not regression.all():
             rule = f"{RULES[0]} (regression: {RULES[1]})"

@@ -14,6 +14,7 @@ from eestudy.report import statistics as st
 from eestudy.report import style
 from eestudy.report.dynamics import effects
 from eestudy.report.frames import in_order
+from eestudy.report.scores import is_regression, valued
 from eestudy.report.tables import DASH, Table, budget_name, table
 
 METHODS = ("geometric", "shared", "optimized")
@@ -30,12 +31,8 @@ def why(frame: pd.DataFrame, value: str) -> str:
 
 def of_rule(allocation: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The rows of one exit rule that have an answer; in regression those of its only rule."""
-    chosen = allocation[(allocation["rule"] == rule) | _regression(allocation)]
-    return chosen[chosen["accuracy"].notna()]
-
-
-def _regression(frame: pd.DataFrame) -> pd.Series:
-    return frame["score"].notna() if "score" in frame else pd.Series(False, index=frame.index)
+    chosen = allocation[(allocation["rule"] == rule) | is_regression(allocation)]
+    return valued(chosen).dropna(subset="value")
 
 
 # ---------------------------------------------------------------- budgets
@@ -110,13 +107,13 @@ def miss_findings(allocation: pd.DataFrame, rule: str) -> str:
 def method_effects(allocation: pd.DataFrame, rule: str) -> pd.DataFrame:
     """Accuracy of one way to spend a budget less another's: `dynamics.effects` by cell and budget, pairs of methods."""
     chosen = of_rule(allocation, rule)
-    return effects(chosen.assign(strategy=chosen["allocation"]), "accuracy", METHOD_PAIRS, ("budget",))
+    return effects(chosen.assign(strategy=chosen["allocation"]), "value", METHOD_PAIRS, ("budget",))
 
 
 def rule_effects(allocation: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each exit rule less max-probability's, all with one shared threshold."""
-    chosen = allocation[(allocation["allocation"] == "shared") & allocation["accuracy"].notna()]
-    return effects(chosen.assign(strategy=chosen["rule"]), "accuracy", RULE_PAIRS, ("budget",))
+    chosen = valued(allocation[allocation["allocation"] == "shared"]).dropna(subset="value")
+    return effects(chosen.assign(strategy=chosen["rule"]), "value", RULE_PAIRS, ("budget",))
 
 
 def effects_table(frame: pd.DataFrame, caption: str, name: str) -> Table:

@@ -65,7 +65,13 @@ def _one(rows, architecture, dataset, strategy, seed, exits, gain, noise) -> Non
         for budget in ("25", "50", "75", "100", "max"):
             share = 1.04 if budget == "max" else float(budget) / 100
             reached = share * backbone >= costs[0]
-            row = {"run": run, "protocol": protocol, "rule": "max-probability", "budget": budget}
+            row = {
+                "run": run,
+                "protocol": protocol,
+                "rule": "max-probability",
+                "allocation": "shared",
+                "budget": budget,
+            }
             value = float(np.interp(share * backbone, costs, accuracy))
             flops = min(share * backbone, costs[-1])
             rows["budgets"].append(
@@ -75,7 +81,8 @@ def _one(rows, architecture, dataset, strategy, seed, exits, gain, noise) -> Non
         reached = share * backbone >= costs[0]
         value = float(np.interp(share * backbone, costs, accuracy)) if reached else np.nan
         rows["tradeoff"].append(
-            {"run": run, "protocol": "calibrated", "rule": "max-probability", "budget": round(share, 3)}
+            {"run": run, "protocol": "calibrated", "rule": "max-probability", "allocation": "shared"}
+            | {"budget": round(share, 3)}
             | {"accuracy": value, "flops": share * backbone if reached else np.nan}
         )
 

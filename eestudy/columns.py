@@ -1,0 +1,100 @@
+"""Tables as JSON for `records`: every column with its dtype, its floats in six digits, and what repeats stored once.
+
+A column is {"name", "dtype"} with one of: "values"; "constant" and "rows"; "levels" and "codes" (of texts that repeat).
+NaN is null; infinities are the texts "inf" and "-inf". No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+ROWS = 10**7  # of a constant column, which a few bytes could make endless
+
+
+def encoded_table(frame: pd.DataFrame) -> dict[str, Any]:
+    """{"columns": [...]}, in the frame's order. Floats become float64, whole numbers int64, categories texts."""
+    return {"columns": [_encoded(str(name), frame[name]) for name in frame.columns]}
+
+
+def decoded_table(table: dict[str, Any]) -> pd.DataFrame:
+    """The frame again. ValueError, KeyError or TypeError for what `encoded_table` did not make."""
+    columns = {column["name"]: _decoded(column) for column in table["columns"]}
+    if len(columns) < len(table["columns"]) or len({len(values) for values in columns.values()}) > 1:
+        raise ValueError("columns of unequal length or equal name")
+    return pd.DataFrame(columns, copy=False)
+
+
+def _encoded(name: str, column: pd.Series) -> dict[str, Any]:
+    values: list[Any]
+    kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else "O"
+    if kind == "b":
+        dtype, values = "bool", column.tolist()
+    elif kind in "iu":
+        dtype, values = "int64", [int(value) for value in column]
+    elif kind == "f":
+        dtype, values = "float64", [_number(value) for value in column.astype(float)]
+    else:
+        dtype = "object" if column.dtype == object else "str"
+        values = [_cell(value) for value in column]
+    head = {"name": name, "dtype": dtype}
+    first = values[0] if values else None
+    if values and all(value == first and type(value) is type(first) for value in values):
+        return {**head, "constant": first, "rows": len(values)}
+    if dtype in ("str", "object") and all(isinstance(value, str) for value in values):
+        levels = sorted(set(values))
+        if 2 * len(levels) <= len(values):
+            places = {level: place for place, level in enumerate(levels)}
+            return {**head, "levels": levels, "codes": [places[value] for value in values]}
+    return {**head, "values": values}
+
+
+def _number(value: float) -> float | str | None:
+    """Six digits; NaN and infinities as JSON can hold them."""
+    if math.isnan(value):
+        return None
+    return float(f"{value:.6g}") if math.isfinite(value) else str(float(value))
+
+
+def _cell(value: Any) -> Any:
+    """A cell of mixed columns: text, bool, number, None, or a list of them."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_cell(each) for each in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return _number(float(value))
+    return None if value is None or value is pd.NA or value is pd.NaT else str(value)
+
+
+def _decoded(column: dict[str, Any]) -> Any:
+    dtype = column["dtype"]
+    if "constant" in column:
+        rows = column["rows"]
+        if not 0 <= rows <= ROWS:
+            raise ValueError(f"{rows} rows")
+        values = [column["constant"]] * rows
+    elif "codes" in column:
+        levels = column["levels"]
+        values = [levels[code] for code in column["codes"]]
+    else:
+        values = column["values"]
+    if not isinstance(values, list):
+        raise TypeError("values")
+    if dtype == "float64":
+        return np.array(values, dtype=np.float64)  # None becomes NaN, "inf" infinity
+    if dtype in ("int64", "bool"):
+        wanted = int if dtype == "int64" else bool
+        if any(type(value) is not wanted for value in values):
+            raise ValueError(f"a column of {dtype} holds something else")
+        return np.array(values, dtype=dtype)
+    if dtype == "str":
+        return pd.Series(values, dtype="str")
+    if dtype != "object":
+        raise ValueError(f"dtype {dtype!r}")
+    return pd.Series(values, dtype=object)

@@ -1,0 +1,246 @@
+"""A study trained without notebooks, by worker processes of one thread each; every finished run leaves its record.
+
+A job is all runs of one seed that may share a phase, so that nobody waits for another's lock. A worker that ends one
+goes on with another seed of the same runs, for which it has compiled networks already. No torch in this process until
+something is left to do.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from eestudy.config import RunConfig, content_hash
+from eestudy.environment import say, use_threads
+from eestudy.grids import Study
+from eestudy.records import Records
+from eestudy.runner import Failure, add_records, minutes
+from eestudy.store import Store
+
+# What runs may differ in and still share their first phase.
+SHARING = {"seed", "strategy", "epochs", "phase_split", "lr_scale"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs of one seed, for one worker, one after the other. group: equal for the other seeds' jobs."""
+
+    group: str
+    configs: tuple[RunConfig, ...]
+    flops: tuple[float, ...]  # to train each
+
+
+@dataclass(frozen=True)
+class How:
+    """What a worker needs to know."""
+
+    store: Path | None
+    results: Path | None
+    device: str | None
+    workers: int
+    compile: str
+
+
+def jobs_of(configs: Sequence[RunConfig], flops: dict[str, float]) -> list[Job]:
+    """The jobs of these runs, groups with the largest first. flops: of each run's `RunConfig` with seed 0, by id."""
+    groups: dict[str, dict[int, list[RunConfig]]] = {}
+    for config in configs:
+        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in SHARING}
+        groups.setdefault(content_hash(settings), {}).setdefault(config.seed, []).append(config)
+    jobs = []
+    for name, seeds in groups.items():
+        for own in seeds.values():
+            jobs.append(Job(name, tuple(own), tuple(flops[config.replace(seed=0).id] for config in own)))
+    largest = {name: max(sum(job.flops) for job in jobs if job.group == name) for name in groups}
+    return sorted(jobs, key=lambda job: (-largest[job.group], job.group, -sum(job.flops), job.configs[0].seed))
+
+
+def next_job(waiting: Sequence[Job], last: str | None, busy: set[str]) -> Job:
+    """What a free worker does: its last job's group again, else one that no worker has, else the first."""
+    own = [job for job in waiting if job.group == last]
+    free = [job for job in waiting if job.group not in busy]
+    return (own or free or list(waiting))[0]
+
+
+def train_study(study: Study, jobs: int, how: How) -> list[Failure]:
+    """Trains what has no record (or, without records, is not in the store) by `jobs` processes; returns what failed.
+
+    EestudyError, before anything is trained, for settings that do not fit together.
+    """
+    Store(how.store).check_writable()
+    records = Records(how.results) if how.results else None
+    if records:
+        Store(records.folder).check_writable()
+        records.sweep()
+    todo = [config for config in study.configs if not (records and records.has("runs", config.id))]
+    known = f", {len(study.configs) - len(todo)} of them with a record" if records else ""
+    say(f"study {study.name}: {len(study.configs)} runs{known}; {len(todo)} to train")
+    if not todo:
+        return []
+    waiting = jobs_of(todo, _flops(todo))
+    return list(_Pool(min(jobs, len(waiting)), how).results(waiting))
+
+
+def _flops(configs: Sequence[RunConfig]) -> dict[str, float]:
+    """Training FLOPs of every combination of settings, by the id it has with seed 0."""
+    from eestudy.plan import prepare
+
+    first = {config.replace(seed=0).id: config for config in reversed(configs)}
+    return {name: prepare(config).training_flops for name, config in first.items()}
+
+
+class _Pool:
+    """Worker processes, each at the other end of a pipe."""
+
+    def __init__(self, size: int, how: How) -> None:
+        self.how = how
+        self.processes: dict[Connection, SpawnProcess] = {}
+        self.doing: dict[Connection, tuple[Job, set[str]]] = {}  # and the ids of what it has ended of it
+        for _ in range(size):
+            self._start()
+
+    def _start(self) -> None:
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self.how))
+        # A worker hears of Ctrl-C from us alone, and not before it is ready to save its state.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        theirs.close()
+        self.processes[ours] = process
+
+    def results(self, jobs: list[Job]) -> Iterator[Failure]:
+        """Has all jobs done; says a line and yields a failure as they come."""
+        progress = _Progress(jobs)
+        waiting, last = list(jobs), dict.fromkeys(self.processes, "")
+        try:
+            while self.processes:
+                for end in wait(list(self.processes)):
+                    assert isinstance(end, Connection)
+                    try:
+                        run_id, reason = end.recv()
+                    except (EOFError, OSError):
+                        yield from self._died(end, progress)
+                        if waiting:
+                            self._start()
+                        continue
+                    if run_id is not None:
+                        self.doing[end][1].add(run_id)
+                        yield from progress.ended(run_id, reason)
+                        continue
+                    self.doing.pop(end, None)
+                    if waiting:
+                        busy = {job.group for job, _ in self.doing.values()}
+                        job = next_job(waiting, last.get(end), busy)
+                        waiting.remove(job)
+                        last[end], self.doing[end] = job.group, (job, set())
+                        end.send(job.configs)
+                    else:
+                        self._dismiss(end)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _dismiss(self, end: Connection) -> None:
+        end.close()
+        self.processes.pop(end).join()
+
+    def _died(self, end: Connection, progress: _Progress) -> Iterator[Failure]:
+        """What a worker leaves undone that the system killed, for want of memory as a rule."""
+        process = self.processes[end]
+        self._dismiss(end)
+        job, ended = self.doing.pop(end, (None, set()))
+        for config in job.configs if job else ():
+            if config.id not in ended:
+                yield from progress.ended(config.id, f"its process ended with status {process.exitcode}")
+        if job is None:
+            raise RuntimeError(f"a worker process ended with status {process.exitcode} before it did anything")
+
+    def _stop(self) -> None:
+        """Lets all save their state and end; a second Ctrl-C does not wait for that."""
+        for process in self.processes.values():
+            if process.pid and process.is_alive():
+                os.kill(process.pid, signal.SIGINT)
+        try:
+            for end in list(self.processes):
+                self._dismiss(end)
+        finally:
+            for process in self.processes.values():
+                process.kill()
+
+
+class _Progress:
+    """One line for each run that ended, with the time that the others will take, by their FLOPs."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        pairs = [pair for job in jobs for pair in zip(job.configs, job.flops, strict=True)]
+        self.flops = {config.id: flops for config, flops in pairs}
+        self.left = dict(self.flops)
+        self.started = time.monotonic()
+
+    def ended(self, run_id: str, reason: str | None) -> Iterator[Failure]:
+        del self.left[run_id]
+        spent, total, left = time.monotonic() - self.started, sum(self.flops.values()), sum(self.left.values())
+        more = f", about {minutes(spent * left / max(total - left, 1.0))} left" if self.left else ""
+        number, word = len(self.flops) - len(self.left), "failed" if reason else "done"
+        say(f"[{number}/{len(self.flops)}] {run_id}: {word} after {minutes(spent)}{more}")
+        if reason:
+            yield Failure(run_id, reason)
+
+
+class _NoTerminal(io.TextIOWrapper):
+    """Progress bars of several processes in one terminal would write over each other; here none appears."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+def _work(end: Connection, how: How) -> None:
+    """A worker: says that it is free, gets a job, says what came of each run; until nobody has another."""
+    sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C at the terminal would come twice: a second one does not wait for the state to be saved
+    os.environ["OMP_NUM_THREADS"] = "1"
+    use_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        while True:
+            end.send((None, None))
+            for config in end.recv():
+                end.send((config.id, _trained(config, how)))
+    except (KeyboardInterrupt, EOFError, OSError):  # stopped; nothing left to do; or the first process is gone
+        return
+
+
+def _end_with_parent() -> None:
+    parent: Any = multiprocessing.parent_process()
+    parent.join()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _trained(config: RunConfig, how: How) -> str | None:
+    """Trains a run and adds its record; one line where that fails."""
+    from eestudy import study
+
+    try:
+        study.run(config, how.store, how.device, how.workers, how.compile)
+        if how.results:
+            add_records([config], Store(how.store), Records(how.results))
+    except Exception as error:  # noqa: BLE001  (it must not stop the others)
+        text = " ".join(str(error).split())
+        return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+    return None

@@ -1,0 +1,86 @@
+"""A finished run as a record: the facts and tables that the study keeps of it, wherever the run itself may end up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from eestudy import evaluation
+from eestudy.config import EXIT_RULES, EestudyError
+from eestudy.records import MADE, Record
+from eestudy.store import Store
+from eestudy.study import Run
+
+NAMES = ("architecture", "dataset", "strategy", "method", "seed", "epochs")
+ALLOCATIONS = {"classification": ("shared", "optimized", "geometric"), "regression": ("shared", "optimized")}
+
+
+def record_of(run: Run, store: Store) -> Record:
+    """Everything that is kept of a finished run. EestudyError for one that is not done or is damaged.
+
+    Tables: exits, history, budgets, sweep, tradeoff; where a budget is out of reach or a rule has no answer their
+    numbers are NaN. In regression r2 stands for accuracy, and a column `score` says so.
+    """
+    tables = {
+        "exits": run.exits(),
+        "history": run.history(),
+        "budgets": budget_table(run),
+        "sweep": sweep_table(run),
+        "tradeoff": run.tradeoff().drop(columns="protocol"),
+    }
+    tables = {name: frame.drop(columns="run", errors="ignore") for name, frame in tables.items()}
+    return Record("runs", run.id, facts_of(run, store), tables)
+
+
+def facts_of(run: Run, store: Store) -> dict[str, Any]:
+    """What the run is, what it costs, and under "made" how it came about, which no comparison looks at.
+
+    made: all that the run's environment.json says, seconds of training, and the environment of each phase where it is
+    another one.
+    """
+    provenance = run.provenance
+    config = run.config
+    environments = {phase: store.folder("phases", phase).json("environment.json") for phase in run.phases}
+    own = run.folder.json("environment.json")
+    elsewhere = {phase: found for phase, found in environments.items() if found != own}
+    made = {"seconds": provenance["seconds"], **own, **({"phases": elsewhere} if elsewhere else {})}
+    return {
+        "config": config.identity(),
+        **{name: getattr(config, name) for name in NAMES},
+        "task": run.task,
+        "phases": list(run.phases),
+        "backbone_flops": run.backbone_flops,
+        "training_flops": provenance["training_flops"],
+        MADE: made,
+    }
+
+
+def rules_of(run: Run) -> tuple[str, ...]:
+    return EXIT_RULES if run.task == "classification" else (run.exit_rule,)
+
+
+def budget_table(run: Run) -> pd.DataFrame:
+    """protocol "calibrated", rule, allocation, budget, accuracy (regression: r2, ...), flops; every rule and way."""
+    tables = [_budgets(run, rule, way) for rule in rules_of(run) for way in ALLOCATIONS[run.task]]
+    frame = pd.concat(tables, ignore_index=True)
+    return frame.assign(score="r2") if run.task == "regression" else frame
+
+
+def _budgets(run: Run, rule: str, allocation: str) -> pd.DataFrame:
+    try:
+        return run.budgets("calibrated", rule, allocation)
+    except EestudyError:  # such as thresholds for the most accuracy where all labels are the same
+        named = {"protocol": "calibrated", "rule": rule, "allocation": allocation}
+        return pd.DataFrame({"budget": evaluation.BUDGETS, "flops": float("nan")}).assign(**named)
+
+
+def sweep_table(run: Run) -> pd.DataFrame:
+    """The published protocol's sweep of this run: rule, threshold (its number), accuracy (regression: r2), flops."""
+    sweeps = [
+        evaluation.paper_sweep(run.predictions("test"), run.costs, rule).drop(columns="value").assign(rule=rule)
+        for rule in rules_of(run)
+    ]
+    frame = pd.concat(sweeps, ignore_index=True)
+    frame.insert(0, "rule", frame.pop("rule"))
+    return frame.assign(score="r2") if run.task == "regression" else frame

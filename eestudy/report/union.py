@@ -1,0 +1,85 @@
+"""A study's frames out of its records; out of its old tables where it has none yet."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eestudy.records import MADE, Record, Records
+from eestudy.report.scores import renamed
+from eestudy.sweeps import paper_budgets_of_sweeps
+
+OLD = ("runs", "history", "exits", "budgets", "tradeoff")
+FILES = {name: f"{name}.parquet" if name == "history" else f"{name}.csv" for name in OLD}
+NAMES = ("architecture", "dataset", "strategy", "method", "seed", "backbone_flops", "training_flops")
+LIMITS = {"25": 0.25, "50": 0.5, "75": 0.75, "100": 1.0, "max": math.inf}
+
+
+def frame(records: Records, name: str) -> pd.DataFrame | None:
+    """One of OLD, with the run in its first columns; None where there are neither records nor an old table."""
+    if records.ids("runs"):
+        if name == "runs":
+            return pd.DataFrame([_row(record) for record in records.read("runs")])
+        if name == "budgets":
+            found = [records.frame("runs", "budgets"), paper_rows(records.read("runs"))]
+            return _scored(pd.concat(found, ignore_index=True))
+        found = records.frame("runs", name)
+        return _scored(found.assign(protocol="calibrated") if name == "tradeoff" else found)
+    path = records.folder / FILES[name]
+    return _old(path, name) if path.is_file() else None
+
+
+def made(records: Records, kind: str, name: str) -> pd.DataFrame | None:
+    """A table of `eestudy dynamics` or `evaluate`: of their records, or of the file <kind>_<name>.parquet."""
+    found = [record.tables[name] for record in records.read(kind) if name in record.tables]
+    if found:
+        return pd.concat(found, ignore_index=True)
+    path = records.folder / f"{kind}_{name}.parquet"
+    return renamed(pd.read_parquet(path)) if path.is_file() else None
+
+
+def _row(record: Record) -> dict[str, Any]:
+    facts = record.facts
+    how = {name: value for name, value in facts[MADE].items() if name != "phases"}
+    config = json.dumps(facts["config"], sort_keys=True)
+    return {"run": record.id, **{name: facts[name] for name in NAMES}, **how, "config": config}
+
+
+def _scored(found: pd.DataFrame) -> pd.DataFrame:
+    """Where regression stands beside classification, every row says its score."""
+    return found.assign(score=found["score"].fillna("accuracy")) if "score" in found else found
+
+
+def paper_rows(records: list[Record]) -> pd.DataFrame:
+    """The published protocol's rows of a budget table: the seeds of each combination choose a threshold together."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        settings = {name: value for name, value in record.facts["config"].items() if name != "seed"}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(record)
+    rows = []
+    for group in groups.values():
+        limits = {budget: share * group[0].facts["backbone_flops"] for budget, share in LIMITS.items()}
+        sweeps = [dict(list(record.tables["sweep"].groupby("rule", sort=False))) for record in group]
+        ids = pd.Series([record.id for record in group])
+        for rule in sweeps[0]:
+            chosen = paper_budgets_of_sweeps([sweep[rule] for sweep in sweeps], limits)
+            run = chosen["run_index"].map(ids)
+            chosen = chosen.drop(columns=["run_index", "threshold"])
+            if "score" in chosen:
+                chosen["score"] = "r2"
+            rows.append(chosen.assign(run=run, protocol="paper", rule=rule, allocation="shared"))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _old(path: Path, name: str) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return renamed(pd.read_parquet(path))
+    found = renamed(pd.read_csv(path, dtype={"budget": str} if name == "budgets" else None))
+    if name in ("budgets", "tradeoff") and "allocation" not in found and {"protocol", "rule"} <= set(found.columns):
+        shared = (found["rule"] == "patience") | (found["protocol"] == "paper")
+        found["allocation"] = shared.map({True: "shared", False: "geometric"})
+    return found
