@@ -25,8 +25,9 @@ from eestudy.environment import say, use_threads
 from eestudy.evaluation import curve_summary, difficulty, exit_metrics, ood_detection, run_tables
 from eestudy.evaluation.exit_rules import simulate
 from eestudy.evaluation.run_tables import Predicted, or_reason, stacked
-from eestudy.grids import Study, project_root
-from eestudy.store import Folder, Store, write_atomically
+from eestudy.grids import Study
+from eestudy.records import MADE, Record, Records, results_folder
+from eestudy.store import Folder, Store
 from eestudy.study import Run, predict_logits
 from eestudy.training.execution import execution
 
@@ -36,44 +37,43 @@ OUTSIDERS = 2000  # samples of each kind that no network was trained for
 Tables = dict[str, pd.DataFrame]
 
 
-def evaluate_study(
-    study: Study, workers: int = 1, store: Path | None = None, results_dir: Path | None = None
-) -> list[Path]:
-    """Evaluates what is not evaluated and writes the study's tables evaluation_*.parquet; returns their paths.
+def evaluate_study(study: Study, workers: int = 1, store: Path | None = None, results_dir: Path | None = None) -> int:
+    """Evaluates what has no record and adds it to the study's; returns how many were added.
 
-    results_dir: default book/results/<study>. Raises EestudyError for runs that are not done, with what makes them.
+    results_dir: default book/results/<study>. Raises EestudyError for runs that are not in the store, with what makes
+    them.
     """
-    results_dir = results_dir or project_root() / "book" / "results" / study.name
+    records = Records(results_dir or results_folder(study.name))
     place = Store(store)
-    missing = [config.id for config in study.configs if not place.folder("runs", config.id).done()]
+    cells = _cells(study.configs)
+    new = [cell for cell in cells if not records.has("evaluation", _cell_id(cell))]
+    asked = [config for config in study.configs if not records.has("evaluation", config.id)]
+    asked += [config for cell in new for config in cell if config not in asked]
+    missing = [config.id for config in asked if not place.folder("runs", config.id).done()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise EestudyError(f"{missing[0]}{more}: not trained yet; make with: eestudy run params/{study.name}.yaml")
+        raise EestudyError(f"{missing[0]}{more}: not trained here; make with: eestudy run params/{study.name}.yaml")
     place.check_writable()
-    runs = [Run(config, place) for config in study.configs]
-    todo = [run.config for run in runs if not place.whole(_folder(run, place))]
-    say(f"study {study.name}: {len(runs)} runs, {len(todo)} to evaluate")
-    _evaluate_all(todo, place, workers)
-    tables: dict[str, list[pd.DataFrame]] = {}
-    for run in runs:
-        for path in sorted(_folder(run, place).path.glob("*.parquet")):
-            frame = _folder(run, place).frame(path.name)
-            frame.insert(0, "run", run.id)
-            tables.setdefault(path.stem, []).append(frame)
-    for cell in _cells(runs):
-        for name, frame in cell_tables(cell).items():
-            tables.setdefault(name, []).append(frame)
-    written = []
-    for name, frames in tables.items():
-        path = results_dir / f"evaluation_{name}.parquet"
-        write_atomically(path, _compact(stacked(frames)).to_parquet(index=False, compression="zstd"))
-        written.append(path)
-    return written
+    runs = {config: Run(config, place) for config in asked}
+    todo = [config for config in asked if not records.has("evaluation", config.id)]
+    say(f"study {study.name}: {len(study.configs)} runs, {len(todo)} to evaluate")
+    _evaluate_all([config for config in todo if not place.whole(_folder(runs[config], place))], place, workers)
+    for config in todo:
+        folder = _folder(runs[config], place)
+        tables = {path.stem: folder.frame(path.name) for path in sorted(folder.path.glob("*.parquet"))}
+        for table in tables.values():
+            table.insert(0, "run", config.id)
+        records.add(Record("evaluation", config.id, {"schema": SCHEMA, MADE: runs[config].provenance}, tables))
+    for cell in new:
+        tables = cell_tables([runs[config] for config in cell])
+        records.add(Record("evaluation", _cell_id(cell), {"schema": SCHEMA, "runs": len(cell)}, tables))
+    return len(todo) + len(new)
 
 
-def _compact(frame: pd.DataFrame) -> pd.DataFrame:
-    """Single precision: what is committed should be small."""
-    return frame.astype(dict.fromkeys(frame.select_dtypes("float64"), "float32"))
+def _cell_id(cell: Sequence[RunConfig]) -> str:
+    """Of what is measured of a cell's runs together: another run makes another measurement."""
+    first = cell[0]
+    return f"{first.architecture}-{first.dataset}-cell-{content_hash([SCHEMA, sorted(each.id for each in cell)])}"
 
 
 def _folder(run: Run, store: Store) -> Folder:
@@ -167,11 +167,11 @@ def strangers(run: Run) -> pd.DataFrame:
 # ---------------------------------------------------------------- of all runs of a cell
 
 
-def _cells(runs: Sequence[Run]) -> list[list[Run]]:
+def _cells(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     """Runs that differ in strategy and seed alone."""
-    cells: dict[str, list[Run]] = {}
-    for run in runs:
-        cells.setdefault(run.config.replace(seed=0, strategy="joint").id, []).append(run)
+    cells: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        cells.setdefault(config.replace(seed=0, strategy="joint").id, []).append(config)
     return list(cells.values())
 
 

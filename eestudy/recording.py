@@ -8,6 +8,7 @@ import pandas as pd
 
 from eestudy import evaluation
 from eestudy.config import EXIT_RULES, EestudyError
+from eestudy.evaluation.budgets import budgets_of_both
 from eestudy.records import MADE, Record
 from eestudy.store import Store
 from eestudy.study import Run
@@ -61,17 +62,21 @@ def rules_of(run: Run) -> tuple[str, ...]:
 
 
 def budget_table(run: Run) -> pd.DataFrame:
-    """protocol "calibrated", rule, allocation, budget, accuracy (regression: r2, ...), flops; every rule and way."""
+    """protocol "calibrated", rule, allocation, budget, accuracy (regression: r2, ...), flops; every rule and way.
+
+    validation_accuracy (validation_r2), validation_flops: of the data that the thresholds were fitted to.
+    """
     tables = [_budgets(run, rule, way) for rule in rules_of(run) for way in ALLOCATIONS[run.task]]
     frame = pd.concat(tables, ignore_index=True)
     return frame.assign(score="r2") if run.task == "regression" else frame
 
 
 def _budgets(run: Run, rule: str, allocation: str) -> pd.DataFrame:
+    named = {"protocol": "calibrated", "rule": rule, "allocation": allocation}
     try:
-        return run.budgets("calibrated", rule, allocation)
+        splits = (run.predictions("validation"), run.predictions("test"))
+        return budgets_of_both(*splits, run.costs, run.backbone_flops, rule, allocation).assign(**named)
     except EestudyError:  # such as thresholds for the most accuracy where all labels are the same
-        named = {"protocol": "calibrated", "rule": rule, "allocation": allocation}
         return pd.DataFrame({"budget": evaluation.BUDGETS, "flops": float("nan")}).assign(**named)
 
 

@@ -13,18 +13,19 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from eestudy.config import EestudyError, RunConfig, check_name, content_hash
 from eestudy.environment import describe, say, use_threads
-from eestudy.grids import Study, project_root
-from eestudy.plan import planned
+from eestudy.grids import Study
+from eestudy.plan import planned, prepare
 from eestudy.probing import METRICS, Metric, Point, Tables
-from eestudy.store import Store, write_atomically
+from eestudy.records import MADE, Record, Records, results_folder
+from eestudy.store import Store
 from eestudy.study import Run
 
 # Raised when a definition changes so that an old measurement no longer answers.
@@ -45,14 +46,13 @@ def measurements(configs: Sequence[RunConfig], metric: str, store: Store) -> lis
     """Everything that `metric` is measured at in these runs, as far as their phases came and have checkpoints.
 
     What would compare a network with itself is left out: strategies that share their first phases are one until then.
-
-    Raises EestudyError for a run that is not done.
+    How far a phase that ends by patience came is known in the store alone: EestudyError where such a run is not done.
     """
     rule = METRICS[check_name("metric", metric, METRICS)]
     cells: dict[str, list[RunConfig]] = {}
     for config in configs:
-        if not store.folder("runs", config.id).done():
-            raise EestudyError(f"{config.id}: is not trained yet; train the study first: eestudy run params/...yaml")
+        if config.match == "patience" and not store.folder("runs", config.id).done():
+            raise _untrained(config)
         cells.setdefault(config.replace(seed=0, strategy="joint").id, []).append(config)
     runs = {config: Run(config, store) for config in configs}
     found = []
@@ -60,12 +60,21 @@ def measurements(configs: Sequence[RunConfig], metric: str, store: Store) -> lis
         for points, facts in rule.points(cell):
             if not all(p.kept and runs[p.config].reached(p.phase, p.share) for p in points):
                 continue
-            networks = [_identity(p, runs[p.config].phases, rule) for p in points]
+            networks = [_identity(p, _phases(p.config), rule) for p in points]
             if len(networks) > 1 and all(network == networks[0] for network in networks):
                 continue
             content = [SCHEMA, metric, rule.settings, networks]
             found.append(Measurement(metric, points, tuple(facts.items()), f"{metric}-{content_hash(content)}"))
     return found
+
+
+def _untrained(config: RunConfig) -> EestudyError:
+    return EestudyError(f"{config.id}: is not trained here; train the study first: eestudy run params/...yaml")
+
+
+@lru_cache(maxsize=4096)
+def _phases(config: RunConfig) -> list[str]:
+    return list(prepare(config).phase_ids)
 
 
 def _identity(point: Point, phases: list[str], rule: Metric) -> list[Any]:
@@ -130,51 +139,34 @@ def measure_study(
     store: Path | None = None,
     results_dir: Path | None = None,
 ) -> list[str]:
-    """Measures what is not measured and writes the study's tables dynamics_*.parquet; returns a line for each failure.
+    """Measures what has no record and adds it to the study's; returns a line for each failure.
 
-    metrics: of METRICS; None: all. results_dir: default book/results/<study>.
+    metrics: of METRICS; None: all. results_dir: default book/results/<study>. Raises EestudyError for runs that are not
+    in the store: a measurement needs their weights.
     """
-    results_dir = results_dir or project_root() / "book" / "results" / study.name
-    place = Store(store)
+    results_dir = results_dir or results_folder(study.name)
+    place, records = Store(store), Records(results_dir)
     place.check_writable()
-    wanted = [each for metric in metrics or METRICS for each in measurements(study.configs, metric, place)]
-    todo = {each.id: each for each in wanted if not place.whole(place.folder("dynamics", each.id))}
-    say(f"study {study.name}: {len({each.id for each in wanted})} measurements, {len(todo)} to make")
-    failed = dict(_measure_all(list(todo.values()), workers, place))
-    tables: dict[str, list[pd.DataFrame]] = {}
-    costs = []
-    for each in wanted:
-        if each.id in failed:
-            continue
-        for name, frame in measured(each, place).items():
-            tables.setdefault(name, []).append(frame)
-        config = each.points[0].config
-        facts = place.folder("dynamics", each.id).json("environment.json")
-        costs.append({"metric": each.metric, "architecture": config.architecture, "dataset": config.dataset,
-                      "id": each.id, "seconds": facts["seconds"], "hardware": facts["hardware"]})  # fmt: skip
-    for name, frames in tables.items():
-        frame = pd.concat(frames, ignore_index=True)
-        write_atomically(results_dir / f"dynamics_{name}.parquet", _compact(frame).to_parquet(index=False))
-    if costs:
-        _write_costs(results_dir / "dynamics_costs.csv", pd.DataFrame(costs).drop_duplicates("id"))
+    wanted = {each.id: each for metric in metrics or METRICS for each in measurements(study.configs, metric, place)}
+    todo = [each for each in wanted.values() if not records.has("dynamics", each.id)]
+    say(f"study {study.name}: {len(wanted)} measurements, {len(todo)} to make")
+    for config in {point.config for each in todo for point in each.points}:
+        if not place.folder("runs", config.id).done():
+            raise _untrained(config)
+    failed = dict(_measure_all(todo, workers, place))
+    for each in todo:
+        if each.id not in failed:
+            records.add(record_of(each, place))
     return list(failed.values())
 
 
-def _compact(frame: pd.DataFrame) -> pd.DataFrame:
-    """Single precision, and each name stored once: what is committed should be small."""
-    floats = dict.fromkeys(frame.select_dtypes("float64"), "float32")
-    return frame.astype(floats)
-
-
-def _write_costs(path: Path, costs: pd.DataFrame) -> None:
-    """Median seconds of a measurement, by metric and cell; of metrics that were not asked for this time, as before."""
-    keys = ["metric", "architecture", "dataset", "hardware"]
-    now = costs.groupby(keys)["seconds"].agg(measurements="size", median="median", most="max").reset_index()
-    if path.is_file():
-        before = pd.read_csv(path)
-        now = pd.concat([before[~before["metric"].isin(now["metric"])], now])
-    content = now.sort_values(keys).to_csv(index=False, float_format="%.4g", lineterminator="\n")
-    write_atomically(path, content.encode())
+def record_of(measurement: Measurement, store: Store) -> Record:
+    """The record of a measurement that is in the store."""
+    made = store.folder("dynamics", measurement.id).json("environment.json")
+    config = measurement.points[0].config
+    about = {name: getattr(config, name) for name in ("architecture", "dataset")}
+    facts = {"metric": measurement.metric, **METRICS[measurement.metric].settings, **about, MADE: made}
+    return Record("dynamics", measurement.id, facts, measured(measurement, store))
 
 
 def _measure_all(todo: Sequence[Measurement], workers: int, store: Store) -> Iterator[tuple[str, str]]:

@@ -104,6 +104,22 @@ def calibrated_budgets(
     return _applied(fitter(validation, costs, rule, method, k), validation, test, costs, rule, k, limits)
 
 
+def budgets_of_both(
+    validation: Predictions, test: Predictions, costs: Costs, backbone_flops: float, rule: str, method: str
+) -> pd.DataFrame:
+    """`calibrated_budgets`, and beside it what the same thresholds come to on the validation data they were fitted to.
+
+    validation_flops, and validation_accuracy (regression: validation_r2): what is chosen between trainings is chosen by
+    these, as test data choose nothing.
+    """
+    limits = named_limits(BUDGETS, backbone_flops)
+    fit = fitter(validation, costs, rule, method, None)
+    table = _applied(fit, validation, test, costs, rule, None, limits)
+    own = _applied(fit, validation, validation, costs, rule, None, limits)
+    score = score_names(np.shape(test[0])[2])[0]
+    return table.assign(**{f"validation_{name}": own[name] for name in (score, "flops")})
+
+
 def calibrated_curve(
     validation: Predictions,
     test: Predictions,

@@ -62,6 +62,10 @@ def paper_rows(records: list[Record]) -> pd.DataFrame:
         groups.setdefault(json.dumps(settings, sort_keys=True), []).append(record)
     rows = []
     for group in groups.values():
+        if all("paper" in record.tables for record in group):  # from before sweeps were recorded: as it was made then
+            own = [record.tables["paper"].assign(run=record.id) for record in group]
+            rows += [table.assign(protocol="paper", allocation="shared") for table in own]
+            continue
         limits = {budget: share * group[0].facts["backbone_flops"] for budget, share in LIMITS.items()}
         sweeps = [dict(list(record.tables["sweep"].groupby("rule", sort=False))) for record in group]
         ids = pd.Series([record.id for record in group])
