@@ -111,13 +111,13 @@ def _parser() -> argparse.ArgumentParser:
                 default=1,
                 help=f"local processes at a time (default 1; {cores} cores here)",
             )
-    text = "measure the training dynamics of a study that has run, and write its tables dynamics_*.parquet"
+    text = "measure the training dynamics of a study that has run, and add them to its records"
     command = commands.add_parser("dynamics", help=text, description=text)
     command.add_argument("params", type=Path, help="the study's YAML, such as params/dynamics.yaml")
     command.add_argument("--metrics", help="some of them, such as rank,dominance (default: all)")
     command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
     command.add_argument("--workers", type=_positive, default=1, help="local processes at a time (default 1)")
-    text = "evaluate the predictions of a study that has run, and write its tables evaluation_*.parquet"
+    text = "evaluate the predictions of a study that has run, and add that to its records"
     command = commands.add_parser("evaluate", help=text, description=text)
     command.add_argument("params", type=Path, help="the study's YAML, such as params/dynamics.yaml")
     command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
@@ -239,8 +239,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from eestudy.evaluating import evaluate_study
     from eestudy.grids import load_study
 
-    for path in evaluate_study(load_study(options.params), options.workers, options.store):
-        print(path)
+    study = load_study(options.params)
+    print(f"{study.name}: {evaluate_study(study, options.workers, options.store)} records added")
     return 0
 
 
