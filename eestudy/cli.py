@@ -137,6 +137,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     command.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
     command.add_argument("--rule", help="exit rule (default max-probability; regression: patience)")
+    text = "write the records of studies into one file, for `eestudy import` on another machine"
+    command = commands.add_parser("export", help=text, description=text)
+    command.add_argument("target", type=Path, help="the file to write, such as results.zip")
+    command.add_argument("studies", nargs="*", help="studies with records in book/results (default: all)")
+    command.add_argument("--runs", action="store_true", help="also the trained runs themselves, which the store has")
+    command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
+    text = "add the records in files of `eestudy export` to book/results; none that is here is changed"
+    command = commands.add_parser("import", help=text, description=text)
+    command.add_argument("sources", nargs="+", type=Path, help="files of `eestudy export`; all are checked first")
+    command.add_argument("--store", type=Path, help="where trained runs in them go (default: $EESTUDY_HOME, or ./runs)")
     text = "for maintainers: execute the chapters in place and write a study's results into README.md"
     command = commands.add_parser("refresh", help=text, description=text)
     command.add_argument("study", help="the study whose results the README shows, such as small")
@@ -275,6 +285,24 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from eestudy.bundles import export
+
+    print(f"{export(options.target, options.studies, options.runs, options.store)} files are in {options.target}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from eestudy.bundles import bring_in
+
+    counts = bring_in(options.sources, options.store)
+    records, folders = counts.records, counts.folders
+    print(f"records: {records['added']} added, {records['same']} the same, {records['replicate']} kept as replicates")
+    if any(folders.values()):
+        print(f"runs and phases: {folders['added']} added to the store, {folders['same']} are there already")
+    return 0
+
+
 def _book(options: argparse.Namespace) -> int:
     from eestudy.book import build
     from eestudy.grids import load_study
@@ -360,6 +388,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": _evaluate,
     "status": _status,
     "table": _table,
+    "export": _export,
+    "import": _import,
     "book": _book,
     "refresh": _refresh,
     "get": _get,

@@ -103,6 +103,7 @@ def _unsealed(content: bytes, where: str | Path) -> dict[str, Any]:
             text = file.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise EestudyError(f"{where}: cut short, damaged or not gzip ({error}); get the file again") from None
+    found: Any
     try:
         found = json.loads(text) if len(text) <= LARGEST else None
         seal, _ = found["sha256"], found["format"]
@@ -112,7 +113,7 @@ def _unsealed(content: bytes, where: str | Path) -> dict[str, Any]:
     rest = text.replace(f'"sha256":{json.dumps(seal)},'.encode(), b"", 1)
     if hashlib.sha256(rest).hexdigest() != seal:
         raise EestudyError(f"{where}: changed after it was written (its SHA-256 does not fit); get the file again")
-    return found
+    return dict(found)
 
 
 def agree(one: Record, other: Record) -> bool:

@@ -151,6 +151,10 @@ class Folder:
 
     # writing
 
+    def write(self, name: str, content: bytes) -> None:
+        """A file as it is, such as one of the same folder in another store."""
+        self._write(name, content)
+
     def write_json(self, name: str, content: Any) -> None:
         self._write(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 

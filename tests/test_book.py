@@ -149,22 +149,23 @@ def test_copy_holds_sources_and_touches_nothing_else(checkout: book.Stage) -> No
     (checkout.root / "book" / "results" / "large").mkdir()
     (checkout.root / "book" / "results" / "large" / "runs.csv").write_text("run\n")
     before = snapshot(checkout.root)
-    assert book.copy_sources(checkout, "tiny") > 0
-    assert book.copy_sources(checkout, "tiny") == 0
+    assert book.copy_sources(checkout) > 0
+    assert book.copy_sources(checkout) == 0
     assert snapshot(checkout.root) == before
     copied = set(snapshot(checkout.folder))
-    assert {"_config.yml", "book/index.md", "book/_ext/mathml.py", "book/results/large/runs.csv"} <= copied
-    made_elsewhere = {"book/chapters/one.ipynb", "book/runs/tiny/old.ipynb", "book/results/tiny/runs.csv"}
+    results = {"book/results/tiny/runs.csv", "book/results/large/runs.csv"}
+    assert {"_config.yml", "book/index.md", "book/_ext/mathml.py", *results} <= copied
+    made_elsewhere = {"book/chapters/one.ipynb", "book/runs/tiny/old.ipynb"}
     assert not copied & made_elsewhere
 
 
 def test_copy_follows_changes_and_keeps_what_was_made(checkout: book.Stage) -> None:
-    book.copy_sources(checkout, "tiny")
+    book.copy_sources(checkout)
     page = write_notebook(checkout.book / "runs" / "tiny" / "a.ipynb", ("markdown", "# A"))
     chapter = write_notebook(checkout.book / "chapters" / "one.ipynb", ("markdown", "# One, executed"))
     (checkout.root / "book" / "index.md").write_text("# Changed\n")
     (checkout.root / "book" / "references.md").unlink()
-    assert book.copy_sources(checkout, "tiny") == 2
+    assert book.copy_sources(checkout) == 2
     assert (checkout.book / "index.md").read_text() == "# Changed\n"
     assert not (checkout.book / "references.md").exists()
     assert page.is_file()
@@ -217,7 +218,7 @@ def test_heading_of_a_run_page_is_rewritten(study: Study, tmp_path: Path) -> Non
 
 
 def test_an_error_output_is_found_although_sphinx_says_nothing(checkout: book.Stage) -> None:
-    book.copy_sources(checkout, "tiny")
+    book.copy_sources(checkout)
     book.write_toc(checkout, Study("tiny", ()))
     cells = (("markdown", "# One"), ("code", "1 / 0"))
     write_notebook(checkout.book / "chapters" / "one.ipynb", *cells)
@@ -247,7 +248,7 @@ def test_remote_loads_are_found_in_every_place_and_links_are_not(tmp_path: Path)
 
 def test_a_book_is_built_offline_once_and_warnings_stop_it(checkout: book.Stage) -> None:
     clock = book.Clock()
-    book.copy_sources(checkout, "tiny")
+    book.copy_sources(checkout)
     write_notebook(checkout.book / "chapters" / "one.ipynb", ("markdown", "# One"), ("code", "1 + 1"))
     book.write_toc(checkout, Study("tiny", ()))
     book.build_pages(checkout, clock)

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from eestudy.cli import COMMANDS, main
+from eestudy.recording import record_of
+from eestudy.records import Records
+from eestudy.store import Store
 
 ROOT = Path(__file__).parents[1]
 TINY = "architecture: mlp\ndataset: digits\nstrategy: mixed\nepochs: 2\ntrain_size: 256\nseeds: [0]\n"
@@ -47,15 +50,25 @@ def test_help_names_every_command(capsys):
     assert all(f"\n    {name}" in said for name in COMMANDS)
 
 
-def test_plan_and_status(tmp_path, capsys, small_store, small_run):
-    small_run("mlp", "digits", "mixed")
+def test_plan_and_status(tmp_path, capsys, small_store, small_run, monkeypatch):
+    run = small_run("mlp", "digits", "mixed")
     (tmp_path / "tiny.yaml").write_text(TINY + "batch_size: 64\n")
     assert main(["plan", str(tmp_path / "tiny.yaml"), "--store", str(small_store)]) == 0
     said = capsys.readouterr().out
     assert " done " in said
     assert "0.0 GFLOPs are left" in said
     assert main(["status", str(tmp_path / "tiny.yaml"), "--store", str(small_store)]) == 0
-    assert "1 of 1 runs are done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 of 1 runs have a record" in said
+    assert "1 of 1 runs are done" in said
+    assert "no record: mlp-digits-mixed-s0-" in said
+    monkeypatch.setenv("EESTUDY_RESULTS", str(tmp_path))
+    Records(tmp_path / "tiny").add(record_of(run, Store(small_store)))
+    assert main(["status", str(tmp_path / "tiny.yaml"), "--store", str(tmp_path)]) == 0
+    assert "1 of 1 runs have a record" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "tiny.yaml"), "--store", str(tmp_path)]) == 0
+    assert "1 runs, 1 with a record; 0.0 GFLOPs are left" in capsys.readouterr().out
+    monkeypatch.delenv("EESTUDY_RESULTS")
     assert main(["status", str(tmp_path / "tiny.yaml"), "--store", str(tmp_path)]) == 0
     assert "0 of 1 runs are done" in capsys.readouterr().out
     assert main(["plan", str(tmp_path / "tiny.yaml"), "--store", str(tmp_path)]) == 0

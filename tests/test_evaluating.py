@@ -112,9 +112,9 @@ def test_a_regression_has_what_it_can_have_and_says_why_not(runs, results):
         run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, "patience",
         methods=("shared",),
     )  # fmt: skip
-    np.testing.assert_allclose(shared["accuracy"], known["r2"], rtol=1e-5)
+    np.testing.assert_allclose(shared["r2"], known["r2"], rtol=1e-5)
     geometric = own["allocation"].query("allocation == 'geometric'")
-    assert geometric["accuracy"].isna().all()
+    assert geometric["r2"].isna().all()
     assert geometric["reason"].iloc[0].startswith("method: must be 'shared' in regression")
     assert len(own["explorer"].query("allocation == 'shared'")) == run_tables.STEPS
     for name in ("risk", "draws", "reliability", "ood", "agreement", "leaving", "samples", "examples"):

@@ -16,6 +16,7 @@ from eestudy import runner
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.evaluation.exit_rules import TOO_EARLY
+from eestudy.records import Records
 from eestudy.report import claims, collect, load, plots, statistics, tables
 from eestudy.store import Store
 
@@ -198,18 +199,22 @@ def test_calibrated_budgets_report_what_the_thresholds_do_on_test():
 def test_paper_budgets_equal_a_slow_reference():
     runs = [random_run(10 + seed, 40) for seed in range(3)]
     frame = ev.paper_budgets(runs, COSTS, BACKBONE, "patience")
-    largest = max(float((logits[1:-1] - logits[:-2]).abs().max()) for logits, _ in runs)
-    sweep: list[tuple[float, list[np.ndarray]]] = [(-math.inf, [np.zeros(40, int)] * 3)]
-    for difference in np.linspace(largest, 0, 100):
-        by_run = [[leaves_by_hand(v, 1, difference) for v in logits[:, :, 0].numpy().T] for logits, _ in runs]
-        sweep.append((-difference, [np.array(where) - 1 for where in by_run]))
+    largest = [float((logits[1:-1] - logits[:-2]).abs().max()) for logits, _ in runs]
+    sweep: list[tuple[list[float], list[np.ndarray]]] = [([-math.inf] * 3, [np.zeros(40, int)] * 3)]
+    for part in np.linspace(1, 0, 100):
+        differences = [part * change for change in largest]
+        by_run = [
+            [leaves_by_hand(v, 1, difference) for v in logits[:, :, 0].numpy().T]
+            for (logits, _), difference in zip(runs, differences, strict=True)
+        ]
+        sweep.append(([-difference for difference in differences], [np.array(where) - 1 for where in by_run]))
     for budget in ev.BUDGETS:
         limit = math.inf if budget == "max" else int(budget) / 100 * BACKBONE
         within = [np.asarray(COSTS)[np.concatenate(wheres)].mean() <= limit for _, wheres in sweep]
         chosen = (within.index(False) if not all(within) else len(sweep)) - 1
-        threshold, wheres = sweep[chosen]
+        thresholds, wheres = sweep[chosen]
         rows = frame[frame.budget == budget]
-        for row, where, (logits, labels) in zip(rows.itertuples(), wheres, runs, strict=True):
+        for row, threshold, where, (logits, labels) in zip(rows.itertuples(), thresholds, wheres, runs, strict=True):
             left = logits[where, range(40), 0].numpy()
             assert row.threshold == pytest.approx(threshold, abs=1e-6)
             assert row.flops == np.asarray(COSTS)[where].mean()
@@ -288,34 +293,33 @@ def test_a_run_learns_and_is_measured(make, strategy):
     assert (run.task, run.exit_rule) == ("regression", "patience")
     exits = run.exits()
     assert exits.columns.tolist() == [
-        "run", "exit", "stage", "flops", "params", "accuracy", "nll", "ece", "score", "pearson", "spearman", "mse",
+        "run", "exit", "stage", "flops", "params", "r2", "pearson", "spearman", "mse", "score",
     ]  # fmt: skip
     # A linear fit has R2 0.45 on these samples; the mean of the labels has 0.
-    assert exits["accuracy"].between(0.35, 0.7).all()
+    assert exits["r2"].between(0.35, 0.7).all()
     assert exits["pearson"].between(0.6, 0.9).all()
-    assert set(exits["score"]) == {"R2"}
-    assert exits["nll"].isna().all()
+    assert set(exits["score"]) == {"r2"}
     history = run.history()
-    assert set(history["score"]) == {"R2"}
+    assert set(history["score"]) == {"r2"}
     logits, labels = run.predictions("validation")
     last = history[(history["split"] == "validation") & (history["exit"] == history["exit"].max())].iloc[-1]
     if strategy != "disjoint":  # there the last exit's last line is of the phase before
         expected = ev.exit_metrics(logits, labels).iloc[-1]
-        assert (last["loss"], last["accuracy"]) == pytest.approx((expected["mse"], expected["r2"]), rel=1e-4)
+        assert (last["loss"], last["r2"]) == pytest.approx((expected["mse"], expected["r2"]), rel=1e-4)
     for protocol in ("calibrated", "paper"):
         budgets = run.budgets(protocol).set_index("budget")
         assert budgets.columns.tolist() == [
-            "run", "protocol", "rule", "accuracy", "flops", "score", "pearson", "spearman", "mse",
+            "run", "protocol", "rule", "allocation", "r2", "flops", "pearson", "spearman", "mse", "score",
         ]  # fmt: skip
         assert set(budgets["rule"]) == {"patience"}
         final = exits.iloc[-1]
-        assert budgets.loc["max", ["accuracy", "flops"]].tolist() == pytest.approx([final["accuracy"], final["flops"]])
+        assert budgets.loc["max", ["r2", "flops"]].tolist() == pytest.approx([final["r2"], final["flops"]])
         assert budgets["flops"].is_monotonic_increasing
         assert budgets["flops"].nunique() >= 4  # for 100 % nearly all stay, on test perhaps all
     curve = run.tradeoff()
     assert set(curve["rule"]) == {"patience"}
     assert curve["flops"].nunique() > 20
-    assert curve["accuracy"].iloc[-1] == pytest.approx(exits["accuracy"].iloc[-1])
+    assert curve["r2"].iloc[-1] == pytest.approx(exits["r2"].iloc[-1])
     with pytest.raises(EestudyError, match=r"rule: entropy .*patience"):
         run.budgets(rule="entropy")
 
@@ -343,8 +347,7 @@ def study(make, small_run, small_store, tmp_path_factory):
     both = [*runs, *(small_run("mlp", "digits", strategy) for strategy in ("joint", "mixed"))]
     store = Store(small_store)
     for name, chosen in (("regression", runs), ("both", both), ("classes", both[len(runs) :])):
-        (root / name).mkdir()
-        runner._write_tables([run.config for run in chosen], store, root / name, "made")
+        runner.add_records([run.config for run in chosen], store, Records(root / name))
     return root, runs
 
 
@@ -360,7 +363,7 @@ def test_a_study_of_regression_has_tables_and_figures(study, monkeypatch, capsys
     assert main(["table", "regression", "--rule", "entropy"]) == 2
     assert "rule: unknown name 'entropy'; valid: patience" in capsys.readouterr().err
     shown = tables.exit_table(results)
-    mean = results.exits[(results.exits["strategy"] == "mixed") & (results.exits["exit"] == 5)]["accuracy"].mean()
+    mean = results.exits[(results.exits["strategy"] == "mixed") & (results.exits["exit"] == 5)]["r2"].mean()
     assert shown.data.loc[("mlp / diabetes", "mixed"), "exit 5"].startswith(f"{100 * mean:.1f} ±")
     correlation = tables.budget_table(results, score="spearman")
     assert correlation.caption.startswith("Spearman's rank correlation x 100 on test")
@@ -386,9 +389,11 @@ def test_a_study_of_both_tasks_names_both_and_leaves_classification_as_it_is(stu
     root, _ = study
     monkeypatch.setenv("EESTUDY_RESULTS", str(root))
     both, classes = load("both"), load("classes")
-    for name in ("exits.csv", "budgets.csv", "tradeoff.csv", "history.parquet"):
-        read = pd.read_parquet if name.endswith("parquet") else pd.read_csv
-        assert not {"score", "pearson"} & set(read(root / "classes" / name).columns)
+    for name in ("exits", "budgets", "tradeoff", "history"):
+        assert not {"score", "r2", "pearson"} & set(getattr(classes, name).columns)
+        mixed = getattr(both, name)
+        assert mixed["accuracy"].isna().tolist() == (mixed["score"] == "r2").tolist() or name == "budgets"
+        assert mixed["accuracy"].notna().sum() > 0
     shown = tables.budget_table(both)
     assert shown.caption.startswith("Accuracy (regression: R2) on test, %")
     assert "exit rule max-probability (regression: patience)." in shown.caption
@@ -423,9 +428,9 @@ def test_an_undefined_correlation_is_a_dash_with_its_reason(make):
 
 def test_r2_below_zero_stays_on_the_figure(make):
     exits = make("joint").exits().assign(strategy="joint")
-    exits["accuracy"] -= 1
+    exits["r2"] -= 1
     low, _ = plots.accuracy_by_exit(exits).axes[0].get_ylim()
-    assert low < exits["accuracy"].min() < 0
+    assert low < exits["r2"].min() < 0
 
 
 def test_hard_samples_of_a_regression_are_those_with_large_errors():

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeps": _GROUND,  # for evaluation, which needs torch, and report, which has none
     "columns": set(),
     "records": _STORED | {"environment", "columns"},
+    "bundles": _STORED | {"environment", "records"},
     "notebooks": _STORED,
     "data": _STORED,
     "heads": _STORED,
@@ -48,9 +49,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": _GROUND | {"deployed", "programs"},
     "evaluating": _STUDIED | {"study", "records"},
     "runner": _RUN,
+    "jobs": _RUN | {"runner"},
     "book": _RUN | {"runner"},
     "refresh": _RUN | {"runner"},
-    "cli": _RUN | {"runner", "book", "refresh", "trajectories", "evaluating"},
+    "cli": _RUN | {"runner", "jobs", "bundles", "book", "refresh", "trajectories", "evaluating"},
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }
@@ -63,6 +65,7 @@ WITHOUT_TORCH = (
     "sweeps",
     "columns",
     "records",
+    "bundles",
     "notebooks",
     "report",
     "deployed",

@@ -11,15 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from eestudy import notebooks
 from eestudy.cli import main
 from eestudy.grids import load_study
-from eestudy.runner import TABLES, Page, pages, run_study
-
-from .processes import flip_a_bit
+from eestudy.records import Record, Records, agree
+from eestudy.report import Results
+from eestudy.runner import Page, pages, run_study
 
 ROOT = Path(__file__).parents[1]
 STUDY = """
@@ -39,22 +38,27 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def execute(folder: Path, name: str = "tiny.yaml", workers: int = 2) -> list:
-    return run_study(load_study(folder / name), workers, folder / "pages", folder / "results", folder / "store")
+def execute(folder: Path, name: str = "tiny.yaml", workers: int = 2, every_page: bool = False) -> list:
+    study = load_study(folder / name)
+    return run_study(study, workers, folder / "pages", folder / "results", folder / "store", every_page)
+
+
+def records_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("results/**/*.json.gz")}
 
 
 def test_tables_and_pages_of_a_study(studied):
     assert {path.name for path in (studied / "pages").iterdir()} == {
         "mlp-digits-mixed.ipynb", "mlp-digits-joint.ipynb",
     }  # fmt: skip
-    runs = pd.read_csv(studied / "results/runs.csv")
-    assert len(runs) == 4
-    assert set(runs["strategy"]) == {"mixed", "joint"}
-    exits = pd.read_csv(studied / "results/exits.csv")
-    assert len(exits) == 4 * 5
-    assert exits["accuracy"].between(0, 1).all()
-    budgets = pd.read_csv(studied / "results/budgets.csv")
-    assert len(budgets) == 4 * 2 * 4 * 5
+    results = Results("tiny", studied / "results")
+    assert len(results.runs) == 4
+    assert set(results.runs["strategy"]) == {"mixed", "joint"}
+    assert len(results.exits) == 4 * 5
+    assert results.exits["accuracy"].between(0, 1).all()
+    # Four rules x five budgets: three ways to share a budget out, and the published protocol.
+    assert len(results.budgets) == 4 * 4 * 5 * (3 + 1)
+    assert {path.name for path in (studied / "results").iterdir()} == {"runs"}
     for page in (studied / "pages").iterdir():
         assert notebooks.error_outputs(page) == []
         text = page.read_text()
@@ -64,31 +68,42 @@ def test_tables_and_pages_of_a_study(studied):
 
 def test_a_second_call_executes_nothing(studied, capfd):
     before = {path: path.stat().st_mtime_ns for path in studied.rglob("*.ipynb")}
-    tables = {name: (studied / "results" / name).read_bytes() for name in TABLES}
-    assert not execute(studied)
+    records = records_in(studied)
+    for every_page in (False, True):
+        assert not execute(studied, every_page=every_page)
+        assert "4 of them with a record; 0 to execute" in capfd.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in studied.rglob("*.ipynb")} == before
-    assert {name: (studied / "results" / name).read_bytes() for name in TABLES} == tables
+    assert records_in(studied) == records
+
+
+def test_records_from_elsewhere_are_enough_and_only_what_has_none_is_trained(studied, tmp_path, capfd):
+    shutil.copytree(studied / "results", tmp_path / "results")
+    shutil.copy(studied / "tiny.yaml", tmp_path)
+    assert not execute(tmp_path)
     assert "0 to execute" in capfd.readouterr().err
-
-
-def test_what_the_store_lost_or_has_damaged_is_made_again(studied, tmp_path, capfd):
-    shutil.copytree(studied, tmp_path, dirs_exist_ok=True)
-    (run,) = tmp_path.glob("store/runs/mlp-digits-joint-s1-*")
-    phase = json.loads((run / "run.json").read_text())["phases"][0]
-    flip_a_bit(tmp_path / "store/phases" / phase / "checkpoint-100.safetensors")
-    os.truncate(tmp_path / "results/exits.csv", 100)
+    assert not list(tmp_path.glob("store/*/*"))
+    (lost,) = tmp_path.glob("results/runs/mlp-digits-joint-s1-*")
+    kept, before = records_in(tmp_path), lost.read_bytes()
+    lost.unlink()
     assert not execute(tmp_path)
     assert "1 to execute" in capfd.readouterr().err
-    assert (tmp_path / "results/exits.csv").read_bytes() == (studied / "results/exits.csv").read_bytes()
-    # A table alone is written again from what is there; a store that has lost everything trains everything.
-    os.truncate(tmp_path / "results/budgets.csv", 100)
-    assert not execute(tmp_path)
-    assert "0 to execute" in capfd.readouterr().err
-    assert (tmp_path / "results/budgets.csv").read_bytes() == (studied / "results/budgets.csv").read_bytes()
-    shutil.rmtree(tmp_path / "store")
-    assert not execute(tmp_path)
-    assert "2 to execute" in capfd.readouterr().err
-    assert (tmp_path / "results/exits.csv").read_bytes() == (studied / "results/exits.csv").read_bytes()
+    assert [path.name.rsplit("-", 1)[0] for path in tmp_path.glob("store/runs/*")] == ["mlp-digits-joint-s1"]
+    # Here, on the same processor, it comes to the same numbers; the others' files are not touched.
+    assert records_in(tmp_path).keys() == kept.keys()
+    assert agree(Record.from_bytes(lost.read_bytes(), lost), Record.from_bytes(before, lost))
+    assert {name: content for name, content in records_in(tmp_path).items() if name != lost.name} == {
+        name: content for name, content in kept.items() if name != lost.name
+    }
+
+
+def test_the_book_executes_pages_of_runs_that_have_records(studied, tmp_path, capfd):
+    shutil.copytree(studied, tmp_path, dirs_exist_ok=True)
+    before = records_in(tmp_path)
+    (tmp_path / "pages/mlp-digits-joint.ipynb").unlink()
+    assert not execute(tmp_path, every_page=True)
+    assert "1 to execute" in capfd.readouterr().err
+    assert (tmp_path / "pages/mlp-digits-joint.ipynb").is_file()
+    assert records_in(tmp_path) == before
 
 
 def test_a_failed_run_is_listed_and_does_not_stop_the_others(tmp_path, capfd):
@@ -100,7 +115,7 @@ def test_a_failed_run_is_listed_and_does_not_stop_the_others(tmp_path, capfd):
     assert "not finite" in failures[0].reason
     assert ".failed.ipynb" in failures[0].reason
     assert len(list((tmp_path / "pages").glob("*.failed.ipynb"))) == 1
-    assert pd.read_csv(tmp_path / "results/runs.csv")["run"].nunique() == 2
+    assert len(Records(tmp_path / "results").ids("runs")) == 2
 
 
 def test_a_study_that_cannot_work_starts_nothing(tmp_path, capsys, monkeypatch):
@@ -109,7 +124,6 @@ def test_a_study_that_cannot_work_starts_nothing(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err.strip()
     assert "no place for an early exit" in said
     assert not list((tmp_path / "store").rglob("*.json"))
-    assert not (ROOT / "book/results/bad/runs.csv").exists()
     for folder in (ROOT / "book/results/bad", ROOT / "book/runs/bad"):
         folder.rmdir()
 

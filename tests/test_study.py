@@ -145,7 +145,7 @@ def test_budgets(small_run):
     runs = [small_run("mlp", "digits", "mixed", seed=seed) for seed in (0, 1)]
     for protocol in ("calibrated", "paper"):
         frame = eestudy.budgets(runs, protocol)
-        assert list(frame.columns) == ["run", "protocol", "rule", "budget", "accuracy", "flops"]
+        assert list(frame.columns) == ["run", "protocol", "rule", "allocation", "budget", "accuracy", "flops"]
         assert set(frame["run"]) == {run.id for run in runs}
         most = frame[frame["budget"] == "max"].set_index("run")
         for run in runs:

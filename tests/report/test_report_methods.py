@@ -20,6 +20,8 @@ from eestudy.training.strategies import phases_of
 
 # Cards
 
+ROW = {"protocol": "calibrated", "allocation": "shared"}
+
 
 def settings(card: cards.Card) -> dict[str, object]:
     found = re.findall(r"```yaml\n(.*?)```", card.body, flags=re.DOTALL)
@@ -103,9 +105,9 @@ def study(seeds: int = 4) -> Results:
                 for rule in RULES.values():
                     value = 0.5 + 0.1 * seed + gain + noise + (0.9 if rule != RULES[method] else 0)
                     value = np.nan if budget == "25" else value
-                    rows["budgets"].append({"run": run, "protocol": "calibrated", "rule": rule, "budget": budget,
+                    rows["budgets"].append({**ROW, "run": run, "rule": rule, "budget": budget,
                                             "accuracy": value, "flops": 1e5})  # fmt: skip
-            rows["tradeoff"].append({"run": run, "protocol": "calibrated", "rule": RULES[method], "budget": 0.5,
+            rows["tradeoff"].append({**ROW, "run": run, "rule": RULES[method], "budget": 0.5,
                                      "accuracy": 0.5, "flops": 1e5})  # fmt: skip
     return Results("made-up", None, {name: pd.DataFrame(records) for name, records in rows.items()})
 

@@ -15,6 +15,8 @@ from eestudy.report.tables import BUDGETS
 
 SCALED = {"plain": {}, "sdn-ramp": {"weighting": "sdn-ramp"}, "equilibrium": {"gradient_scaling": "equilibrium"}}
 
+ROW = {"protocol": "calibrated", "allocation": "shared"}
+
 
 def study(gains: dict[tuple[str, str], float], early: dict[str, float] | None = None) -> Results:
     """Two cells, six seeds. gains: of (strategy, scaling) on 0.5; early: of joint by scaling, added at 25 % alone."""
@@ -32,9 +34,9 @@ def study(gains: dict[tuple[str, str], float], early: dict[str, float] | None = 
                     noise = 0.001 * np.random.default_rng([seed, sum((run + budget).encode())]).normal()
                     extra = (early or {}).get(name, 0.0) if strategy == "joint" and budget == "25" else 0.0
                     value = 0.5 + 0.1 * seed + gain + extra + noise
-                    rows["budgets"].append({"run": run, "protocol": "calibrated", "rule": "max-probability",
+                    rows["budgets"].append({**ROW, "run": run, "rule": "max-probability",
                                             "budget": budget, "accuracy": value, "flops": 1e5})  # fmt: skip
-                rows["tradeoff"].append({"run": run, "protocol": "calibrated", "rule": "max-probability",
+                rows["tradeoff"].append({**ROW, "run": run, "rule": "max-probability",
                                          "budget": 0.5, "accuracy": 0.5, "flops": 1e5})  # fmt: skip
     return Results("made-up", None, {name: pd.DataFrame(records) for name, records in rows.items()})
 

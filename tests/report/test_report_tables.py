@@ -95,7 +95,8 @@ def test_a_study_that_varies_a_setting_is_not_averaged_over_it() -> None:
 
 def test_collect_from_runs_gives_the_same_frames(results: Results) -> None:
     def pick(frame: pd.DataFrame, run: str, name: str) -> pd.DataFrame:
-        return frame.loc[frame["run"] == run, list(frames.COLUMNS[name])]
+        columns = [*frames.COLUMNS[name], *frames.SCORES.get(name, ())]
+        return frame.loc[frame["run"] == run, columns]
 
     def as_run(run: str) -> SimpleNamespace:
         return SimpleNamespace(
@@ -106,7 +107,7 @@ def test_collect_from_runs_gives_the_same_frames(results: Results) -> None:
         )
 
     names = list(results.runs["run"])
-    collected = collect([as_run(n) for n in names], results.budgets[list(frames.COLUMNS["budgets"])])
+    collected = collect([as_run(n) for n in names], results.budgets[[*frames.COLUMNS["budgets"], "accuracy"]])
     pd.testing.assert_frame_equal(tables.comparisons(collected), tables.comparisons(results))
     assert tables.exit_table(collected).data.equals(tables.exit_table(results).data)
     with pytest.raises(EestudyError, match="not collected"):

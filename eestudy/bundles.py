@@ -1,0 +1,225 @@
+"""Records between machines: one zip with a list of what is in it, checked whole before anything of it is used.
+
+Inside: results/<study>/<kind>/<id>.json.gz, and with the runs themselves store/<kind>/<id>/<file>, as they lie on disk;
+manifest.json has the SHA-256 of each. Nothing is pickled, and no name leads anywhere else. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eestudy.config import EestudyError, nearest
+from eestudy.environment import say
+from eestudy.records import KINDS, NAME, SUFFIX, Record, Records, results_folder
+from eestudy.store import Folder, Store, clear_os_errors
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PART = NAME.pattern
+RESULT = re.compile(rf"results/(?P<study>{PART})/(?:replicates/)?(?P<kind>{'|'.join(KINDS)})/(?P<file>{PART})")
+STORED = re.compile(rf"store/(?P<kind>runs|phases)/(?P<id>{PART})/(?P<file>{PART})")
+BLOCK = 2**20
+OLD = (1980, 1, 1, 0, 0, 0)  # every member's time: the same records make the same zip
+
+
+@dataclass
+class Counts:
+    """What became of the records of a bundle, and of the folders of a store."""
+
+    records: dict[str, int] = field(default_factory=lambda: {"added": 0, "same": 0, "replicate": 0})
+    folders: dict[str, int] = field(default_factory=lambda: {"added": 0, "same": 0})
+
+
+def export(target: Path, studies: Sequence[str] = (), runs: bool = False, store: Path | None = None) -> int:
+    """Writes the records of these studies (default: of all) into one zip; returns how many files it holds.
+
+    runs: also the run and phase folders that the store has of them. Written whole or not at all. EestudyError for a
+    study without records, a damaged record or folder, and where nothing can be written.
+    """
+    files = _files(studies, Store(store) if runs else None)
+    listed = {name: _checked(name, path) for name, path in files}
+    manifest = {"format": FORMAT, "files": listed}
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with clear_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as raw:
+                with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as bundle:  # what is in it is compressed already
+                    bundle.writestr(zipfile.ZipInfo(MANIFEST, OLD), json.dumps(manifest, indent=1, sort_keys=True))
+                    for name, path in files:
+                        _write(bundle, name, path, listed[name])
+                raw.flush()
+                os.fsync(raw.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return len(files)
+
+
+def _files(studies: Sequence[str], store: Store | None) -> list[tuple[str, Path]]:
+    """(name in the zip, path), sorted."""
+    root = results_folder("-").parent
+    folders = root.iterdir() if root.is_dir() else ()
+    there = sorted(p.name for p in folders if NAME.fullmatch(p.name) and any(Records(p).ids(kind) for kind in KINDS))
+    for name in studies:
+        if name not in there:
+            raise EestudyError(f"study: {name!r} has no records in {root}; {nearest(name, there or ['(none)'])}")
+    if not there:
+        raise EestudyError(f"{root}: no study has records here; eestudy run or train makes them")
+    found: dict[str, Path] = {}
+    for study in studies or there:
+        records = Records(root / study)
+        for kind in KINDS:
+            for record_id in records.ids(kind):
+                for path in (records.path(kind, record_id), *records.replicates(kind, record_id)):
+                    found[f"results/{study}/{path.relative_to(records.folder).as_posix()}"] = path
+        if store:
+            for record in records.read("runs"):
+                found |= _stored(store, record)
+    return sorted(found.items())
+
+
+def _stored(store: Store, record: Record) -> dict[str, Path]:
+    """Files of a run and its phases, where the store has them as they were written."""
+    run = store.folder("runs", record.id)
+    if not store.whole(run):
+        return {}
+    folders = {"runs": [run], "phases": [store.folder("phases", phase) for phase in record.facts["phases"]]}
+    return {
+        f"store/{kind}/{folder.id}/{name}": folder.path / name
+        for kind, own in folders.items()
+        for folder in own
+        if store.whole(folder)
+        for name in sorted(folder.manifest())  # the manifest and `done` are written anew
+    }
+
+
+def _checked(name: str, path: Path) -> dict[str, object]:
+    if RESULT.fullmatch(name):
+        Record.from_bytes(path.read_bytes(), path)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _write(bundle: zipfile.ZipFile, name: str, path: Path, entry: dict[str, object]) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file, bundle.open(zipfile.ZipInfo(name, OLD), "w", force_zip64=True) as member:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            member.write(block)
+    if digest.hexdigest() != entry["sha256"]:
+        raise EestudyError(f"{path}: changed while it was exported; run the same command again")
+
+
+def bring_in(sources: Sequence[Path], store: Path | None = None) -> Counts:
+    """Adds the records of bundles to the studies here, and their runs to the store; all are checked before that.
+
+    EestudyError in one line, and nothing is changed, for a bundle that is cut short, edited or not one. Killed at any
+    moment, the union is whole, and the same command goes on.
+    """
+    for source in sources:
+        for _ in _verified(source):
+            pass
+    counts = Counts()
+    for source in sources:
+        records: dict[str, Records] = {}
+        with zipfile.ZipFile(source) as bundle:
+            for name in sorted(bundle.namelist()):
+                if found := RESULT.fullmatch(name):
+                    study = records.setdefault(found["study"], Records(results_folder(found["study"])))
+                    record = Record.from_bytes(bundle.read(name), f"{source}, {name}")
+                    counts.records[study.add(record)] += 1
+            _fill_store(bundle, Store(store), counts)
+    return counts
+
+
+def _verified(source: Path) -> Iterator[str]:
+    """Every member of a bundle, once it is known to be what was exported. Reads all of it."""
+    try:
+        with zipfile.ZipFile(source) as bundle:
+            listed = _listed(bundle, source)
+            for name, entry in listed.items():
+                digest, size, kept = hashlib.sha256(), 0, []
+                with bundle.open(name) as member:
+                    while block := member.read(BLOCK):
+                        digest.update(block)
+                        size += len(block)
+                        if RESULT.fullmatch(name):
+                            kept.append(block)
+                if size != entry["bytes"] or digest.hexdigest() != entry["sha256"]:
+                    raise EestudyError(f"{source}, {name}: is not as it was exported; export it again")
+                _check_record(name, b"".join(kept), source)
+                yield name
+    except FileNotFoundError:
+        raise EestudyError(f"{source}: no such file") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        if isinstance(error, EestudyError):
+            raise
+        raise EestudyError(f"{source}: cut short, damaged or not a bundle of eestudy ({error})") from None
+
+
+def _listed(bundle: zipfile.ZipFile, source: Path) -> dict[str, dict[str, object]]:
+    """The manifest's files, which are the members, each once and with a name that may be written."""
+    foreign = f"{source}: is not a bundle of eestudy"
+    try:
+        manifest = json.loads(bundle.read(MANIFEST))
+        version, listed = manifest["format"], manifest["files"]
+        known = all(set(entry) == {"bytes", "sha256"} for entry in listed.values())
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise EestudyError(foreign) from None
+    if version != FORMAT:
+        raise EestudyError(f"{source}: a bundle of format {version}, this version reads {FORMAT}; take a newer eestudy")
+    if not known or sorted([*listed, MANIFEST]) != sorted(bundle.namelist()):
+        raise EestudyError(f"{foreign}: its members are not those of its {MANIFEST}")
+    for name in listed:
+        if not (RESULT.fullmatch(name) or STORED.fullmatch(name)):
+            raise EestudyError(f"{foreign}: the member {name!r} has no place in one")
+    return listed
+
+
+def _check_record(name: str, content: bytes, source: Path) -> None:
+    found = RESULT.fullmatch(name)
+    if not found:
+        return
+    record = Record.from_bytes(content, f"{source}, {name}")
+    same = found["file"] == f"{record.id}{SUFFIX}"
+    if "/replicates/" in name:
+        same = re.fullmatch(re.escape(record.id) + r"-[0-9a-f]{8}" + re.escape(SUFFIX), found["file"]) is not None
+    if record.kind != found["kind"] or not same:
+        raise EestudyError(f"{source}, {name}: holds the record {record.name}")
+
+
+def _fill_store(bundle: zipfile.ZipFile, store: Store, counts: Counts) -> None:
+    """Folders that the store has not, or not whole; `done` is written last, as when they were made."""
+    folders: dict[tuple[str, str], list[str]] = {}
+    for name in bundle.namelist():
+        if found := STORED.fullmatch(name):
+            folders.setdefault((found["kind"], found["id"]), []).append(found["file"])
+    for (kind, folder_id), names in sorted(folders.items()):  # phases first: a run that is done needs them
+        folder = store.folder(kind, folder_id)
+        with folder.lock(say):
+            if store.usable(folder):
+                counts.folders["same"] += 1
+                continue
+            _fill(folder, bundle, f"store/{kind}/{folder_id}", names)
+            counts.folders["added"] += 1
+
+
+def _fill(folder: Folder, bundle: zipfile.ZipFile, place: str, names: Sequence[str]) -> None:
+    for name in folder.manifest():  # of a run that was begun here: its saved state is of no use any more
+        if name not in names:
+            folder.remove(name)
+    for name in sorted(names):
+        folder.write(name, bundle.read(f"{place}/{name}"))
+    folder.finish()
