@@ -41,6 +41,12 @@ class Measurement:
     facts: tuple[tuple[str, Any], ...]
     id: str
 
+    @property
+    def record(self) -> str:
+        """Id of its record. Runs that share a network share the measurement, but each has the record of its own."""
+        about = [self.id, [point.config.id for point in self.points], self.facts]
+        return f"{self.metric}-{content_hash(about)}"
+
 
 def measurements(configs: Sequence[RunConfig], metric: str, store: Store) -> list[Measurement]:
     """Everything that `metric` is measured at in these runs, as far as their phases came and have checkpoints.
@@ -147,14 +153,15 @@ def measure_study(
     results_dir = results_dir or results_folder(study.name)
     place, records = Store(store), Records(results_dir)
     place.check_writable()
-    wanted = {each.id: each for metric in metrics or METRICS for each in measurements(study.configs, metric, place)}
-    todo = [each for each in wanted.values() if not records.has("dynamics", each.id)]
-    say(f"study {study.name}: {len(wanted)} measurements, {len(todo)} to make")
-    for config in {point.config for each in todo for point in each.points}:
+    wanted = [each for metric in metrics or METRICS for each in measurements(study.configs, metric, place)]
+    new = [each for each in wanted if not records.has("dynamics", each.record)]
+    for config in {point.config for each in new for point in each.points}:
         if not place.folder("runs", config.id).done():
             raise _untrained(config)
-    failed = dict(_measure_all(todo, workers, place))
-    for each in todo:
+    todo = {each.id: each for each in new if not place.whole(place.folder("dynamics", each.id))}
+    say(f"study {study.name}: {len({each.id for each in wanted})} measurements, {len(todo)} to make")
+    failed = dict(_measure_all(list(todo.values()), workers, place))
+    for each in new:
         if each.id not in failed:
             records.add(record_of(each, place))
     return list(failed.values())
@@ -166,7 +173,7 @@ def record_of(measurement: Measurement, store: Store) -> Record:
     config = measurement.points[0].config
     about = {name: getattr(config, name) for name in ("architecture", "dataset")}
     facts = {"metric": measurement.metric, **METRICS[measurement.metric].settings, **about, MADE: made}
-    return Record("dynamics", measurement.id, facts, measured(measurement, store))
+    return Record("dynamics", measurement.record, facts, measured(measurement, store))
 
 
 def _measure_all(todo: Sequence[Measurement], workers: int, store: Store) -> Iterator[tuple[str, str]]:

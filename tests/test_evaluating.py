@@ -17,6 +17,7 @@ from eestudy.data.outside import KINDS, outside
 from eestudy.evaluation import difficulty, run_tables
 from eestudy.evaluation.run_tables import Predicted
 from eestudy.grids import Study
+from eestudy.records import Records
 from eestudy.report import Results
 from eestudy.store import Store
 from eestudy.study import Run
@@ -38,14 +39,17 @@ def runs(small_run):
 
 @pytest.fixture(scope="module")
 def folder(runs, small_store, tmp_path_factory):
-    """The study's tables, as the command writes them."""
+    """The study's records, as the command writes them."""
     folder = tmp_path_factory.mktemp("results") / "tiny"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(run_tables, "DRAWS", 4)
         patched.setattr(evaluating, "OUTSIDERS", 100)
         study = Study("tiny", tuple(run.config for run in runs))
-        written = evaluating.evaluate_study(study, 1, small_store, folder)
-    assert {path.name for path in written} == {f"evaluation_{name}.parquet" for name in TABLES}
+        added = evaluating.evaluate_study(study, 1, small_store, folder)
+        assert added == len(runs) + len(evaluating._cells(study.configs))
+        # What has a record is not asked for again, whatever the store holds.
+        assert evaluating.evaluate_study(study, 1, folder.parent / "empty", folder) == 0
+    assert {name for record in Records(folder).read("evaluation") for name in record.tables} == TABLES
     return folder
 
 

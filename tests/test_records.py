@@ -58,7 +58,7 @@ def test_every_dtype_comes_back():
     empty = Record.from_bytes(made_up(all=EVERY_KIND[:0]).to_bytes(), "x").tables["all"]
     assert len(empty) == 0
     assert list(empty.dtypes) == list(EVERY_KIND.dtypes)
-    small = EVERY_KIND.assign(whole=EVERY_KIND["whole"].astype("int64"), number=np.float32([0.5, 1, 2]))
+    small = EVERY_KIND.assign(whole=EVERY_KIND["whole"].astype("int64"), number=np.array([0.5, 1, 2], np.float32))
     assert Record.from_bytes(made_up(all=small).to_bytes(), "x").tables["all"]["number"].dtype == np.float64
 
 
@@ -247,7 +247,16 @@ def test_what_a_runs_record_holds(cell, small_store):
     assert columns == {
         "exits": ["exit", "stage", "flops", "params", "accuracy", "nll", "ece"],
         "history": ["phase", "epoch", "exit", "split", "loss", "accuracy"],
-        "budgets": ["protocol", "rule", "allocation", "budget", "accuracy", "flops"],
+        "budgets": [
+            "budget",
+            "accuracy",
+            "flops",
+            "validation_accuracy",
+            "validation_flops",
+            "protocol",
+            "rule",
+            "allocation",
+        ],
         "sweep": ["rule", "threshold", "accuracy", "flops"],
         "tradeoff": ["rule", "allocation", "budget", "accuracy", "flops"],
     }
