@@ -52,7 +52,7 @@ def evaluate_study(study: Study, workers: int = 1, store: Path | None = None, re
     missing = [config.id for config in asked if not place.folder("runs", config.id).done()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise EestudyError(f"{missing[0]}{more}: not trained here; make with: eestudy run params/{study.name}.yaml")
+        raise EestudyError(f"{missing[0]}{more}: not trained yet; make with: eestudy run params/{study.name}.yaml")
     place.check_writable()
     runs = {config: Run(config, place) for config in asked}
     todo = [config for config in asked if not records.has("evaluation", config.id)]

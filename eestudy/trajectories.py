@@ -75,7 +75,7 @@ def measurements(configs: Sequence[RunConfig], metric: str, store: Store) -> lis
 
 
 def _untrained(config: RunConfig) -> EestudyError:
-    return EestudyError(f"{config.id}: is not trained here; train the study first: eestudy run params/...yaml")
+    return EestudyError(f"{config.id}: is not trained yet; train the study first: eestudy run params/...yaml")
 
 
 @lru_cache(maxsize=4096)

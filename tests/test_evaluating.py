@@ -75,14 +75,14 @@ def test_every_run_is_in_every_table_and_numbers_are_those_of_the_functions(runs
         known = evaluation.budget_misses(*given, rule, methods=(method,))
         found = own["allocation"].query("rule == @rule and allocation == @method")
         for column in ("limit", "flops", "miss", "accuracy"):
-            np.testing.assert_allclose(found[column], known[column], rtol=1e-6)
+            np.testing.assert_allclose(found[column], known[column], rtol=1e-5)
     metrics = evaluation.reliability_metrics(*run.predictions("test"))
     found = own["reliability"].query("not scaled").set_index("system")
     for column in ("ece", "ks", "brier", "auroc"):
         np.testing.assert_allclose(found.loc[metrics["system"], column], metrics[column], rtol=1e-5)
     assert set(found["temperature"].dropna()) == {1.0}
     scaled = own["reliability"].query("scaled").set_index("system")["temperature"].dropna()
-    np.testing.assert_allclose(scaled, evaluation.fit_temperatures(*run.predictions("validation")), rtol=1e-6)
+    np.testing.assert_allclose(scaled, evaluation.fit_temperatures(*run.predictions("validation")), rtol=1e-5)
     bins = own["bins"].query("not scaled").groupby("system")["count"].sum()
     assert set(bins) == {len(run.predictions("test")[1])}
 
@@ -96,22 +96,22 @@ def test_the_explorer_s_ends_are_the_first_and_the_last_exit(runs, results):
             left = rows[[f"left_{k}" for k in range(1, len(run.costs) + 1)]].to_numpy()
             assert len(rows) == run_tables.STEPS
             assert (left.sum(axis=1) == len(labels)).all()
-            np.testing.assert_allclose(left @ run.costs / len(labels) / run.backbone_flops, rows["cost"], rtol=1e-6)
+            np.testing.assert_allclose(left @ run.costs / len(labels) / run.backbone_flops, rows["cost"], rtol=1e-5)
             for row, logit in ((0, logits[0]), (-1, logits[-1])):
-                assert rows["accuracy"].iloc[row] == pytest.approx((logit.argmax(1) == labels).mean())
+                assert rows["accuracy"].iloc[row] == pytest.approx((logit.argmax(1) == labels).mean(), rel=1e-5)
             middle = rows.iloc[run_tables.STEPS // 2]
             thresholds = [*(middle[f"threshold_{k}"] for k in range(1, len(run.costs))), np.inf]
             budget = float(np.linspace(run.costs[0], run.costs[-1], run_tables.STEPS)[run_tables.STEPS // 2])
             validation, truth = run.predictions("validation")
             known = evaluation.calibrate(validation, truth, run.costs, budget, method=method)
-            np.testing.assert_allclose(thresholds, known, rtol=1e-6)
+            np.testing.assert_allclose(thresholds, known, rtol=1e-5)
 
 
 def test_a_regression_has_what_it_can_have_and_says_why_not(runs, results):
     run = runs[-1]
     own = {name: frame[frame["run"] == run.id] for name in TABLES for frame in [results.evaluation(name)]}
     shared = own["allocation"].query("allocation == 'shared'")
-    assert set(shared["score"]) == {"R2"}
+    assert set(shared["score"]) == {"r2"}
     known = evaluation.budget_misses(
         run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, "patience",
         methods=("shared",),
@@ -161,7 +161,7 @@ def test_difficulty_of_the_study(runs, results):
     agreement = results.evaluation("agreement")
     own = agreement[(agreement["run"] == runs[0].id) & (agreement["with"] == "other seeds")]
     first, second = (run.predictions("test")[0].argmax(-1) for run in runs[:2])
-    np.testing.assert_allclose(own["agreement"], (first == second).mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(own["agreement"], (first == second).mean(axis=1), rtol=1e-5)
     pictures = results.evaluation("examples").dropna(subset="kind")
     assert set(pictures["kind"]) == {"easy", "hard", "split"}
     assert {len(pixels) for pixels in pictures["pixels"]} == {64}

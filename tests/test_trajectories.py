@@ -14,6 +14,7 @@ from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
 from eestudy.grids import Study
 from eestudy.probing import METRICS, Point
+from eestudy.records import Records
 from eestudy.store import Store
 from eestudy.study import Run
 from eestudy.trajectories import measure, measured, measurements
@@ -147,7 +148,10 @@ def test_a_measurement_is_kept_and_made_again_when_damaged(configs, place, monke
 def test_what_was_not_trained_is_named(tmp_path):
     config = RunConfig(architecture="mlp", dataset="digits", strategy="joint", **SMALL)
     with pytest.raises(EestudyError, match=rf"{config.id}: is not trained yet; train the study first"):
-        measurements([config], "rank", Store(tmp_path))
+        trajectories.measure_study(Study("tiny", (config,)), ["rank"], 1, tmp_path, tmp_path / "results")
+    patient = config.replace(match="patience")
+    with pytest.raises(EestudyError, match=rf"{patient.id}: is not trained yet; train the study first"):
+        measurements([patient], "rank", Store(tmp_path))
     with pytest.raises(EestudyError, match="metric: unknown name 'rang'; nearest: rank"):
         measurements([config], "rang", Store(tmp_path))
 
@@ -201,17 +205,25 @@ def test_every_metric_gives_tables(configs, place, monkeypatch, metric):
 
 
 def test_a_study_s_tables(configs, small_store, tmp_path):
-    """In two processes; then only what is asked for, and nothing twice."""
+    """In two processes; then nothing twice, and without the trained runs, because the records are there."""
     study = Study("tiny", tuple(configs))
     assert trajectories.measure_study(study, ["rank", "plane"], 2, small_store, tmp_path) == []
-    assert {path.stem for path in tmp_path.glob("*.parquet")} == {"dynamics_rank", "dynamics_plane", "dynamics_corners"}
-    costs = pd.read_csv(tmp_path / "dynamics_costs.csv")
-    assert set(costs["metric"]) == {"rank", "plane"}
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert trajectories.measure_study(study, ["rank"], 1, small_store, tmp_path) == []
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    rank = pd.read_parquet(tmp_path / "dynamics_rank.parquet")
+    records = Records(tmp_path).read("dynamics")
+    assert {record.facts["metric"] for record in records} == {"rank", "plane"}
+    assert all(record.facts["made"]["seconds"] > 0 for record in records)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json.gz")}
+    assert trajectories.measure_study(study, ["rank"], 1, tmp_path / "empty", tmp_path) == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json.gz")} == before
+    rank = pd.concat([record.tables["rank"] for record in records if "rank" in record.tables])
     assert set(rank["run"]) == {config.id for config in configs}
+    # Runs that share a network share its measurement, but each has its rows.
+    shared = rank[(rank["phase"] == 1) & (rank["share"] == 50)].groupby("run")["rank"].apply(list)
+    for seed in (0, 1):
+        disjoint, mixed = (
+            next(config.id for config in configs if (config.strategy, config.seed) == (strategy, seed))
+            for strategy in ("disjoint", "mixed")
+        )
+        assert shared[disjoint] == shared[mixed]
 
 
 def test_the_command_line_names_a_wrong_metric(capsys, tmp_path):
