@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from eestudy.grids import load_study, project_root
 from eestudy.records import MADE, Record, Records
 from eestudy.report.scores import renamed
 from eestudy.sweeps import paper_budgets_of_sweeps
@@ -16,6 +18,7 @@ from eestudy.sweeps import paper_budgets_of_sweeps
 OLD = ("runs", "history", "exits", "budgets", "tradeoff")
 FILES = {name: f"{name}.parquet" if name == "history" else f"{name}.csv" for name in OLD}
 NAMES = ("architecture", "dataset", "strategy", "method", "seed", "backbone_flops", "training_flops")
+OF_CELLS = ("curves", "agreement", "leaving", "samples", "examples")  # evaluations of a cell's runs together
 LIMITS = {"25": 0.25, "50": 0.5, "75": 0.75, "100": 1.0, "max": math.inf}
 
 
@@ -23,11 +26,11 @@ def frame(records: Records, name: str) -> pd.DataFrame | None:
     """One of OLD, with the run in its first columns; None where there are neither records nor an old table."""
     if records.ids("runs"):
         if name == "runs":
-            return pd.DataFrame([_row(record) for record in records.read("runs")])
+            return in_order_of_plan(pd.DataFrame([_row(record) for record in records.read("runs")]), records)
         if name == "budgets":
-            found = [records.frame("runs", "budgets"), paper_rows(records.read("runs"))]
-            return _scored(pd.concat(found, ignore_index=True))
-        found = records.frame("runs", name)
+            parts = [records.frame("runs", "budgets"), paper_rows(records.read("runs"))]
+            return _scored(in_order_of_plan(pd.concat(parts, ignore_index=True), records))
+        found = in_order_of_plan(records.frame("runs", name), records)
         return _scored(found.assign(protocol="calibrated") if name == "tradeoff" else found)
     path = records.folder / FILES[name]
     return _old(path, name) if path.is_file() else None
@@ -37,9 +40,30 @@ def made(records: Records, kind: str, name: str) -> pd.DataFrame | None:
     """A table of `eestudy dynamics` or `evaluate`: of their records, or of the file <kind>_<name>.parquet."""
     found = [record.tables[name] for record in records.read(kind) if name in record.tables]
     if found:
-        return pd.concat(found, ignore_index=True)
+        return in_order_of_plan(pd.concat(found, ignore_index=True), records, kind == "dynamics" or name in OF_CELLS)
     path = records.folder / f"{kind}_{name}.parquet"
     return renamed(pd.read_parquet(path)) if path.is_file() else None
+
+
+def in_order_of_plan(frame: pd.DataFrame, records: Records, by_cell: bool = False) -> pd.DataFrame:
+    """The rows in the order of their runs in the study's YAML, what is not in it last; or cell by cell."""
+    places = _planned(records.folder.name)
+    last = (len(places), len(places))
+    keys = [places.get(run, last) for run in frame["run"]]
+    order = sorted(range(len(keys)), key=lambda row: keys[row] if by_cell else keys[row][1])
+    return frame.iloc[order].reset_index(drop=True)
+
+
+@lru_cache(maxsize=32)
+def _planned(study: str) -> dict[str, tuple[int, int]]:
+    """Run -> its cell and its own place in the YAML of a study, both counted; empty where there is none."""
+    found = sorted((project_root() / "params").rglob(f"{study}.yaml"))
+    cells: dict[str, int] = {}
+    places = {}
+    for place, config in enumerate(load_study(found[0]).configs if found else ()):
+        cell = cells.setdefault(config.replace(seed=0, strategy="joint").id, len(cells))
+        places[config.id] = cell, place
+    return places
 
 
 def _row(record: Record) -> dict[str, Any]:
