@@ -54,7 +54,7 @@ class Flat:
         parts = []
         for gradient, parameter in zip(gradients, self.parameters, strict=True):
             # From the slowest dimension to the fastest, as the parameter lies in memory.
-            order = sorted(range(parameter.ndim), key=lambda dim: -parameter.stride(dim))
+            order = sorted(range(parameter.ndim), key=lambda dim: parameter.stride()[dim], reverse=True)
             parts.append(gradient.permute(order).reshape(-1))
         return torch.cat(parts)
 
