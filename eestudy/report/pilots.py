@@ -1,0 +1,48 @@
+"""What the pilots of a study say: validation accuracy by length, rate and scale of training. Test data has no part."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from eestudy.records import Record, Records, results_folder
+
+KEYS = ["cell", "training", "epochs", "phase_split", "lr", "lr_scale"]
+SCORES = ["last", "exits", "at_25", "at_100", "both"]
+
+
+def pilots(study: str = "pilots") -> pd.DataFrame:
+    """One row a cell and setting: KEYS, seeds, and the means over seeds of SCORES, all accuracies on validation data.
+
+    training: "plain" is mixed with all epochs in phase 1, whose last exit alone means something. last: of the last
+    exit; exits: mean over exits; at_25, at_100: at these budgets, thresholds shared and fitted on the same data; both:
+    the mean of the two, by which rates and scales are chosen.
+    """
+    rows = pd.DataFrame([_row(record) for record in Records(results_folder(study)).read("runs")])
+    grouped = rows.groupby(KEYS, sort=False)
+    means = grouped[SCORES].mean()
+    return (
+        means.assign(seeds=grouped.size()).reset_index()[[*KEYS, "seeds", *SCORES]].sort_values(KEYS, ignore_index=True)
+    )
+
+
+def _row(record: Record) -> dict[str, object]:
+    facts, config = record.facts, record.facts["config"]
+    split = config.get("phase_split", 0.5)
+    plain = facts["strategy"] == "mixed" and split == 1
+    size = f"-{config['train_size']}" if "train_size" in config else ""
+    history = record.tables["history"].query("split == 'validation'")
+    # Of the last phase that measured an exit: heads alone do not measure the last exit, which they leave as it is.
+    ends = history.groupby("exit")["accuracy"].last()
+    row = {
+        "cell": f"{facts['architecture']} / {facts['dataset']}{size}",
+        "training": "plain" if plain else facts["strategy"],
+        "epochs": facts["epochs"],
+        "phase_split": split,
+        "lr": config.get("lr", 3e-3),
+        "lr_scale": config.get("lr_scale", 1.0),
+        "last": ends.iloc[-1],
+        "exits": float("nan") if plain else ends.mean(),
+    }
+    chosen = record.tables["budgets"].query("rule == 'max-probability' and allocation == 'shared'").set_index("budget")
+    at = {budget: float("nan") if plain else chosen.loc[budget, "validation_accuracy"] for budget in ("25", "100")}
+    return {**row, "at_25": at["25"], "at_100": at["100"], "both": (at["25"] + at["100"]) / 2}
