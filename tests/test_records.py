@@ -129,6 +129,7 @@ def column(**fields: object) -> dict[str, object]:
         (sealed(tables=column(codes=[3], levels=[])), "is not a record"),
         (sealed(tables={"t": {"columns": 3}}), "is not a record"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "file",  # not its bytes, which hold the time
 )
 def test_what_is_no_record_is_one_line(content, words):
     with pytest.raises(EestudyError, match=words) as caught:
