@@ -141,6 +141,6 @@ def test_pabee_in_regression(tmp_path):
     """Two predictions that differ by less than a threshold count as the same."""
     run = eestudy.run(config("pbee", dataset="diabetes", strategy="mixed"), store=tmp_path, device="cpu")
     assert (run.task, run.exit_rule) == ("regression", "patience")
-    assert np.isfinite(run.budgets().query("budget == 'max'")["accuracy"]).all()
+    assert np.isfinite(run.budgets().query("budget == 'max'")["r2"]).all()
     logits, labels = run.predictions("test")
     assert (logits.shape, len(labels)) == ((3, len(labels), 1), len(data.load("diabetes").test))
