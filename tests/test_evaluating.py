@@ -107,7 +107,7 @@ def test_a_regression_has_what_it_can_have_and_says_why_not(runs, results):
     run = runs[-1]
     own = {name: frame[frame["run"] == run.id] for name in TABLES for frame in [results.evaluation(name)]}
     shared = own["allocation"].query("allocation == 'shared'")
-    assert set(shared["score"]) == {"R2"}
+    assert set(shared["score"]) == {"r2"}
     known = evaluation.budget_misses(
         run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, "patience",
         methods=("shared",),

@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from eestudy.config import EestudyError
 from eestudy.records import MADE, Record, Records
 from eestudy.report.scores import renamed
-from eestudy.sweeps import paper_budgets_of_sweeps
+from eestudy.sweeps import last_within
 
 OLD = ("runs", "history", "exits", "budgets", "tradeoff")
 FILES = {name: f"{name}.parquet" if name == "history" else f"{name}.csv" for name in OLD}
@@ -25,7 +27,7 @@ def frame(records: Records, name: str) -> pd.DataFrame | None:
         if name == "runs":
             return pd.DataFrame([_row(record) for record in records.read("runs")])
         if name == "budgets":
-            found = [records.frame("runs", "budgets"), paper_rows(records.read("runs"))]
+            found = [records.frame("runs", "budgets"), paper_rows(records)]
             return _scored(pd.concat(found, ignore_index=True))
         found = records.frame("runs", name)
         return _scored(found.assign(protocol="calibrated") if name == "tradeoff" else found)
@@ -54,25 +56,35 @@ def _scored(found: pd.DataFrame) -> pd.DataFrame:
     return found.assign(score=found["score"].fillna("accuracy")) if "score" in found else found
 
 
-def paper_rows(records: list[Record]) -> pd.DataFrame:
-    """The published protocol's rows of a budget table: the seeds of each combination choose a threshold together."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        settings = {name: value for name, value in record.facts["config"].items() if name != "seed"}
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(record)
-    rows = []
-    for group in groups.values():
-        limits = {budget: share * group[0].facts["backbone_flops"] for budget, share in LIMITS.items()}
-        sweeps = [dict(list(record.tables["sweep"].groupby("rule", sort=False))) for record in group]
-        ids = pd.Series([record.id for record in group])
-        for rule in sweeps[0]:
-            chosen = paper_budgets_of_sweeps([sweep[rule] for sweep in sweeps], limits)
-            run = chosen["run_index"].map(ids)
-            chosen = chosen.drop(columns=["run_index", "threshold"])
-            if "score" in chosen:
-                chosen["score"] = "r2"
-            rows.append(chosen.assign(run=run, protocol="paper", rule=rule, allocation="shared"))
-    return pd.concat(rows, ignore_index=True)
+def paper_rows(records: Records) -> pd.DataFrame:
+    """The published protocol's rows of a budget table: the seeds of each combination choose a threshold together.
+
+    As `sweeps.paper_budgets_of_sweeps`, for all of them at once. EestudyError for seeds with unequal sweeps.
+    """
+    sweeps = records.frame("runs", "sweep")
+    flops = sweeps["flops"].to_numpy()
+    parts = {key: np.asarray(places) for key, places in sweeps.groupby(["run", "rule"], sort=False).indices.items()}
+    groups: dict[tuple[str, str], list[str]] = {}
+    facts = {record.id: record.facts for record in records.read("runs")}
+    for run, rule in parts:
+        settings = {name: value for name, value in facts[run]["config"].items() if name != "seed"}
+        groups.setdefault((json.dumps(settings, sort_keys=True), rule), []).append(run)
+    rows: list[int] = []
+    budgets: list[str] = []
+    reached: list[bool] = []
+    for (_, rule), runs in groups.items():
+        places = [parts[run, rule] for run in runs]
+        if len({len(place) for place in places}) > 1:
+            raise EestudyError(f"results: {runs[0]} and other seeds of it have unequal sweeps of {rule}")
+        limits = {budget: share * facts[runs[0]]["backbone_flops"] for budget, share in LIMITS.items()}
+        chosen = last_within(np.stack([flops[place] for place in places]), limits)
+        rows += [int(place[at or 0]) for place in places for at in chosen]
+        reached += [at is not None for at in chosen] * len(runs)
+        budgets += [*limits] * len(runs)
+    table = sweeps.drop(columns="threshold").take(rows).reset_index(drop=True)
+    numbers = list(table.select_dtypes("float64"))
+    table.loc[~np.array(reached), numbers] = np.nan
+    return table.assign(budget=budgets, protocol="paper", allocation="shared")
 
 
 def _old(path: Path, name: str) -> pd.DataFrame:
