@@ -107,7 +107,7 @@ class Record:
 
 
 class _Tables(Mapping[str, pd.DataFrame]):
-    """Tables as they stand in a file, each unpacked when it is first used: most readers want one of hundreds of runs."""
+    """Tables as they stand in a file, each unpacked when first used: most readers want one, of hundreds of runs."""
 
     def __init__(self, packed: Mapping[str, Any], where: str | Path) -> None:
         self.packed, self._where = packed, where

@@ -27,14 +27,12 @@ def paper_budgets_of_sweeps(sweeps: Sequence[pd.DataFrame], limits: Mapping[str,
     if len(set(lengths)) > 1:
         raise EestudyError(f"sweeps: the runs of a cell must have equal ones, got {lengths} thresholds")
     chosen = last_within(np.stack([sweep["flops"].to_numpy(dtype=float) for sweep in sweeps]), limits)
-    taken = np.concatenate(
-        [np.array([at or 0 for at in chosen]) + number * lengths[0] for number in range(len(sweeps))]
-    )
-    frame = pd.concat(sweeps, ignore_index=True).take(taken).reset_index(drop=True)
-    numbers = [name for name in frame if frame[name].dtype.kind in "if"]
-    within = np.tile([at is not None for at in chosen], len(sweeps))
-    if not within.all():
-        frame[numbers] = frame[numbers].astype(float).where(within[:, None])
+    taken = [sweep.iloc[[at or 0 for at in chosen]] for sweep in sweeps]
+    frame = pd.concat(taken, ignore_index=True)
+    if None in chosen:
+        numbers = [name for name in frame if frame[name].dtype.kind in "if"]
+        frame = frame.astype(dict.fromkeys(numbers, float))
+        frame.loc[[at is None for at in chosen] * len(sweeps), numbers] = np.nan
     first = {"run_index": np.repeat(np.arange(len(sweeps)), len(chosen)), "budget": [*limits] * len(sweeps)}
     others = [name for name in frame if name not in ("threshold", "flops")]
     return frame.assign(**first)[[*first, "threshold", *others, "flops"]]
