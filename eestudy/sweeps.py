@@ -26,17 +26,25 @@ def paper_budgets_of_sweeps(sweeps: Sequence[pd.DataFrame], limits: Mapping[str,
     lengths = [len(sweep) for sweep in sweeps]
     if len(set(lengths)) > 1:
         raise EestudyError(f"sweeps: the runs of a cell must have equal ones, got {lengths} thresholds")
-    mean_cost = np.mean([sweep["flops"].to_numpy(dtype=float) for sweep in sweeps], axis=0)
-    chosen = [_last_before_excess(mean_cost, limit) for limit in limits.values()]
-    rows = [
-        sweep.reset_index(drop=True)
-        .reindex([-1 if at is None else at for at in chosen])
-        .assign(run_index=run_index, budget=list(limits))
-        for run_index, sweep in enumerate(sweeps)
-    ]
-    frame = pd.concat(rows, ignore_index=True)
-    first = ["run_index", "budget", "threshold"]
-    return frame[[*first, *(column for column in frame if column not in (*first, "flops")), "flops"]]
+    chosen = last_within(np.stack([sweep["flops"].to_numpy(dtype=float) for sweep in sweeps]), limits)
+    taken = [sweep.iloc[[at or 0 for at in chosen]] for sweep in sweeps]
+    frame = pd.concat(taken, ignore_index=True)
+    if None in chosen:
+        numbers = [name for name in frame if frame[name].dtype.kind in "if"]
+        frame = frame.astype(dict.fromkeys(numbers, float))
+        frame.loc[[at is None for at in chosen] * len(sweeps), numbers] = np.nan
+    first = {"run_index": np.repeat(np.arange(len(sweeps)), len(chosen)), "budget": [*limits] * len(sweeps)}
+    others = [name for name in frame if name not in ("threshold", "flops")]
+    return frame.assign(**first)[[*first, "threshold", *others, "flops"]]
+
+
+def last_within(costs: np.ndarray, limits: Mapping[str, float]) -> list[int | None]:
+    """For each limit the number of the threshold that the runs choose together; None when the first one is too much.
+
+    costs (R, T): of R runs at T thresholds, from "everybody leaves early" to "everybody stays".
+    """
+    mean = costs.mean(axis=0)
+    return [_last_before_excess(mean, limit) for limit in limits.values()]
 
 
 def _last_before_excess(mean_cost: np.ndarray, limit: float) -> int | None:

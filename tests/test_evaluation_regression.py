@@ -392,8 +392,11 @@ def test_a_study_of_both_tasks_names_both_and_leaves_classification_as_it_is(stu
     for name in ("exits", "budgets", "tradeoff", "history"):
         assert not {"score", "r2", "pearson"} & set(getattr(classes, name).columns)
         mixed = getattr(both, name)
-        assert mixed["accuracy"].isna().tolist() == (mixed["score"] == "r2").tolist() or name == "budgets"
-        assert mixed["accuracy"].notna().sum() > 0
+        regression = mixed["dataset"] == "diabetes"
+        assert set(mixed["score"][regression]) == {"r2"}
+        assert set(mixed["score"][~regression]) == {"accuracy"}
+        assert mixed["accuracy"][regression].isna().all()
+        assert mixed["r2"][~regression].isna().all()
     shown = tables.budget_table(both)
     assert shown.caption.startswith("Accuracy (regression: R2) on test, %")
     assert "exit rule max-probability (regression: patience)." in shown.caption
