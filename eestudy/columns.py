@@ -1,4 +1,6 @@
-"""Tables as JSON for `records`: every column with its dtype, its floats in six digits, and what repeats stored once.
+"""Tables as JSON for `records`: every column with its dtype, its floats rounded, and what repeats stored once.
+
+Six digits are kept, of thresholds nine: many scores lie next to 1, and six would tell nobody apart.
 
 A column is {"name", "dtype"} with one of: "values"; "constant" and "rows"; "levels" and "codes" (of texts that repeat).
 NaN is null; infinities are the texts "inf" and "-inf". No torch here.
@@ -65,7 +67,8 @@ def _encoded(name: str, column: pd.Series) -> dict[str, Any]:
     elif kind in "iu":
         dtype, values = "int64", [int(value) for value in column]
     elif kind == "f":
-        dtype, values = "float64", [_number(value) for value in column.astype(float)]
+        digits = 9 if name.startswith("threshold") else 6
+        dtype, values = "float64", [_number(value, digits) for value in column.astype(float)]
     else:
         dtype = "object" if column.dtype == object else "str"
         values = [_cell(value) for value in column]
@@ -81,11 +84,11 @@ def _encoded(name: str, column: pd.Series) -> dict[str, Any]:
     return {**head, "values": values}
 
 
-def _number(value: float) -> float | str | None:
-    """Six digits; NaN and infinities as JSON can hold them."""
+def _number(value: float, digits: int = 6) -> float | str | None:
+    """Rounded; NaN and infinities as JSON can hold them."""
     if math.isnan(value):
         return None
-    return float(f"{value:.6g}") if math.isfinite(value) else str(float(value))
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else str(float(value))
 
 
 def _cell(value: Any) -> Any:

@@ -198,3 +198,8 @@ def project_root() -> Path:
             if (folder / "_config.yml").is_file() and (folder / "params").is_dir():
                 return folder
     return Path.cwd()
+
+
+def studies() -> dict[str, Path]:
+    """The studies of the checkout by name: the YAML files of params/ and its folders."""
+    return {path.stem: path for path in sorted((project_root() / "params").rglob("*.yaml"))}

@@ -62,6 +62,13 @@ def test_every_dtype_comes_back():
     assert Record.from_bytes(made_up(all=small).to_bytes(), "x").tables["all"]["number"].dtype == np.float64
 
 
+def test_thresholds_next_to_1_stay_apart():
+    table = pd.DataFrame({"threshold_1": [0.99999987, 0.99999912], "accuracy": [0.99999987, 0.5]})
+    back = Record.from_bytes(made_up(all=table).to_bytes(), "x").tables["all"]
+    assert back["threshold_1"].tolist() == table["threshold_1"].tolist()
+    assert back["accuracy"].tolist() == [1.0, 0.5]
+
+
 def test_the_same_record_is_the_same_bytes():
     record = made_up(all=EVERY_KIND)
     content = record.to_bytes()

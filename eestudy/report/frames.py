@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from eestudy.config import STRATEGIES, EestudyError, RunConfig, check_name, nearest
-from eestudy.grids import project_root
+from eestudy.grids import project_root, studies
 from eestudy.records import Records, results_folder
 from eestudy.report import union
 from eestudy.report.scores import valued
@@ -107,8 +107,8 @@ class Results:
                 raise EestudyError(f"results: the frame {key!r} was not collected")
             found = union.made(self._records, kind, name)
             if found is None:
-                missing = self._records.folder / f"{key}.parquet"
-                raise EestudyError(f"results: {missing} is missing; make it with: {command}")
+                where = self._records.folder / kind
+                raise EestudyError(f"results: {where} has no record with the table {name!r}; make it with: {command}")
             frame = self._labelled(key, found)
             for number, column in enumerate(("other", "other_3"), 2):
                 if column in frame:
@@ -144,27 +144,18 @@ class Results:
                 raise EestudyError(f"results: the frame {name!r} was not collected")
             found = union.frame(self._records, name)
             if found is None:
-                raise EestudyError(f"results: {self._place(name)} is missing; make it with: {_command(self.study)}")
+                where = self._records.folder / "runs"
+                raise EestudyError(f"results: {where} has no record; make some with: {_command(self.study)}")
             self._frames[name] = found
         return self._frames[name]
-
-    def _place(self, name: str) -> str:
-        """How an error names a table: its old file, or the records that it is made of."""
-        if self._records is None:
-            return name
-        recorded = self._records.ids("runs")
-        return (
-            f"{self._records.folder / 'runs'} ({name})" if recorded else str(self._records.folder / union.FILES[name])
-        )
 
     def _check(self, name: str, frame: pd.DataFrame) -> None:
         wanted = COLUMNS[name] + (SCORES.get(name, ()) if "r2" not in frame else ())
         lacking = [column for column in wanted if column not in frame.columns]
-        where = self._place(name)
         if lacking:
-            raise EestudyError(f"results: {where} lacks the column {lacking[0]!r}; remake: {_command(self.study)}")
+            raise EestudyError(f"results: {self.study}, {name}: the column {lacking[0]!r} is in no record")
         if frame.empty:
-            raise EestudyError(f"results: {where} has no rows; make them with: {_command(self.study)}")
+            raise EestudyError(f"results: {self.study}, {name}: no record has a row")
 
     def _labelled(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         labels = self.runs.set_index("run")[list(LABELS)]
@@ -187,7 +178,7 @@ def load(study: str) -> Results:
     folder = results_folder(study)
     if not folder.is_dir():
         made = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-        planned = [p.stem for p in (project_root() / "params").glob("*.yaml")]
+        planned = list(studies())
         known = list(dict.fromkeys([*made, *planned]))
         if study in planned or not known:
             raise EestudyError(f"study: {study!r} has no results in {folder}; make them with: {_command(study)}")
@@ -239,11 +230,12 @@ def _settings(runs: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _measure_command(study: str, command: str = "dynamics") -> str:
-    return f"eestudy {command} params/{study}.yaml"
+    planned = studies().get(study)
+    return f"eestudy {command} {planned.relative_to(project_root()) if planned else f'params/{study}.yaml'}"
 
 
 def _command(study: str) -> str:
-    return f"eestudy run params/{study}.yaml"
+    return _measure_command(study, "run")
 
 
 def _with_cells(runs: pd.DataFrame) -> pd.DataFrame:

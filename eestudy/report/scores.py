@@ -26,15 +26,3 @@ def valued(frame: pd.DataFrame) -> pd.DataFrame:
     if "r2" not in frame:
         return frame.assign(value=frame["accuracy"])
     return frame.assign(value=frame["r2"].where(is_regression(frame), frame.get("accuracy", np.nan)))
-
-
-def renamed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Tables from before there were records had R2 in the column accuracy, and said so in `score`: as they are now."""
-    if "score" not in frame or not (frame["score"] == "R2").any() or "accuracy" not in frame:
-        return frame
-    regression = frame["score"] == "R2"
-    return frame.assign(
-        accuracy=frame["accuracy"].mask(regression),
-        r2=frame["accuracy"].where(regression),
-        score=np.where(regression, "r2", "accuracy"),
-    )

@@ -1,48 +1,42 @@
-"""A study's frames out of its records; out of its old tables where it has none yet."""
+"""A study's frames, made from the union of its records."""
 
 from __future__ import annotations
 
 import json
 import math
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from eestudy.grids import load_study, project_root
+from eestudy.grids import load_study, studies
 from eestudy.records import MADE, Record, Records
-from eestudy.report.scores import renamed
 from eestudy.sweeps import paper_budgets_of_sweeps
 
-OLD = ("runs", "history", "exits", "budgets", "tradeoff")
-FILES = {name: f"{name}.parquet" if name == "history" else f"{name}.csv" for name in OLD}
 NAMES = ("architecture", "dataset", "strategy", "method", "seed", "backbone_flops", "training_flops")
 OF_CELLS = ("curves", "agreement", "leaving", "samples", "examples")  # evaluations of a cell's runs together
 LIMITS = {"25": 0.25, "50": 0.5, "75": 0.75, "100": 1.0, "max": math.inf}
 
 
 def frame(records: Records, name: str) -> pd.DataFrame | None:
-    """One of OLD, with the run in its first columns; None where there are neither records nor an old table."""
-    if records.ids("runs"):
-        if name == "runs":
-            return in_order_of_plan(pd.DataFrame([_row(record) for record in records.read("runs")]), records)
-        if name == "budgets":
-            parts = [records.frame("runs", "budgets"), paper_rows(records.read("runs"))]
-            return _scored(in_order_of_plan(pd.concat(parts, ignore_index=True), records))
-        found = in_order_of_plan(records.frame("runs", name), records)
-        return _scored(found.assign(protocol="calibrated") if name == "tradeoff" else found)
-    path = records.folder / FILES[name]
-    return _old(path, name) if path.is_file() else None
+    """ "runs", "history", "exits", "budgets" or "tradeoff", with a column `run`; None where no run has a record."""
+    if not records.ids("runs"):
+        return None
+    if name == "runs":
+        return in_order_of_plan(pd.DataFrame([_row(record) for record in records.read("runs")]), records)
+    if name == "budgets":
+        parts = [records.frame("runs", "budgets"), paper_rows(records.read("runs"))]
+        return _scored(in_order_of_plan(pd.concat(parts, ignore_index=True), records))
+    found = in_order_of_plan(records.frame("runs", name), records)
+    return _scored(found.assign(protocol="calibrated") if name == "tradeoff" else found)
 
 
 def made(records: Records, kind: str, name: str) -> pd.DataFrame | None:
-    """A table of `eestudy dynamics` or `evaluate`: of their records, or of the file <kind>_<name>.parquet."""
+    """A table of `eestudy dynamics` or `evaluate`; None where no record has it."""
     found = [record.tables[name] for record in records.read(kind) if name in record.tables]
-    if found:
-        return in_order_of_plan(pd.concat(found, ignore_index=True), records, kind == "dynamics" or name in OF_CELLS)
-    path = records.folder / f"{kind}_{name}.parquet"
-    return renamed(pd.read_parquet(path)) if path.is_file() else None
+    if not found:
+        return None
+    return in_order_of_plan(pd.concat(found, ignore_index=True), records, kind == "dynamics" or name in OF_CELLS)
 
 
 def in_order_of_plan(frame: pd.DataFrame, records: Records, by_cell: bool = False) -> pd.DataFrame:
@@ -57,10 +51,10 @@ def in_order_of_plan(frame: pd.DataFrame, records: Records, by_cell: bool = Fals
 @lru_cache(maxsize=32)
 def _planned(study: str) -> dict[str, tuple[int, int]]:
     """Run -> its cell and its own place in the YAML of a study, both counted; empty where there is none."""
-    found = sorted((project_root() / "params").rglob(f"{study}.yaml"))
+    planned = studies().get(study)
     cells: dict[str, int] = {}
     places = {}
-    for place, config in enumerate(load_study(found[0]).configs if found else ()):
+    for place, config in enumerate(load_study(planned).configs if planned else ()):
         cell = cells.setdefault(config.replace(seed=0, strategy="joint").id, len(cells))
         places[config.id] = cell, place
     return places
@@ -101,13 +95,3 @@ def paper_rows(records: list[Record]) -> pd.DataFrame:
                 chosen["score"] = "r2"
             rows.append(chosen.assign(run=run, protocol="paper", rule=rule, allocation="shared"))
     return pd.concat(rows, ignore_index=True)
-
-
-def _old(path: Path, name: str) -> pd.DataFrame:
-    if path.suffix == ".parquet":
-        return renamed(pd.read_parquet(path))
-    found = renamed(pd.read_csv(path, dtype={"budget": str} if name == "budgets" else None))
-    if name in ("budgets", "tradeoff") and "allocation" not in found and {"protocol", "rule"} <= set(found.columns):
-        shared = (found["rule"] == "patience") | (found["protocol"] == "paper")
-        found["allocation"] = shared.map({True: "shared", False: "geometric"})
-    return found

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from eestudy.records import MADE, Record, Records
+
 CELLS = (("mlp", "digits", 4), ("vit1d", "mnist1d", 6))
 GAIN = {"disjoint": (-0.20, 0.0), "joint": (0.03, -0.01), "mixed": (0.02, 0.01)}
 PHASES = {"disjoint": ("backbone", "heads"), "joint": ("together",), "mixed": ("backbone", "together")}
@@ -88,11 +90,21 @@ def _one(rows, architecture, dataset, strategy, seed, exits, gain, noise) -> Non
 
 
 def write(folder: Path, tables: dict[str, pd.DataFrame]) -> Path:
-    """The frames as the files of a study."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, frame in tables.items():
-        if name == "history":
-            frame.to_parquet(folder / "history.parquet", index=False)
-        else:
-            frame.to_csv(folder / f"{name}.csv", index=False)
+    """The frames as the records of a study."""
+    for row in tables["runs"].to_dict("records"):
+        add(folder, row, {name: tables[name] for name in tables if name != "runs"})
     return folder
+
+
+def add(folder: Path, row: dict, tables: dict[str, pd.DataFrame]) -> None:
+    """One run's record: its row of runs, and its rows of the other tables."""
+    own = {name: table[table["run"] == row["run"]].drop(columns="run") for name, table in tables.items()}
+    paper = own["budgets"]["protocol"] == "paper"
+    own["paper"] = own["budgets"][paper].drop(columns=["protocol", "allocation"])
+    own["budgets"], own["tradeoff"] = own["budgets"][~paper], own["tradeoff"].drop(columns="protocol")
+    made = {name: row[name] for name in ("seconds", "hardware", "versions", "commit")}
+    facts = {name: value for name, value in row.items() if name not in ("run", *made)}
+    facts |= {"config": json.loads(row["config"]), MADE: made}
+    Records(folder).add(
+        Record("runs", row["run"], facts, {name: each.reset_index(drop=True) for name, each in own.items()})
+    )

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from eestudy.config import EestudyError
+from eestudy.records import Record, Records
 from eestudy.report import Results, baselines
 
 GAINS = (0.10, 0.11, 0.09, 0.10)  # of early exits at the plain network's cost, by seed
@@ -83,7 +84,7 @@ def test_curves_are_read_at_the_explorer_s_steps_where_it_has_them(results: Resu
     rows = [
         {"run": run["run"], "allocation": method, "cost": 0.5, "accuracy": 0.7} for method in ("geometric", "shared")
     ]
-    pd.DataFrame(rows).to_parquet(folder / "evaluation_explorer.parquet")
+    Records(folder).add(Record("evaluation", "explorer-1", {}, {"explorer": pd.DataFrame(rows)}))
     (row,) = baselines.finest_curves(results, "calibrated", "max-probability").to_dict("records")
     assert (row["allocation"], row["flops"]) == ("geometric", 0.5 * run["backbone_flops"])
     with pytest.raises(EestudyError, match="rule: unknown name 'entropy'"):  # the trade-off curves were asked

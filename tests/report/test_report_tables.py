@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import synthetic_study
 from scipy import stats
 
+from eestudy import grids
 from eestudy.config import EestudyError
+from eestudy.records import Record, Records
 from eestudy.report import Results, collect, frames, load, results_folder, tables
 from eestudy.report import statistics as st
 
@@ -40,29 +43,36 @@ def test_frames_are_labelled(results: Results) -> None:
     assert set(results.budgets["budget"]) == {"25", "50", "75", "100", "max"}  # text, not numbers
 
 
-def test_a_missing_table_names_the_file_and_the_command(folder: Path) -> None:
-    (folder / "tradeoff.csv").unlink()
-    results = load("made-up")
-    assert len(results.exits)  # the others still serve
-    with pytest.raises(EestudyError, match=r"tradeoff\.csv is missing.*eestudy run params/made-up\.yaml"):
-        _ = results.tradeoff
+def test_what_is_missing_is_named_with_its_command(folder: Path) -> None:
+    with pytest.raises(EestudyError, match=r"dynamics has no record with the table 'rank'.*eestudy dynamics params/"):
+        load("made-up").dynamics("rank")
+    shutil.rmtree(folder / "runs")
+    with pytest.raises(EestudyError, match=r"runs has no record; make some with: eestudy run params/made-up\.yaml"):
+        load("made-up")
+
+
+def test_the_command_names_the_params_where_they_are() -> None:
+    assert frames._command("pilots") == "eestudy run params/study/pilots.yaml"
 
 
 def test_a_missing_column_and_an_empty_table(folder: Path) -> None:
-    exits = pd.read_csv(folder / "exits.csv")
-    exits.drop(columns="nll").to_csv(folder / "exits.csv", index=False)
-    with pytest.raises(EestudyError, match=r"exits\.csv lacks the column 'nll'"):
+    tables = synthetic_study.frames(1)
+    lacking = {**tables, "exits": tables["exits"].drop(columns="nll")}
+    shutil.rmtree(folder)
+    synthetic_study.write(folder, lacking)
+    with pytest.raises(EestudyError, match="exits: the column 'nll' is in no record"):
         _ = load("made-up").exits
-    exits.iloc[:0].to_csv(folder / "exits.csv", index=False)
-    with pytest.raises(EestudyError, match="no rows"):
+    shutil.rmtree(folder)
+    synthetic_study.write(folder, {**tables, "exits": tables["exits"][:0]})
+    with pytest.raises(EestudyError, match="exits: no record has a row"):
         _ = load("made-up").exits
 
 
 def test_rows_of_an_unknown_run_are_refused(folder: Path) -> None:
-    exits = pd.read_csv(folder / "exits.csv")
-    exits.assign(run="another").to_csv(folder / "exits.csv", index=False)
+    table = pd.DataFrame({"run": ["another"], "rank": [3]})
+    Records(folder).add(Record("dynamics", "rank-1", {}, {"rank": table}))
     with pytest.raises(EestudyError, match="'another'"):
-        _ = load("made-up").exits
+        load("made-up").dynamics("rank")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,8 @@ def test_unknown_studies(folder: Path, study: str, message: str) -> None:
 
 def test_no_study_at_all_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EESTUDY_RESULTS", str(tmp_path / "none"))
-    monkeypatch.setattr(frames, "project_root", lambda: tmp_path)
+    for module in (frames, grids):
+        monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     with pytest.raises(EestudyError, match=r"eestudy run params/smoke\.yaml"):
         load("smoke")
 
