@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import secrets
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -30,7 +29,7 @@ from eestudy.columns import decoded_table, encoded_table, stacked_tables
 from eestudy.config import EestudyError, check_name
 from eestudy.environment import say
 from eestudy.grids import project_root
-from eestudy.store import clear_os_errors
+from eestudy.store import write_once
 
 FORMAT = 1
 KINDS = ("runs", "dynamics", "evaluation")
@@ -264,7 +263,7 @@ class Records:
         first one that is damaged.
         """
         path, content = self.path(record.kind, record.id), record.to_bytes()
-        if not path.exists() and _put(path, content):
+        if not path.exists() and write_once(path, content):
             return "added"
         rounded = Record.from_bytes(content, path)
         if agree(self.one(record.kind, record.id), rounded):
@@ -273,7 +272,7 @@ class Records:
             return "same"
         seal = hashlib.sha256(content).hexdigest()[:8]
         replicate = self.folder / "replicates" / record.kind / f"{record.id}-{seal}{SUFFIX}"
-        _put(replicate, content)
+        write_once(replicate, content)
         say(f"{path} says otherwise than a run just added; both are kept, the later one as {replicate}")
         return "replicate"
 
@@ -293,21 +292,3 @@ def _read(path: Path) -> Record:
     except OSError as error:
         raise EestudyError(f"{path}: cannot be read ({error.strerror})") from None
     return Record._sealed(content, path)
-
-
-def _put(path: Path, content: bytes) -> bool:
-    """Writes a file whole, under a name that was free; False, and nothing changed, where it was taken meanwhile."""
-    with clear_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)  # unlike a rename, never over what another writer put there
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-    return True

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import sys
 import tempfile
 import time
@@ -276,18 +277,35 @@ def _seal(files: Files) -> bytes:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: temporary name, flush to disk, rename. EestudyError on a full disk."""
+    with _on_disk(path, content) as temporary:
+        temporary.replace(path)
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """Writes a file whole, unless there is one: then False, and nothing changed. So of several writers one does."""
+    with _on_disk(path, content) as temporary:
+        try:
+            os.link(temporary, path)  # unlike a rename, never over what another writer put there
+        except FileExistsError:
+            return False
+        return True
+
+
+@contextmanager
+def _on_disk(path: Path, content: bytes) -> Iterator[Path]:
+    """A file beside `path` that holds `content`, on the disk and not only in memory; it is gone afterwards."""
     with clear_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # No lock guards a record: processes on several machines may write one folder.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
+            yield temporary
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from eestudy import evaluation as ev
 from eestudy.config import EestudyError
+from eestudy.evaluation.budgets import budgets_of_both
 
 from .cases import BACKBONE, COSTS, random_run
 
@@ -314,3 +315,18 @@ def test_bad_input_is_refused_with_the_value(call, words):
     with pytest.raises(EestudyError, match=words) as caught:
         call(*random_run(0))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("rule", "method"), [("max-probability", "shared"), ("entropy", "optimized")])
+def test_what_thresholds_come_to_where_they_were_fitted(rule: str, method: str) -> None:
+    """Validation columns are those of the validation data, and nothing of test is in them."""
+    runs = [random_run(seed, (5, 300, 6), 2.0) for seed in (1, 2, 3)]
+    validation, test, other = ((logits.numpy(), labels.numpy()) for logits, labels in runs)
+    table = budgets_of_both(validation, test, COSTS, BACKBONE, rule, method)
+    for name, split in (("", test), ("validation_", validation)):
+        alone = ev.calibrated_budgets(validation, split, COSTS, BACKBONE, rule, method=method)
+        for column in ("accuracy", "flops"):
+            np.testing.assert_array_equal(table[f"{name}{column}"], alone[column])
+    elsewhere = budgets_of_both(validation, other, COSTS, BACKBONE, rule, method)
+    assert (elsewhere["validation_accuracy"] == table["validation_accuracy"]).all()
+    assert (elsewhere["accuracy"] != table["accuracy"]).any()

@@ -18,7 +18,7 @@ from scipy import stats
 from eestudy import grids
 from eestudy.config import EestudyError
 from eestudy.records import Record, Records
-from eestudy.report import Results, collect, frames, load, results_folder, tables
+from eestudy.report import Results, collect, frames, load, results_folder, tables, union
 from eestudy.report import statistics as st
 
 
@@ -237,3 +237,21 @@ def test_cost_table(results: Results) -> None:
 def test_engineering() -> None:
     values = [tables.engineering(v) for v in (0.0, 12.0, 1234.0, 12345678.0, 4e15)]
     assert values == ["0", "12", "1.23 k", "12.3 M", "4 P"]
+
+
+def test_runs_stand_in_the_order_of_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records have none: by name disjoint comes first, and seed 10 before seed 9."""
+    (tmp_path / "params" / "deep").mkdir(parents=True)
+    text = "seeds: [10, 9]\ngrid:\n  - {architecture: mlp, dataset: digits, strategy: [joint, disjoint], epochs: 3}\n"
+    (tmp_path / "params/deep/planned.yaml").write_text(text)
+    monkeypatch.setattr(grids, "project_root", lambda: tmp_path)
+    configs = grids.load_study(tmp_path / "params/deep/planned.yaml").configs
+    study = tmp_path / "planned"
+    for run in (*(config.id for config in reversed(configs)), "a-stranger"):
+        Records(study).add(
+            Record("dynamics", f"rank-{run}", {}, {"rank": pd.DataFrame({"run": [run, run], "at": [0, 1]})})
+        )
+    found = union.made(Records(study), "dynamics", "rank")
+    assert found is not None
+    assert list(dict.fromkeys(found["run"])) == [*(config.id for config in configs), "a-stranger"]
+    assert found["at"].tolist() == [0, 1] * 5
