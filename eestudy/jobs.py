@@ -53,17 +53,20 @@ class How:
 
 
 def jobs_of(configs: Sequence[RunConfig], flops: dict[str, float]) -> list[Job]:
-    """The jobs of these runs, groups with the largest first. flops: of each run's `RunConfig` with seed 0, by id."""
+    """The jobs of these runs: groups as they come in the study, whose first runs are the most wanted, and the largest
+    job of a group first. flops: of each run's `RunConfig` with seed 0, by id."""
     groups: dict[str, dict[int, list[RunConfig]]] = {}
     for config in configs:
         settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in SHARING}
         groups.setdefault(content_hash(settings), {}).setdefault(config.seed, []).append(config)
-    jobs = []
+    jobs: list[Job] = []
     for name, seeds in groups.items():
-        for own in seeds.values():
-            jobs.append(Job(name, tuple(own), tuple(flops[config.replace(seed=0).id] for config in own)))
-    largest = {name: max(sum(job.flops) for job in jobs if job.group == name) for name in groups}
-    return sorted(jobs, key=lambda job: (-largest[job.group], job.group, -sum(job.flops), job.configs[0].seed))
+        own = [
+            Job(name, tuple(runs), tuple(flops[config.replace(seed=0).id] for config in runs))
+            for runs in seeds.values()
+        ]
+        jobs += sorted(own, key=lambda job: (-sum(job.flops), job.configs[0].seed))
+    return jobs
 
 
 def next_job(waiting: Sequence[Job], last: str | None, busy: set[str]) -> Job:

@@ -204,10 +204,9 @@ class WholeStep(Step):
 
 
 def _compiled(traced: GraphModule, given: Sequence[Tensor]) -> Graph:
-    """The step in machine code, that of another seed if it is the same: by its text, and the layout of what it is given.
-
-    Also by the values of tensors that are in the graph itself, such as fixed weights of exits, so that one that belongs
-    to a seed would be seen.
+    """The step in machine code, that of another seed if it is the same: by its text, the layout of what it is given,
+    and the values of tensors that are in the graph itself, such as fixed weights of exits (one that belongs to a seed
+    would be seen).
     """
     constants = [getattr(traced, str(node.target)) for node in traced.graph.nodes if node.op == "get_attr"]
     key = (
