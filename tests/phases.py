@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def trained(made: Plan, place: int, tmp_path: Path, name: str = "phase", how: Ex
 
 @contextmanager
 def interrupted_after(steps: int) -> Iterator:
+    """In place of `loop._interrupt_between_steps`: Ctrl-C is noticed once `steps` steps of a phase are done."""
     calls = iter(range(10**9))
     yield lambda: next(calls) >= steps
 
@@ -40,7 +42,7 @@ def check_resumed(
         whole = trained(straight, place, tmp_path, "whole", how)
         start = {name: value.clone() for name, value in broken.model.state_dict().items()}
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_interrupt_between_steps", lambda: interrupted_after(2))
+            patch.setattr(loop, "_interrupt_between_steps", partial(interrupted_after, 2))
             with pytest.raises(KeyboardInterrupt):
                 trained(broken, place, tmp_path, "broken", how)
         broken.model.load_state_dict(start)  # a new process has the weights that the phase before ended with

@@ -93,7 +93,7 @@ class Steps:
             step(*arguments)
             self.memory[:8] = struct.pack("q", self.done + 1)
 
-        EagerStep.step = counted
+        EagerStep.step = counted  # type: ignore[method-assign]
 
 
 def kill_at(where: str, moment: str, nth: int = 1) -> None:

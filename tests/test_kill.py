@@ -184,7 +184,7 @@ def held(until_there, steps):
             time.sleep(0.01)
         step(*arguments)
 
-    EagerStep.step = waiting
+    EagerStep.step = waiting  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("number", "presses"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])

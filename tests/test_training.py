@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import signal
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -24,6 +25,7 @@ from eestudy.training.saved import Progress
 from eestudy.training.strategies import STRATEGIES, backbone_phase, heads_phase, together_phase
 
 from .conftest import CELLS, SMALL
+from .phases import interrupted_after
 
 CPU = Execution(torch.device("cpu"))
 OF_THE_PAPER = ("disjoint", "joint", "mixed")  # the others: test_strategies.py
@@ -133,18 +135,6 @@ def test_learning_rate_schedules(schedule):
     assert all(abs(a - b) < 0.2 for a, b in pairwise(factors))
 
 
-def interrupted_after(monkeypatch, steps: int) -> None:
-    """Ctrl-C is noticed once `steps` steps of this call are done."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def counted():
-        calls = iter(range(10**9))
-        yield lambda: next(calls) >= steps  # asked once a step, as long as no state is due by time
-
-    monkeypatch.setattr(loop, "_interrupt_between_steps", counted)
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_resumed_phase_ends_with_the_same_bits(tmp_path, monkeypatch, optimizer):
     settings = {"optimizer": optimizer, "epochs": 3, "augmentation": "shift", "match": "patience", "patience": 2}
@@ -156,7 +146,7 @@ def test_a_resumed_phase_ends_with_the_same_bits(tmp_path, monkeypatch, optimize
     for steps in (2, 1, 3):
         again = plan("joint", **settings)
         with monkeypatch.context() as patch:
-            interrupted_after(patch, steps)
+            patch.setattr(loop, "_interrupt_between_steps", partial(interrupted_after, steps))
             with pytest.raises(KeyboardInterrupt):
                 loop.train_phase(again.model, again.phases[0], again.data, broken, 0, 0, CPU)
         assert [name for name in broken.manifest() if name.startswith("state-")]

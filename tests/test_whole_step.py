@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -137,9 +138,9 @@ def test_flat_weights_are_the_networks_until_the_end():
         assert value.stride() == before[name].stride(), name
         assert (arrays({name: value})[name] == before[name].numpy()).all()
     step.flat.weights.add_(1)
-    weight = model.heads[0][-1].weight
-    assert torch.equal(weight, before["heads.0.1.weight"] + 1)
-    assert torch.equal(copy.deepcopy(model).heads[0][-1].weight, weight)
+    weight = model.get_parameter("heads.1.1.weight")
+    assert torch.equal(weight, before["heads.1.1.weight"] + 1)
+    assert torch.equal(copy.deepcopy(model).get_parameter("heads.1.1.weight"), weight)
     model.load_state_dict(before)  # in place
     assert torch.equal(torch.cat([each.flatten() for each in step.flat.views(step.flat.weights)[-3:]]),
                        torch.cat([each.flatten() for each in step.flat.parameters[-3:]]))  # fmt: skip
@@ -236,6 +237,7 @@ def trained_seeds(seeds: list[int], folder: Path, **settings: object) -> list[st
 
 PROGRAM = """
 import json, sys
+from functools import partial
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -280,7 +282,7 @@ def test_a_phase_goes_on_as_it_was_begun(tmp_path, monkeypatch):
     config = RunConfig(**TINY, strategy="disjoint")
     whole = eestudy.run(config, tmp_path / "whole", device="cpu", compile="step")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_interrupt_between_steps", lambda: interrupted_after(4))
+        patch.setattr(loop, "_interrupt_between_steps", partial(interrupted_after, 2))
         with pytest.raises(KeyboardInterrupt):
             eestudy.run(config, tmp_path / "broken", device="cpu", compile="step")
     assert list((tmp_path / "broken").glob("phases/*/state-*"))
