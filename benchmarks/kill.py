@@ -32,6 +32,7 @@ from eestudy import store as store_module
 from eestudy import study
 from eestudy.environment import describe
 from eestudy.training import batches, loop, validation
+from eestudy.training.eager_step import EagerStep
 
 TINY = {"epochs": 2, "batch_size": 64, "train_size": 192, "checkpoints": (0, 50, 100)}
 NETWORKS = (
@@ -82,7 +83,7 @@ class Doing:
 
         study.prepare = prepared
         study.predict_logits = self.during(study.predict_logits, lambda *_: "predicting")
-        loop._step = self.during(loop._step, lambda *_: "a training step")
+        EagerStep.step = self.during(EagerStep.step, lambda *_: "a training step")  # type: ignore[method-assign]
         loop.Validation.measured = self.during(loop.Validation.measured, lambda *_: "validation")  # type: ignore[method-assign]
         for room in (batches, validation):
             room.cached_features = self.during(room.cached_features, lambda *_: "caching features")

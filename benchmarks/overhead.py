@@ -24,7 +24,7 @@ from eestudy import data
 from eestudy.data.splits import DataSet, Normalization, Split
 from eestudy.models import MultiExit, build_backbone
 from eestudy.store import Folder, Store
-from eestudy.training import loop
+from eestudy.training import eager_step, loop
 from eestudy.training.batches import Batches, training_batches
 from eestudy.training.execution import Execution
 from eestudy.training.phases import Phase
@@ -131,7 +131,7 @@ def parts_of_a_phase(model: MultiExit, phase: Phase, made: DataSet) -> dict[str,
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         for owner, name, value in (
             (Execution, "prepared", lambda self, network, steps: watch.timed("forward", network)),
-            (loop, "exit_losses", watch.timed("forward", loop.exit_losses)),
+            (eager_step, "exit_losses", watch.timed("forward", eager_step.exit_losses)),
             (torch.Tensor, "backward", watch.timed("backward", torch.Tensor.backward)),
             (loop, "build_optimizer", build_optimizer),
             (Batches, "epoch", lambda self, *args: watch.drawn("batches", epoch(self, *args))),

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from eestudy.models import MultiExit, build_backbone
-from eestudy.training import loop
 from eestudy.training.batches import in_layout
 from eestudy.training.cost import step_flops
+from eestudy.training.eager_step import EagerStep
 from eestudy.training.execution import Execution, fast_bfloat16
 from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable
 from eestudy.training.objective import Objective
@@ -89,7 +89,8 @@ def engine_step(model: MultiExit, phase: Phase, feed: Callable[[], Any], compile
     state = State(model, phase, build_optimizer(set_trainable(model, phase), phase), torch.zeros(2, exits))
     joined = execution.prepared(PhaseNetwork(model, phase), 0)
     objective, bad = Objective(model, phase, None, (), execution), torch.full((), torch.inf)
-    return lambda: loop._step(joined, state, objective, *feed(), 0.1, bad, execution)
+    step = EagerStep(joined, state, objective, bad, execution)
+    return lambda: step.step(*feed(), 0.1)
 
 
 VARIANTS: dict[str, Callable[[str], Step]] = {

@@ -126,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
     command.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     command.add_argument("--workers", type=int, default=0, help="processes that read image files ahead (default 0)")
-    command.add_argument("--compile", default="auto", help="auto (default: on a GPU), always or never")
+    text = "auto (default: on a GPU), always, never, or step: the whole step of small networks on a processor"
+    command.add_argument("--compile", default="auto", help=text)
     command = commands.add_parser("table", help="print a study's budget table", description="print a budget table")
     command.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     command.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")

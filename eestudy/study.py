@@ -26,6 +26,7 @@ from eestudy.training.execution import Execution, execution, warn_if_slow
 from eestudy.training.loop import checkpoint_name, train_phase
 from eestudy.training.phases import Phase
 from eestudy.training.saved import state_files
+from eestudy.training.whole_step import fits
 
 CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
 
@@ -79,7 +80,7 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
     with _locked(folder, how):
         # The summary is a phase's last file; without `done` behind it, it was killed just there.
         if how.agreed(how.main and not store.usable(folder) and not folder.has("summary.json")):
-            how = _as_begun(folder, phase, plan, how)
+            how = _as_begun(folder, phase, plan, model, how)
             if how.main:
                 parent = plan.phase_ids[number - 1] if number else None
                 content = {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
@@ -95,19 +96,28 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
             folder.finish()
 
 
-def _as_begun(folder: Folder, phase: Phase, plan: Plan, how: Execution) -> Execution:
-    """`how`, compiling if the phase was begun so: compiled or not, a resumed phase has the bits of an undisturbed one.
+# What of a phase is compiled, as its environment.json says -> the setting that compiles just this. Phases begun when
+# only networks could be compiled have a truth value.
+COMPILED = {"no": "never", "network": "always", "step": "step", False: "never", True: "always"}
+
+
+def _as_begun(folder: Folder, phase: Phase, plan: Plan, model: MultiExit, how: Execution) -> Execution:
+    """`how`, compiling what the phase was begun with: so a resumed phase has the bits of an undisturbed one.
 
     Notes in the folder what the phase is made with.
     """
     if not folder.has("environment.json"):
         steps = phase.settings.epochs * (plan.outline.train // min(phase.settings.batch_size, plan.outline.train))
-        compiled = how.compiles(steps) and phase.settings.gradient_combination == "sum"
+        compiled = "no"
+        if fits(model, phase, plan.data, how):
+            compiled = "step"
+        elif how.compiles(steps) and phase.settings.gradient_combination == "sum":
+            compiled = "network"
         if how.main:
             folder.write_json("environment.json", {**describe(how.device.type), "compiled": compiled})
     else:
         compiled = folder.json("environment.json")["compiled"]
-    return dataclasses.replace(how, compile="always" if compiled else "never")
+    return dataclasses.replace(how, compile=COMPILED[compiled])
 
 
 def load_weights(model: MultiExit, arrays: Arrays) -> None:

@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "patience": {**IMAGES, "strategy": "joint", "match": "patience", "patience": 1, "epochs": 6},
     "a method's own step": {**IMAGES, "strategy": "joint", "method": "l2w", "exits": (1, 2)},
+    "compiled step": {**LINES, "architecture": "mlp", "strategy": "joint", "compile": "step"},
     "regression": {**PLAIN, "architecture": "mlp", "dataset": "diabetes", "strategy": "mixed"},
 }  # fmt: skip
 
@@ -59,7 +60,9 @@ def ended(name: str, store: Path) -> tuple[float, str]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = eestudy.run(eestudy.RunConfig(**CASES[name]), store=store, device="cpu", compile="never")
+        settings = {"compile": "never", **CASES[name]}
+        how = settings.pop("compile")
+        run = eestudy.run(eestudy.RunConfig(**settings), store=store, device="cpu", compile=how)
     finally:
         torch.set_num_threads(threads)
     records = eestudy.Store(store).folder("phases", run.phases[-1]).records()

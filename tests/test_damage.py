@@ -18,6 +18,7 @@ from eestudy.evaluating import evaluate_study
 from eestudy.grids import load_study
 from eestudy.store import Folder
 from eestudy.training import loop
+from eestudy.training.eager_step import EagerStep
 from eestudy.trajectories import measure_study
 
 from .processes import bits, different, flip_a_bit, forked, status, train
@@ -49,15 +50,15 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "STATE_EVERY", 0.0)
         patch.setattr(loop, "SAVING_SHARE", float("inf"))
-        step, done = loop._step, []
+        step, done = EagerStep.step, []
 
         def stopping(*arguments):
             done.append(1)
             if len(done) == 4:
                 raise KeyboardInterrupt
-            return step(*arguments)
+            step(*arguments)
 
-        patch.setattr(loop, "_step", stopping)
+        patch.setattr(EagerStep, "step", stopping)
         with pytest.raises(KeyboardInterrupt):
             eestudy.run(TINY, store=store, device="cpu")
     return store
@@ -122,7 +123,7 @@ def test_a_state_that_is_there_already_is_left_alone(tmp_path, unfinished, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "STATE_EVERY", 0.0)
-    monkeypatch.setattr(loop, "_step", interrupt)
+    monkeypatch.setattr(EagerStep, "step", interrupt)
     monkeypatch.setattr(Folder, "remove", refuse)
     with pytest.raises(KeyboardInterrupt):
         eestudy.run(TINY, store=store, device="cpu")

@@ -16,7 +16,8 @@ import pytest
 import eestudy
 from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
-from eestudy.training import loop
+from eestudy.training import eager_step, loop
+from eestudy.training.eager_step import EagerStep
 
 from .processes import Steps, bits, different, forked, kill_at, status, train
 
@@ -168,13 +169,13 @@ def until(happened):
 
 def slowed():
     """Makes each training step of this process take a quarter of a second longer."""
-    step = loop._step
+    step = EagerStep.step
 
     def slow(*arguments):
         time.sleep(0.25)
-        return step(*arguments)
+        step(*arguments)
 
-    loop._step = slow
+    EagerStep.step = slow  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("number", "presses"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
@@ -245,12 +246,12 @@ def test_what_is_not_finite_stops_the_phase_and_keeps_the_state_before(tmp_path,
 
 def spoil(monkeypatch, bad, at):
     """Makes the loss, or the gradient alone, infinite at step `at` (from 0) of each phase."""
-    step, losses_of, now = loop._step, loop.exit_losses, -1
+    step, losses_of, now = EagerStep.step, eager_step.exit_losses, -1
 
-    def watched(network, state, *rest):
+    def watched(self, *rest):
         nonlocal now
-        now = state.progress.step
-        return step(network, state, *rest)
+        now = self.state.progress.step
+        step(self, *rest)
 
     def spoilt(logits, targets):
         losses = losses_of(logits, targets)
@@ -260,8 +261,8 @@ def spoil(monkeypatch, bad, at):
             losses.register_hook(lambda gradient: gradient * float("inf"))
         return losses
 
-    monkeypatch.setattr(loop, "_step", watched)
-    monkeypatch.setattr(loop, "exit_losses", spoilt)
+    monkeypatch.setattr(EagerStep, "step", watched)
+    monkeypatch.setattr(eager_step, "exit_losses", spoilt)
 
 
 def test_a_learning_rate_that_is_far_too_high_stops_the_phase(tmp_path):

@@ -14,6 +14,7 @@ from eestudy.plan import prepare
 from eestudy.store import Store
 from eestudy.training import loop
 from eestudy.training.cost import step_flops
+from eestudy.training.eager_step import EagerStep
 from eestudy.training.execution import Execution
 from eestudy.training.freezing import phase_exits, phase_logits, set_trainable
 from eestudy.training.losses import exit_losses, exit_weights
@@ -290,14 +291,14 @@ def test_set_trainable_returns_what_trains():
 def test_ctrl_c_in_the_last_step_of_a_phase_is_not_lost(tmp_path, monkeypatch):
     made = plan("joint", epochs=1)
     folder = Store(tmp_path).folder("phases", "p")
-    step, last = loop._step, 256 // 64
+    step, last = EagerStep.step, 256 // 64
 
-    def pressed_at_the_last(*arguments):
-        if arguments[1].progress.step == last - 1:
+    def pressed_at_the_last(self, *arguments):
+        if self.state.progress.step == last - 1:
             signal.raise_signal(signal.SIGINT)
-        return step(*arguments)
+        step(self, *arguments)
 
-    monkeypatch.setattr(loop, "_step", pressed_at_the_last)
+    monkeypatch.setattr(EagerStep, "step", pressed_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         loop.train_phase(made.model, made.phases[0], made.data, folder, 0, 0, CPU)
     assert folder.has(loop.checkpoint_name(100))

@@ -23,7 +23,7 @@ from eestudy.environment import say
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-COMPILE = ("auto", "always", "never")
+COMPILE = ("auto", "always", "never", "step")
 # A graph is compiled for some minutes at worst; a phase of fewer steps does not earn that back.
 COMPILED_FROM = 2000
 
@@ -34,8 +34,9 @@ class Execution:
 
     workers: processes that read image files ahead of the training; no effect on data in memory, none on the result.
     compile: "auto" compiles on a GPU, for phases of at least 2,000 steps, and not on a processor, where it gains little
-    (0.84 to 1.03 x, benchmarks/step.json). A compiled network rounds differently, so its bits are not those of the
-    plain one.
+    (0.84 to 1.03 x, benchmarks/step.json). "step" compiles the whole step, update included, where it fits
+    (`whole_step.fits`), and nothing elsewhere: for many seeds of a small network on a processor. What is compiled
+    rounds differently, so its bits are not those of the plain one.
     """
 
     device: torch.device
@@ -75,6 +76,11 @@ class Execution:
         return self.compile == "always" or (
             self.compile == "auto" and self.device.type == "cuda" and steps >= COMPILED_FROM
         )
+
+    @property
+    def whole_steps(self) -> bool:
+        """Whether phases that fit are trained by `WholeStep`."""
+        return self.compile == "step" and self.device.type == "cpu" and self.processes == 1
 
     def prepared(self, network: nn.Module, steps: int) -> nn.Module:
         """`network` for `steps` training steps: compiled where that pays, and joined with the other processes'."""

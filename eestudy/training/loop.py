@@ -23,15 +23,16 @@ from eestudy.data import DataSet
 from eestudy.models import MultiExit
 from eestudy.store import Folder
 from eestudy.training.batches import Batches, Inputs, training_batches
+from eestudy.training.eager_step import EagerStep, Step
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import PhaseNetwork, phase_exits, phase_logits, set_trainable, trained_tensors
-from eestudy.training.losses import exit_hits, exit_losses
+from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable, trained_tensors
 from eestudy.training.normalization import reestimate
-from eestudy.training.objective import Objective, combine
-from eestudy.training.optim import build_optimizer, lr_factor
+from eestudy.training.objective import Objective
+from eestudy.training.optim import build_optimizer, learning_rate
 from eestudy.training.phases import Phase
 from eestudy.training.saved import Progress, State, arrays, state_files
 from eestudy.training.validation import Validation, scores
+from eestudy.training.whole_step import WholeStep
 
 # Seconds between saved states, which is what a kill costs at most; longer where saving would take more than a
 # twentieth of the time.
@@ -48,7 +49,7 @@ class Hooks:
     """What a method adds to the training of phases whose `Phase.method` is set.
 
     objective: a class derived from Objective, or what makes one of the same arguments. before: what is done before each
-    step, with (network, state, objective, x, targets, done, execution) as in `_step`.
+    step, with (network, state, objective, x, targets, done, execution) as in `Step`.
     """
 
     objective: Callable[..., Objective] = Objective
@@ -88,12 +89,11 @@ def train_phase(
     state = State(model, phase, optimizer, torch.zeros(2, len(exits), device=device), objective=objective)
     state.load(folder)
     progress = state.progress
-    network: torch.nn.Module = PhaseNetwork(model, phase)
-    if phase.settings.gradient_combination == "sum":
-        network = execution.prepared(network, total)
-    watch = Watch(progress.seconds)
     bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
-    epoch, feed = -1, iter(())  # type: tuple[int, Iterator[tuple[Inputs, Tensor]]]
+    step = _step(model, state, objective, bad, total, execution)
+    watch = Watch(progress.seconds)
+    epoch = -1
+    feed: Iterator[tuple[Inputs, Tensor]] = iter(())
     hidden = None if execution.main else True  # None: where nobody looks
     bar = _Bar(total=total, initial=progress.step, desc=phase.name, unit="step", disable=hidden, leave=False)
 
@@ -102,8 +102,8 @@ def train_phase(
             if progress.step in due.values():
                 _stop_if_not_finite(bad, phase, batches, total)
             if execution.main:
-                for share, step in due.items():
-                    if step == progress.step:
+                for share, at in due.items():
+                    if at == progress.step:
                         folder.write_arrays(checkpoint_name(share), arrays(trained_tensors(model, phase)))
             if progress.step == total or _out_of_patience(progress, phase):
                 break
@@ -123,14 +123,11 @@ def train_phase(
             done = progress.step / total
             if hooks.before:
                 execution.seed(named_seed(*seeds, "before", progress.step, execution.rank))
-                hooks.before(network, state, objective, x, targets, done, execution)
+                hooks.before(step.network, state, objective, x, targets, done, execution)
             execution.seed(named_seed(*seeds, "noise", progress.step, execution.rank))
-            losses, logits = _step(network, state, objective, x, targets, done, bad, execution)
+            step.step(x, targets, done)
             progress.step += 1
             bar.update()
-            state.sums[0, -len(losses) :] += losses  # of all exits, or of the last where steps take turns
-            if data.task == "classification":
-                state.sums[1, -len(losses) :] += exit_hits(logits, targets)
             if device.type == "cpu" or progress.step % LOOK_EVERY == 0:
                 _stop_if_not_finite(bad, phase, batches, total)
             if progress.step % batches.steps_an_epoch == 0:
@@ -148,6 +145,7 @@ def train_phase(
                         state.best = {name: value.clone() for name, value in trained_tensors(model, phase).items()}
                 state.sums.zero_()
 
+    step.end()
     if state.best:
         model.load_state_dict(state.best, strict=False)
     if phase.settings.batchnorm == "reestimate":
@@ -165,6 +163,16 @@ def train_phase(
         raise KeyboardInterrupt
 
 
+def _step(model: MultiExit, state: State, objective: Objective, bad: Tensor, total: int, execution: Execution) -> Step:
+    """What makes the phase's `total` steps."""
+    network = PhaseNetwork(model, state.phase)
+    if execution.whole_steps:
+        return WholeStep(network, state, objective, bad, execution)
+    # Where each exit's gradient is wanted by itself, the network does not run as a whole.
+    whole = state.phase.settings.gradient_combination == "sum"
+    return EagerStep(execution.prepared(network, total) if whole else network, state, objective, bad, execution)
+
+
 class _Bar(tqdm):
     """Locked in this process alone: tqdm's own lock is one with that of forked processes, and a killed one keeps it."""
 
@@ -172,61 +180,6 @@ class _Bar(tqdm):
 
 
 _Bar.set_lock(threading.RLock())
-
-
-def _step(
-    network: torch.nn.Module,
-    state: State,
-    objective: Objective,
-    x: Inputs,
-    targets: Tensor,
-    done: float,
-    bad: Tensor,
-    execution: Execution,
-) -> tuple[Tensor, Tensor]:
-    """Forward, backward, update. Returns the exits' losses (K,) and logits (K, B, C), detached; where steps take turns,
-    those of the exits whose turn it is.
-
-    done: share of the phase's steps behind. bad: is set to this step's number if it is the first not to be finite; the
-    update is made all the same, and undone by going back to the saved state.
-    """
-    phase, optimizer = state.phase, state.optimizer
-    for group in optimizer.param_groups:
-        group["lr"] = phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, done)
-    turn = phase.turns[state.progress.step % len(phase.turns)] if phase.turns else None
-    combining = phase.settings.gradient_combination != "sum"
-    with execution.precision(phase.settings.precision):
-        if combining:  # every exit's gradient by itself, from where its logits are
-            outputs = phase_logits(state.model, phase, x, turn)
-            logits = torch.stack([each.detach() for each in outputs]).requires_grad_()
-        else:
-            logits = network(x) if turn is None else network(x, turn)
-    known = logits[:-1] if phase.frozen_teacher else logits
-    losses = exit_losses(known, targets)
-    loss = losses.sum() if turn == "last" else objective(losses, logits, targets, x, done)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if combining:
-        seeds = (*objective.seeds, "combination", state.progress.step)
-        combine(state.model, outputs, logits.grad, phase, seeds, execution)
-    _average(objective.parameters(), execution)
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
-    # Where looking costs nothing, a gradient that is short enough is left alone: scaled by 1 it would be the same.
-    if phase.settings.clip and (execution.device.type != "cpu" or not float(norm) < phase.settings.clip):
-        torch.nn.utils.clip_grads_with_norm_(trained, phase.settings.clip, norm)
-    # Of several processes each has its own loss, but all have the same gradient.
-    finite = torch.isfinite(norm if execution.processes > 1 else norm + loss.detach())
-    bad.copy_(torch.where(finite, bad, torch.clamp(bad, max=state.progress.step)))
-    optimizer.step()
-    return losses.detach(), known.detach()
-
-
-def _average(parameters: list[torch.nn.Parameter], execution: Execution) -> None:
-    """Of several processes each has its own gradient of what is not in the network."""
-    for parameter in parameters:
-        if execution.processes > 1 and parameter.grad is not None:
-            parameter.grad = execution.summed(parameter.grad) / execution.processes
 
 
 def _check_turns(phase: Phase, batches: Batches) -> None:
@@ -271,7 +224,7 @@ class Watch:
 def _stop_if_not_finite(bad: Tensor, phase: Phase, batches: Batches, total: int) -> None:
     if math.isfinite(first := float(bad)):
         step = int(first)
-        lr = phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, step / total)
+        lr = learning_rate(phase, step / total)
         raise EestudyError(
             f"phase {phase.name}: loss or gradient is not finite in epoch {step // batches.steps_an_epoch + 1}, step "
             f"{step + 1} of {total}, at learning rate {lr:.3g}; try a lower lr, clip or float32"

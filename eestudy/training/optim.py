@@ -24,6 +24,11 @@ def build_optimizer(parameters: Iterable[nn.Parameter], phase: Phase) -> torch.o
     return torch.optim.AdamW(groups, lr=phase.settings.lr, fused=True)
 
 
+def learning_rate(phase: Phase, done: float) -> float:
+    """That of the step with the share `done` of the phase's steps behind it."""
+    return phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, done)
+
+
 def lr_factor(schedule: str, warmup: float, done: float) -> float:
     """What the learning rate is multiplied by when the share `done` in [0, 1) of a phase's steps is behind.
 

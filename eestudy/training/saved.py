@@ -91,7 +91,7 @@ class State:
             }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.best = {name: value.to(self.sums.device) for name, value in groups["best"].items()} or None
-        self.sums = tensors["sums"].to(self.sums.device)
+        self.sums.copy_(tensors["sums"])
         self.progress = Progress(**folder.metadata(states[-1]))
 
 
