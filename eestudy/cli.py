@@ -131,7 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--store", type=Path, help="folder of runs (default: $EESTUDY_HOME, or ./runs)")
     command.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     command.add_argument("--workers", type=int, default=0, help="processes that read image files ahead (default 0)")
-    text = "auto (default: on a GPU), always, never, or step: the whole step of small networks on a processor"
+    text = (
+        "auto (default: on a GPU; with --jobs also the step of four or more seeds on a processor), always, never, or "
+        "step: the whole step of small networks on a processor"
+    )
     command.add_argument("--compile", default="auto", help=text)
     command.add_argument("--jobs", type=_positive, help="train so many runs at a time, in processes of one thread each")
     command = commands.add_parser("table", help="print a study's budget table", description="print a budget table")

@@ -30,6 +30,8 @@ from eestudy.store import Store
 
 # What runs may differ in and still share their first phase.
 SHARING = {"seed", "strategy", "epochs", "phase_split", "lr_scale"}
+# So many seeds of the same runs earn back what compiling their step takes (benchmarks/seeds.json).
+COMPILED_FROM = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Job:
     """Runs of one seed, for one worker, one after the other. group: equal for the other seeds' jobs."""
 
     group: str
+    many: bool  # whether the study has enough seeds of them that the step is compiled
     configs: tuple[RunConfig, ...]
     flops: tuple[float, ...]  # to train each
 
@@ -49,24 +52,34 @@ class How:
     results: Path | None
     device: str | None
     workers: int
-    compile: str
+    compile: str  # "auto": the whole step, on a processor and with seeds enough
 
 
-def jobs_of(configs: Sequence[RunConfig], flops: dict[str, float]) -> list[Job]:
-    """The jobs of these runs: groups as they come in the study, whose first runs are the most wanted, and the largest
-    job of a group first. flops: of each run's `RunConfig` with seed 0, by id."""
-    groups: dict[str, dict[int, list[RunConfig]]] = {}
-    for config in configs:
-        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in SHARING}
-        groups.setdefault(content_hash(settings), {}).setdefault(config.seed, []).append(config)
+def jobs_of(study: Sequence[RunConfig], todo: Sequence[RunConfig], flops: dict[str, float]) -> list[Job]:
+    """The jobs of a study's runs that are `todo`.
+
+    Groups come as in the study, whose first runs are the most wanted; of a group, the largest job is first.
+    flops: of each run's `RunConfig` with seed 0, by id.
+    """
+    everything, groups = _groups(study), _groups(todo)
     jobs: list[Job] = []
     for name, seeds in groups.items():
+        many = len(everything[name]) >= COMPILED_FROM
         own = [
-            Job(name, tuple(runs), tuple(flops[config.replace(seed=0).id] for config in runs))
+            Job(name, many, tuple(runs), tuple(flops[config.replace(seed=0).id] for config in runs))
             for runs in seeds.values()
         ]
         jobs += sorted(own, key=lambda job: (-sum(job.flops), job.configs[0].seed))
     return jobs
+
+
+def _groups(configs: Sequence[RunConfig]) -> dict[str, dict[int, list[RunConfig]]]:
+    """The runs by what may share a phase but for the seed, and by seed."""
+    groups: dict[str, dict[int, list[RunConfig]]] = {}
+    for config in configs:
+        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in SHARING}
+        groups.setdefault(content_hash(settings), {}).setdefault(config.seed, []).append(config)
+    return groups
 
 
 def next_job(waiting: Sequence[Job], last: str | None, busy: set[str]) -> Job:
@@ -91,7 +104,7 @@ def train_study(study: Study, jobs: int, how: How) -> list[Failure]:
     say(f"study {study.name}: {len(study.configs)} runs{known}; {len(todo)} to train")
     if not todo:
         return []
-    waiting = jobs_of(todo, _flops(todo))
+    waiting = jobs_of(study.configs, todo, _flops(todo))
     return list(_Pool(min(jobs, len(waiting)), how).results(waiting))
 
 
@@ -150,7 +163,7 @@ class _Pool:
                         job = next_job(waiting, last.get(end), busy)
                         waiting.remove(job)
                         last[end], self.doing[end] = job.group, (job, set())
-                        end.send(job.configs)
+                        end.send(job)
                     else:
                         self._dismiss(end)
         except BaseException:
@@ -223,8 +236,9 @@ def _work(end: Connection, how: How) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         while True:
             end.send((None, None))
-            for config in end.recv():
-                end.send((config.id, _trained(config, how)))
+            job = end.recv()
+            for config in job.configs:
+                end.send((config.id, _trained(config, how, job.many)))
     except (KeyboardInterrupt, EOFError, OSError):  # stopped; nothing left to do; or the first process is gone
         return
 
@@ -235,12 +249,15 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _trained(config: RunConfig, how: How) -> str | None:
+def _trained(config: RunConfig, how: How, many: bool) -> str | None:
     """Trains a run and adds its record; one line where that fails."""
     from eestudy import study
+    from eestudy.training.execution import execution
 
     try:
-        study.run(config, how.store, how.device, how.workers, how.compile)
+        on_processor = execution(how.device).device.type == "cpu"
+        compiled = "step" if how.compile == "auto" and many and on_processor else how.compile
+        study.run(config, how.store, how.device, how.workers, compiled)
         if how.results:
             add_records([config], Store(how.store), Records(how.results))
     except Exception as error:  # noqa: BLE001  (it must not stop the others)

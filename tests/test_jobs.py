@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from eestudy import jobs
 from eestudy.cli import main
 from eestudy.config import RunConfig
 from eestudy.grids import Study, load_study
@@ -35,14 +37,16 @@ def test_a_job_is_all_runs_of_a_seed_that_may_share_a_phase():
     small = [*configs(), *configs(strategy="disjoint"), *configs(epochs=40, phase_split=0.25)]
     large = configs(architecture_args={"width": 96})
     flops = {config.replace(seed=0).id: 9.0 if config in large else 1.0 for config in (*small, *large)}
-    jobs = jobs_of([*small, *large], flops)
-    assert [len(job.configs) for job in jobs] == [3, 3, 3, 1, 1, 1]  # as they come in the study
-    assert [job.configs[0].seed for job in jobs] == [0, 1, 2, 0, 1, 2]
-    assert {config.seed for config in jobs[1].configs} == {1}
+    found = jobs_of([*small, *large], [*small, *large], flops)
+    assert [len(job.configs) for job in found] == [3, 3, 3, 1, 1, 1]  # as they come in the study
+    assert [job.configs[0].seed for job in found] == [0, 1, 2, 0, 1, 2]
+    assert {config.seed for config in found[1].configs} == {1}
+    assert not any(job.many for job in found)
+    assert all(job.many for job in jobs_of([*small, *small[:1], small[0].replace(seed=3)], small, flops))
     # A worker stays with what it has compiled; a new one takes what nobody has.
-    assert next_job(jobs[1:], jobs[0].group, {jobs[3].group}) is jobs[1]
-    assert next_job(jobs[1:], "", {jobs[0].group}) is jobs[3]
-    assert next_job(jobs[1:3], jobs[3].group, {jobs[0].group}) is jobs[1]
+    assert next_job(found[1:], found[0].group, {found[3].group}) is found[1]
+    assert next_job(found[1:], "", {found[0].group}) is found[3]
+    assert next_job(found[1:3], found[3].group, {found[0].group}) is found[1]
 
 
 def how(folder: Path) -> How:
@@ -131,3 +135,12 @@ def test_train_adds_records_of_a_study_in_params_alone(tmp_path, monkeypatch, ca
     assert main(["train", "params/deep/tiny.yaml", "--store", str(tmp_path / "none")]) == 0
     assert "has a record" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("asked", "many", "expected"), [("auto", True, "step"), ("auto", False, "no"),
+                                                         ("never", True, "no")])  # fmt: skip
+def test_auto_compiles_the_step_of_many_seeds(tmp_path, asked, many, expected):
+    (config,) = configs(strategy="joint", epochs=1, train_size=200, batch_size=64)[:1]
+    assert jobs._trained(config, How(tmp_path, None, "cpu", 0, asked), many) is None
+    (found,) = tmp_path.glob("phases/*/environment.json")
+    assert json.loads(found.read_text())["compiled"] == expected
