@@ -69,13 +69,12 @@ def at_equal_cost(fine: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
 
     fine: of `finest_curves`. The point taken of each seed's curve is the last whose mean cost on test is not above the
     plain network's, so early exits are given no more than that cost, and up to one step of the curve less.
-    Columns: place, strategy, name, flops, seeds, spent (the point's share of the plain network's cost, mean over
-    seeds), early, plain (accuracies), mean, low, high, p_holm, decision ("better": early exits; "worse"; "": no
-    difference seen), note. Holm's correction is over the whole table.
+    Columns: place, strategy, name, flops, spent (the point's share of the plain network's cost, mean over seeds),
+    early, plain (accuracies), and those of `statistics.tested` ("better": early exits), one family.
     EestudyError where the two studies have no cell in common.
     """
     curves = fine.assign(place=_place(fine)).dropna(subset="accuracy")
-    rows: list[dict[str, Any]] = []
+    tests = []
     for (place, name), networks in plain.groupby(["place", "name"], sort=False):
         own = curves[curves["place"] == place]
         for strategy in in_order(own["strategy"]):
@@ -84,23 +83,14 @@ def at_equal_cost(fine: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
             point = within.groupby("seed")[["accuracy", "flops"]].last()
             early = point["accuracy"]
             alone = networks.set_index("seed")["accuracy"]
-            paired = st.paired_difference(early, alone)
-            rows.append(
-                {
-                    "place": place, "strategy": strategy, "name": name, "flops": cost, "seeds": paired.n,
-                    "spent": point["flops"].mean() / cost,
-                    "early": early.mean(), "plain": alone.mean(), "mean": paired.mean, "low": paired.low,
-                    "high": paired.high, "p": paired.p, "note": paired.note,
-                }
-            )  # fmt: skip
-    if not rows:
+            names = {"place": place, "strategy": strategy, "name": name, "flops": cost}
+            means = {"spent": point["flops"].mean() / cost, "early": early.mean(), "plain": alone.mean()}
+            tests.append((names | means, early, alone))
+    if not tests:
         raise EestudyError(
             "study: the plain networks and the early-exit networks have no architecture and data set in common"
         )
-    frame = pd.DataFrame(rows).sort_values(["place", "flops"], kind="stable", ignore_index=True)
-    frame["p_holm"] = st.holm(frame.pop("p"))
-    frame["decision"] = [st.decision(mean, p) for mean, p in zip(frame["mean"], frame["p_holm"], strict=True)]
-    return frame
+    return st.tested((), tests).sort_values(["place", "flops"], kind="stable", ignore_index=True)
 
 
 def equal_cost_table(frame: pd.DataFrame, whole: dict[str, float]) -> Table:

@@ -67,11 +67,7 @@ def over_cells(comparisons: pd.DataFrame) -> pd.DataFrame:
                 record |= {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": note}
             records.append(record)
     columns = ["a", "b", "pair", "budget", "unit", "mean", "low", "high", "n", "p", "note"]
-    frame = pd.DataFrame(records, columns=columns)
-    frame["p_holm"] = st.holm(frame["p"])
-    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
-    frame["verdict"] = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
-    return frame
+    return st.corrected(pd.DataFrame(records, columns=columns))
 
 
 def _everywhere(comparisons: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[str]:
@@ -121,21 +117,16 @@ def c7(results: Results) -> Claim:
     exits = results.exits[~results.exits["architecture"].isin(PRETRAINED)]
     whole = results.runs.set_index("run")["config"].map(lambda text: json.loads(text).get("train_size") is None)
     last = exits[exits["exit"] == exits.groupby("run")["exit"].transform("max")]
-    records = []
+    pairs = []
     for (cell, dataset), here in last.groupby(["cell", "dataset"], sort=False):
         joint, disjoint = (here[here["strategy"] == s].set_index("seed")["value"] for s in ("joint", "disjoint"))
         if len(joint) and len(disjoint):
-            d = st.paired_difference(joint, disjoint)
-            facts = {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": d.note}
             large = dataset in LARGE and bool(whole[here["run"]].all())
-            records.append({"cell": cell, "large": large, **facts})
+            pairs.append(({"cell": cell, "large": large}, joint, disjoint))
     statement = "Joint training from scratch hurts the last exit on large data, and can help on small data."
-    frame = pd.DataFrame(records, columns=["cell", "large", "mean", "low", "high", "n", "p", "note"])
+    frame = st.tested(("cell", "large"), pairs)
     if frame.empty:
         return Claim("C7", statement, "not decided", NOT_COMPARED, frame)
-    frame["p_holm"] = st.holm(frame["p"])
-    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
-    verdicts = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
     on_large, on_small = (set(frame.loc[frame["large"] == which, "decision"]) for which in (True, False))
     verdict = "not decided"
     if "better" in on_large:
@@ -143,7 +134,7 @@ def c7(results: Results) -> Claim:
     elif on_large == {"worse"} and "better" in on_small:
         verdict = "supported"
     reasons = [] if on_large else ["no cell has large data, so what it says of that is not tested"]
-    reasons += [f"{cell}, last exit, joint against disjoint: {word}" for cell, word in zip(frame["cell"], verdicts)]
+    reasons += [f"{row.cell}, last exit, joint against disjoint: {row.verdict}" for row in frame.itertuples()]
     return Claim("C7", statement, verdict, "; ".join(reasons), frame)
 
 

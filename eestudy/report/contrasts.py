@@ -27,12 +27,10 @@ def accuracies(a: Results, b: Results, protocol: str = "calibrated", rule: str =
     mean, low, high, sd (of a - b, fractions), n common seeds, p, note, p_holm, decision ("better": a is), verdict.
     """
     left, right = _by_seed(a, protocol, rule), _by_seed(b, protocol, rule)
-    rows = [
-        {"cell": cell, "strategy": strategy, "budget": budget, **_difference(left[key], right[key])}
-        for key in _keys(a, left, right)
-        for cell, strategy, budget in [key]
-    ]
-    return _corrected(rows)
+    names = ("cell", "strategy", "budget")
+    return st.tested(
+        names, ((dict(zip(names, key, strict=True)), left[key], right[key]) for key in _keys(a, left, right))
+    )
 
 
 def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
@@ -46,7 +44,7 @@ def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str 
     left, right = _by_seed(a, protocol, rule), _by_seed(b, protocol, rule)
     keys = set(_keys(a, left, right))
     own = [comparisons(results, protocol, rule).set_index(["cell", "a", "b", "budget"]) for results in (a, b)]
-    rows = []
+    pairs = []
     for cell in a.cells:
         for first, second in PAIRS:
             for budget in BUDGETS:
@@ -55,13 +53,10 @@ def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str 
                 leads = [each[cell, first, budget] - each[cell, second, budget] for each in (left, right)]
                 decided = [frame.loc[(cell, first, second, budget), "decision"] for frame in own]
                 change = "" if decided[0] == decided[1] else "reversed" if all(decided) else "decided in one"
-                rows.append(
-                    {"cell": cell, "pair": f"{first} − {second}", "budget": budget}
-                    | {"in_a": leads[0].mean(), "in_b": leads[1].mean()}
-                    | {"decision_a": decided[0], "decision_b": decided[1], "change": change}
-                    | _difference(*leads)
-                )
-    return _corrected(rows)
+                names = {"cell": cell, "pair": f"{first} − {second}", "budget": budget}
+                own_tests = {"decision_a": decided[0], "decision_b": decided[1], "change": change}
+                pairs.append((names | {"in_a": leads[0].mean(), "in_b": leads[1].mean()} | own_tests, *leads))
+    return st.tested(("cell", "pair", "budget", "in_a", "in_b", "decision_a", "decision_b", "change"), pairs)
 
 
 def accuracy_table(frame: pd.DataFrame, a: str, b: str) -> Table:
@@ -171,19 +166,6 @@ def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[str, st
     if not keys:
         raise EestudyError(f"contrasts: the two parts of {a.study} have no cell, strategy and budget in common")
     return keys
-
-
-def _difference(left: pd.Series, right: pd.Series) -> dict[str, Any]:
-    d = st.paired_difference(left, right)
-    return {"mean": d.mean, "low": d.low, "high": d.high, "sd": d.sd, "n": d.n, "p": d.p, "note": d.note}
-
-
-def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows)
-    frame["p_holm"] = st.holm(frame["p"])
-    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
-    frame["verdict"] = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
-    return frame
 
 
 def _wide(frame: pd.DataFrame, index: list[str], text: str, name: str) -> Table:

@@ -19,7 +19,6 @@ from eestudy.report.tables import DASH, PAIRS, Table, table
 PARTS = ("early", "middle", "late")
 # In which phase all exits train together, by strategy: where they can compete for the backbone.
 COMPETING = {"joint": 1, "mixed": 2}
-MEASURED = ("mean_a", "mean_b", "mean", "low", "high", "sd", "n", "p", "note")
 
 
 def part_of(frame: pd.DataFrame, column: str) -> pd.Series:
@@ -38,41 +37,38 @@ def effects(
     Pairs of which a cell lacks a strategy are left out there; no rows when all are.
     """
     keys = ["cell", *by]
-    rows = []
+    tests = []
     for place, group in frame.groupby(keys, sort=False):
         here = group.groupby(["strategy", "seed"])[value].mean()
         there = set(here.index.get_level_values("strategy"))
         for a, b in pairs:
             if {a, b} <= there:
-                rows.append(
-                    {**dict(zip(keys, place, strict=True)), "a": a, "b": b, "pair": f"{a} − {b}"}
-                    | {"mean_a": here[a].mean(), "mean_b": here[b].mean()}
-                    | _paired(here[a], here[b])
-                )
-    return corrected(pd.DataFrame(rows, columns=[*keys, "a", "b", "pair", *MEASURED]))
+                names = {**dict(zip(keys, place, strict=True)), "a": a, "b": b, "pair": f"{a} − {b}"}
+                means = {"mean_a": here[a].mean(), "mean_b": here[b].mean()}
+                tests.append((names | means, here[a], here[b]))
+    return _worded(st.tested([*keys, "a", "b", "pair", "mean_a", "mean_b"], tests))
 
 
 def against(frame: pd.DataFrame, value: str, reference: str, by: Sequence[str] = ("strategy",)) -> pd.DataFrame:
     """Paired differences of two columns, `value` - `reference`, over seeds: one row a cell x `by`; as `effects`."""
     keys = ["cell", *by]
-    rows = []
+    tests = []
     for key, here in frame.groupby(keys, sort=False):
         seeds = here.groupby("seed")[[value, reference]].mean()
         means = {"mean_a": seeds[value].mean(), "mean_b": seeds[reference].mean()}
-        rows.append({**dict(zip(keys, key, strict=True)), **means, **_paired(seeds[value], seeds[reference])})
-    return corrected(pd.DataFrame(rows, columns=[*keys, *MEASURED]))
-
-
-def _paired(a: pd.Series, b: pd.Series) -> dict[str, float | str]:
-    d = st.paired_difference(a, b)
-    return {"mean": d.mean, "low": d.low, "high": d.high, "sd": d.sd, "n": d.n, "p": d.p, "note": d.note}
+        tests.append((dict(zip(keys, key, strict=True)) | means, seeds[value], seeds[reference]))
+    return _worded(st.tested([*keys, "mean_a", "mean_b"], tests))
 
 
 def corrected(frame: pd.DataFrame) -> pd.DataFrame:
     """With Holm-corrected p over all rows, and what they decide."""
-    frame = frame.assign(p_holm=st.holm(frame["p"]))
+    return _worded(st.corrected(frame))
+
+
+def _worded(frame: pd.DataFrame) -> pd.DataFrame:
+    """A metric is "higher" or "lower", and no accuracy that could be better."""
     words = {"better": "higher", "worse": "lower", "": ""}
-    return frame.assign(decision=[words[st.decision(r.mean, r.p_holm)] for r in frame.itertuples()])
+    return frame.drop(columns="verdict").assign(decision=frame["decision"].map(words))
 
 
 def decided(rows: pd.DataFrame, expected: Sequence[str]) -> str:
@@ -236,7 +232,7 @@ def c4(paths: pd.DataFrame, split: str = "train", column: str = "loss") -> Claim
     found = found[(found["relation"] == "strategies") & (found["split"] == split)]
     which = [C4_PAIRS.get(frozenset(pair)) for pair in zip(found["strategy"], found["strategy_2"])]
     wide = found.assign(which=which).pivot_table(index=["cell", "seed"], columns="which", values="barrier")
-    rows = pd.DataFrame(columns=["cell", "what", *MEASURED])
+    rows = _worded(st.tested(("cell", "what"), ()))
     if set(C4_PAIRS.values()) <= set(wide):
         compared = [
             against(wide.reset_index().assign(what=f"{far}, less disjoint to mixed"), far, "near", ("what",))

@@ -101,17 +101,8 @@ def tested(keys: tuple[str, str], pairs: Iterable[tuple[str, str, str, pd.Series
 
     One row a pair: the keys, budget, mean, low, high (95 %), n, p, note, p_holm (over all rows), decision, verdict.
     """
-    records = []
-    for first, second, budget, a, b in pairs:
-        d = st.paired_difference(a, b)
-        names = {keys[0]: first, keys[1]: second, "budget": budget}
-        records.append(names | {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": d.note})
-    columns = [*keys, "budget", "mean", "low", "high", "n", "p", "note"]
-    frame = pd.DataFrame(records, columns=columns)
-    frame["p_holm"] = st.holm(frame["p"])
-    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
-    frame["verdict"] = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
-    return frame
+    names = (*keys, "budget")
+    return st.tested(names, ((dict(zip(names, key, strict=True)), a, b) for *key, a, b in pairs))
 
 
 def difference_table(frame: pd.DataFrame, what: str, name: str) -> Table:

@@ -8,8 +8,9 @@ warns.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from eestudy.config import EestudyError
+
+Seeds: TypeAlias = Mapping[int, float] | pd.Series  # seed -> value
 
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # of every corrected test
@@ -90,9 +93,7 @@ def mean_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float
     return Interval(mean, mean - half, mean + half, int(x.size))
 
 
-def paired_difference(
-    a: Mapping[int, float] | pd.Series, b: Mapping[int, float] | pd.Series, level: float = LEVEL
-) -> Paired:
+def paired_difference(a: Seeds, b: Seeds, level: float = LEVEL) -> Paired:
     """Differences a - b over the seeds that both have (seed -> value; NaN counts as missing), with t interval
     and test.
 
@@ -121,6 +122,25 @@ def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
     if tested.any():
         corrected[tested] = multipletests(raw[tested], method="holm")[1]
     return corrected
+
+
+def tested(keys: Sequence[str], pairs: Iterable[tuple[Mapping[str, Any], Seeds, Seeds]]) -> pd.DataFrame:
+    """The paired differences a - b of one family of tests. pairs: what a row is of (`keys` and more), a, b.
+
+    One row a pair: the keys, mean, low, high, sd, n, unpaired, p, note, p_holm (over all rows), decision ("better": a
+    is), verdict. No pair: no rows, and the same columns.
+    """
+    rows = [{**names, **asdict(paired_difference(a, b))} for names, a, b in pairs]
+    return corrected(pd.DataFrame(rows, columns=None if rows else [*keys, *(f.name for f in fields(Paired))]))
+
+
+def corrected(frame: pd.DataFrame) -> pd.DataFrame:
+    """A family of tests with p_holm over all its rows (mean, low, high, p, note), `decision` and `verdict`."""
+    frame = frame.assign(p_holm=holm(frame["p"]))
+    return frame.assign(
+        decision=[decision(r.mean, r.p_holm) for r in frame.itertuples()],
+        verdict=[verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()],
+    )
 
 
 def friedman(values: pd.DataFrame, fewest: int = FEWEST_CELLS) -> Friedman:

@@ -190,7 +190,7 @@ def comparisons(results: Results, protocol: str = "calibrated", rule: str | None
     A budget that neither strategy reaches makes no row. With regression, the column `score` of its cells is "r2".
     """
     rows = valued(select(results.budgets, protocol, rule))
-    records = []
+    pairs = []
     for cell in results.cells:
         for a, b in _pairs(results.strategies):
             for budget in BUDGETS:
@@ -198,21 +198,12 @@ def comparisons(results: Results, protocol: str = "calibrated", rule: str | None
                 left, right = (at[at["strategy"] == s].set_index("seed")["value"] for s in (a, b))
                 if left.empty and right.empty:
                     continue
-                d = st.paired_difference(left, right)
                 score = {"score": at["score"].iloc[0]} if "score" in at else {}
-                records.append(
-                    {"cell": cell, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, "mean": d.mean}
-                    | {"low": d.low, "high": d.high, "sd": d.sd, "n": d.n, "unpaired": d.unpaired}
-                    | {"p": d.p, "note": d.note}
-                    | score
-                )
-    if not records:
+                names = {"cell": cell, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, **score}
+                pairs.append((names, left, right))
+    if not pairs:
         raise EestudyError(f"comparisons: needs two strategies, the study {results.study!r} has {results.strategies}")
-    frame = pd.DataFrame(records)
-    frame["p_holm"] = st.holm(frame["p"])
-    frame["decision"] = [st.decision(r.mean, r.p_holm) for r in frame.itertuples()]
-    frame["verdict"] = [st.verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()]
-    return frame
+    return st.tested((), pairs)
 
 
 def comparison_table(results: Results, protocol: str = "calibrated", rule: str | None = None) -> Table:

@@ -42,7 +42,7 @@ def test_the_last_point_within_the_cost_is_paired_by_seed():
     assert frame.loc["mixed", "decision"] == "better"
     assert frame.loc["joint", "mean"] == pytest.approx(0)
     assert frame.loc["joint", "decision"] == ""
-    assert list(frame["seeds"]) == [4, 4]
+    assert list(frame["n"]) == [4, 4]
     assert frame["spent"].tolist() == pytest.approx([500 / 600] * 2)
     assert repr(baselines.equal_cost_table(frame.reset_index(), {"vit1d / mnist1d": 1000.0})).count("(83%)") == 2
 
