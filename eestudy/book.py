@@ -15,7 +15,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def build(study: Study, workers: int = 1, store: Path | None = None) -> list[run
     """Runs what the study lacks, executes the chapters on its tables, builds the pages; returns what failed.
 
     After a failure no pages are made, and the ones of an earlier build stay. EestudyError with one line when
-    Sphinx warns, a notebook holds an error, or a page would load something from another host.
+    Sphinx warns, or a notebook holds an error.
     """
     stage = Stage(project_root())
     for name in ("_config.yml", "_toc.yml", "book"):
@@ -229,10 +228,6 @@ def build_pages(stage: Stage, clock: Clock) -> None:
         return
     clock.say("Sphinx reads and writes the pages")
     html = sphinx(stage.folder)
-    loads = remote_loads(html)
-    if loads:
-        more = f" (and {len(loads) - 1} more)" if len(loads) > 1 else ""
-        raise EestudyError(f"a page would load something from another host: {loads[0]}{more}")
     write_atomically(html / ".made-from", made.encode())
     if stage.html.exists():
         shutil.rmtree(stage.html)
@@ -257,56 +252,3 @@ def sphinx(folder: Path) -> Path:
         reason = lines[0] if lines else f"exit status {ended.returncode}"
         raise EestudyError(f"Sphinx: {reason} ({len(lines)} such lines in {log})")
     return output / "html"
-
-
-def remote_loads(html: Path) -> list[str]:
-    """What the pages under `html` would load from another host when looked at: "page: tag address", sorted.
-
-    Links that a reader may click are no loads. Scripts are trusted to load nothing themselves.
-    """
-    found = []
-    for path in sorted(html.rglob("*")):
-        if path.suffix == ".html":
-            loads = _Loads()
-            loads.feed(path.read_text(encoding="utf-8", errors="replace"))
-            found += [f"{path.relative_to(html)}: {load}" for load in loads.found]
-        elif path.suffix == ".css":
-            text = path.read_text(encoding="utf-8", errors="replace")
-            found += [f"{path.relative_to(html)}: {load}" for load in _css_loads(text)]
-    return found
-
-
-class _Loads(HTMLParser):
-    """Collects addresses on other hosts that a browser fetches by itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.in_style = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.in_style = tag == "style"
-        given = {name: value or "" for name, value in attrs}
-        names = ["src", "srcset", "poster", "data"] + (["href"] if tag in ("link", "image", "use") else [])
-        if tag == "link" and not {"canonical", "next", "prev", "author", "license"}.isdisjoint(
-            given.get("rel", "").split()
-        ):
-            return
-        self.found += [f"{tag} {given[name]}" for name in names if _elsewhere(given.get(name, ""))]
-        self.found += _css_loads(given.get("style", ""))
-
-    def handle_data(self, data: str) -> None:
-        if self.in_style:
-            self.found += _css_loads(data)
-
-    def handle_endtag(self, tag: str) -> None:
-        self.in_style = False
-
-
-def _elsewhere(address: str) -> bool:
-    return re.match(r"\s*(https?:)?//", address, re.IGNORECASE) is not None
-
-
-def _css_loads(text: str) -> list[str]:
-    addresses = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')\s;]+)", text)
-    return [f"css {address}" for address in addresses if _elsewhere(address)]

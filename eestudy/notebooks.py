@@ -30,7 +30,7 @@ def identity(*inputs: object) -> str:
 
 def package_files() -> list[Path]:
     """The package's own source: when it changes, every page is drawn again (trained runs are kept)."""
-    return sorted(PACKAGE.rglob("*.py"))
+    return sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".js", ".css"))
 
 
 def source_identity(notebook: Path) -> str:

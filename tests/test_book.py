@@ -17,6 +17,8 @@ from eestudy.report import diagrams
 from eestudy.training.phases import Phase
 from eestudy.training.strategies import STRATEGIES
 
+from .remote_loads import remote_loads
+
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("mathml", ROOT / "book" / "_ext" / "mathml.py")
 assert _spec is not None
@@ -242,7 +244,7 @@ def test_remote_loads_are_found_in_every_place_and_links_are_not(tmp_path: Path)
         "<style>@import 'https://h.example/x.css';</style><iframe src='https://i.example'></iframe>"
     )
     (tmp_path / "x.css").write_text("@font-face { src: url('https://j.example/f.woff2'), url(fonts/f.woff2) }")
-    found = " ".join(book.remote_loads(tmp_path))
+    found = " ".join(remote_loads(tmp_path))
     assert [letter for letter in "abcdefghij" if f"{letter}.example" in found] == list("acdfhij")
 
 
@@ -258,7 +260,7 @@ def test_a_book_is_built_offline_once_and_warnings_stop_it(checkout: book.Stage)
     assert 'href="#equation-eq-cost">(1)</a>' in page  # the reference to it
     assert "Kaya" in page
     assert '<script src="https' not in page
-    assert book.remote_loads(checkout.html) == []
+    assert remote_loads(checkout.html) == []
     # Nothing changed: the pages are not written again.
     written = (checkout.html / "book" / "index.html").stat().st_mtime_ns
     book.build_pages(checkout, clock)

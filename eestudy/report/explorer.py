@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import pandas as pd
 from eestudy.config import EestudyError
 from eestudy.report import statistics as st
 from eestudy.report import style
-from eestudy.report.explorer_page import SCRIPT, STYLE
 from eestudy.report.frames import in_order
 from eestudy.report.scores import score_name, valued
 
@@ -108,9 +108,14 @@ class Explorer:
             f'<script type="application/json">{numbers}</script>'
         )
         return (
-            f'<div class="ee-explorer" id="{html.escape(self.name)}"><style>{STYLE}</style>{body}'
-            f"<script>{SCRIPT.replace('EXPLORER', json.dumps(self.name))}</script></div>"
+            f'<div class="ee-explorer" id="{html.escape(self.name)}"><style>\n{_part("css")}</style>{body}'
+            f"<script>\n{_part('js').replace('EXPLORER', json.dumps(self.name))}</script></div>"
         )
+
+
+def _part(suffix: str) -> str:
+    """What stands in the page as it is, but for EXPLORER, the element's id."""
+    return Path(__file__).with_suffix(f".{suffix}").read_text(encoding="utf-8")
 
 
 def middle(cell: dict[str, Any]) -> int:

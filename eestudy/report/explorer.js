@@ -1,35 +1,3 @@
-"""The explorer's style and script, as they stand in the page. EXPLORER is replaced by the element's id."""
-
-STYLE = """
-.ee-explorer{color:var(--pst-color-text-base,#222);font-size:.95rem;margin:1rem 0;max-width:52rem}
-.ee-explorer svg{width:100%;height:auto;max-width:34rem;display:block}
-.ee-explorer svg text{fill:var(--pst-color-text-base,#222);font:11px sans-serif}
-.ee-explorer .ee-axis{stroke:var(--pst-color-text-muted,#777);fill:none}
-.ee-explorer .ee-grid{stroke:var(--pst-color-border,#ddd);fill:none}
-.ee-explorer .ee-mark{stroke:var(--pst-color-text-base,#222);stroke-dasharray:3 3}
-.ee-explorer .ee-controls{display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;align-items:end;margin-bottom:.6rem}
-.ee-explorer label{display:flex;flex-direction:column;gap:.2rem;font-size:.85rem}
-.ee-explorer .ee-budget{flex:1 1 100%}
-.ee-explorer select,.ee-explorer input{font:inherit;color:inherit;max-width:100%}
-.ee-explorer select{background:var(--pst-color-surface,#f5f5f5);border:1px solid var(--pst-color-border,#ccc);
-border-radius:4px;padding:.25rem .4rem}
-.ee-explorer input[type=range]{width:100%;accent-color:var(--pst-color-primary,#0072b2);min-height:1.6rem}
-.ee-explorer :focus-visible{outline:3px solid var(--pst-color-primary,#0072b2);outline-offset:2px}
-.ee-explorer .ee-panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(17rem,100%),1fr));gap:.5rem 1rem}
-.ee-explorer output{display:block;margin:.4rem 0;min-height:3.2em}
-.ee-explorer .ee-rows{overflow-x:auto}
-.ee-explorer table{font-variant-numeric:tabular-nums;border-collapse:collapse;font-size:.85rem;margin:.4rem 0}
-.ee-explorer th,.ee-explorer td{padding:.15rem .6rem;text-align:right;
-border-bottom:1px solid var(--pst-color-border,#ddd)}
-.ee-explorer th:first-child{text-align:left}
-.ee-explorer tr.ee-chosen{font-weight:700}
-.ee-explorer .ee-live{display:none}
-.ee-explorer.ee-on .ee-live{display:block}
-.ee-explorer.ee-on .ee-still{display:none}
-@media print{.ee-explorer.ee-on .ee-still{display:block}.ee-explorer.ee-on .ee-live{display:none}}
-"""
-
-SCRIPT = """
 (function () {
   var root = document.getElementById(EXPLORER);
   if (!root || root.classList.contains("ee-on")) return;
@@ -43,12 +11,12 @@ SCRIPT = """
     if (parent) parent.appendChild(element);
     return element;
   }
-  function percent(value, digits) { return value === null ? "\\u2013" : (100 * value).toFixed(digits); }
+  function percent(value, digits) { return value === null ? "\u2013" : (100 * value).toFixed(digits); }
   // A probability near 1 is told by its distance from 1; a score is never above 1, so at 1 nobody leaves.
   function threshold(value) {
     if (value === null || value === 1) return "nobody";
     if (value === "all") return "everybody";
-    return value > 0.999 ? "1 \\u2212 " + (1 - value).toExponential(1) : String(Number(value.toPrecision(4)));
+    return value > 0.999 ? "1 \u2212 " + (1 - value).toExponential(1) : String(Number(value.toPrecision(4)));
   }
   var live = make("div", {"class": "ee-live"}, root);
   var controls = make("div", {"class": "ee-controls"}, live);
@@ -153,7 +121,7 @@ SCRIPT = """
       name.style.paddingLeft = ".4rem";
       make("td", {}, row, percent(curve.accuracy[at], 1));
       var ends = percent(curve.low[at], 1) + " to " + percent(curve.high[at], 1);
-      make("td", {}, row, curve.low[at] === null ? "\\u2013" : ends);
+      make("td", {}, row, curve.low[at] === null ? "\u2013" : ends);
       make("td", {}, row, percent(curve.cost[at], 1));
     });
   }
@@ -165,7 +133,7 @@ SCRIPT = """
     var budget = percent(cell.budgets[at], 1) + " %";
     slider.setAttribute("aria-valuetext", budget);
     if (!chosen) {
-      output.textContent = "\\u2013 (this way to share out the budget has no answer here)";
+      output.textContent = "\u2013 (this way to share out the budget has no answer here)";
       left.textContent = right.textContent = rows.textContent = note.textContent = "";
       return;
     }
@@ -182,4 +150,3 @@ SCRIPT = """
   root.classList.add("ee-on");
   draw();
 })();
-"""
