@@ -9,74 +9,49 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 # Raised when a default or a rule changes so that an old result no longer answers for the same settings. A new field
 # leaves every id as it is while it has its default: what is hashed is what differs from the defaults.
 SCHEMA = 3
 
-ARCHITECTURES = (
+Architecture = Literal[
     "mlp", "resnet1d", "vit1d", "resnet-tiny", "resnet20", "resnet32", "resnet56", "resnet110", "resnet18", "resnet34",
     "resnet50", "resnet101", "wrn-28-10", "vgg16-bn", "msdnet", "vit-tiny", "vit-small", "vit-base",
     "efficientnet-v2-s", "convnext-tiny", "swin-v2-t", "mobilenet-v3-large", "minilm",
     "own",  # a model given to eestudy.run
-)  # fmt: skip
-DATASETS = (
+]  # fmt: skip
+Dataset = Literal[
     "digits", "mnist1d", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenette", "imagenet",
     "20newsgroups", "wordnet-supersense", "stsb", "diabetes",
-)  # fmt: skip
-STRATEGIES = (
+]  # fmt: skip
+Strategy = Literal[
     "disjoint", "joint", "mixed", "mixed-heads", "joint-heads", "alternating", "branch-wise", "separate", "gradual",
     "sequential-lwf", "sequential-ewc",
-)  # fmt: skip
-METHODS = ("sdn", "branchynet", "pbee", "gpf", "ztw", "l2w", "msdnet", "boosted", "cgt")
-HEADS = (
+]  # fmt: skip
+Method = Literal["sdn", "branchynet", "pbee", "gpf", "ztw", "l2w", "msdnet", "boosted", "cgt"]
+Head = Literal[
     "auto", "pooled", "token", "vector", "cascading-pooled", "cascading-token", "cascading-vector", "msdnet",
     "msdnet-wide",
-)  # fmt: skip
+]  # fmt: skip
+Weighting = Literal["equal", "depth-linear", "custom", "sdn-ramp", "adaloss", "uncertainty"]
+Combination = Literal["sum", "pcgrad", "min-norm"]
+ARCHITECTURES, DATASETS, STRATEGIES, METHODS, HEADS, WEIGHTINGS, COMBINATIONS = (
+    get_args(names) for names in (Architecture, Dataset, Strategy, Method, Head, Weighting, Combination)
+)
 # Joined by "+", such as crop+flip; always in this order.
 AUGMENTATIONS = ("shift", "crop", "flip", "cutout", "mixup", "cutmix")
 EXIT_RULES = ("max-probability", "entropy", "margin", "patience")
+MOST_HEAD_LAYERS = 5
 
-# Fields that take one name out of a fixed set.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "architecture": ARCHITECTURES,
-    "dataset": DATASETS,
-    "strategy": STRATEGIES,
-    "method": METHODS,
-    "head": HEADS,
-    "weighting": ("equal", "depth-linear", "custom", "sdn-ramp", "adaloss", "uncertainty"),
-    "gradient_scaling": ("none", "equilibrium", "boosting"),
-    "gradient_combination": ("sum", "pcgrad", "min-norm"),
-    "distillation": ("none", "last", "later", "next"),
-    "batchnorm": ("train", "freeze", "reestimate"),
-    "match": ("epochs", "flops", "patience"),
-    "optimizer": ("adamw", "sgd"),
-    "schedule": ("cosine", "one-cycle", "constant"),
-    "precision": ("float32", "bfloat16"),
-}
-# Fields bounded from below, from above; None is no bound, "(" an open one.
-BOUNDS: dict[str, tuple[float | None, float | None, str]] = {
-    "seed": (0, None, "["),
-    "epochs": (1, None, "["),
-    "train_size": (1, None, "["),
-    "head_layers": (1, 5, "["),
-    "phase_split": (0, 1, "["),
-    "warm_start": (0, 1, "["),
-    "distillation_weight": (0, 1, "["),
-    "distillation_temperature": (0, None, "("),
-    "stability": (0, None, "("),
-    "patience": (1, None, "["),
-    "batch_size": (2, None, "["),
-    "lr": (0, None, "("),
-    "lr_scale": (0, None, "("),
-    "weight_decay": (0, None, "["),
-    "momentum": (0, 1, "["),
-    "warmup": (0, 1, "["),
-    "clip": (0, None, "("),
-}
+# How pydantic names limits, and what they say.
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most"}
+OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal")
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class EestudyError(ValueError):
@@ -110,15 +85,15 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
-    architecture: str
-    dataset: str
-    strategy: str
-    method: str = "sdn"
+    architecture: Architecture
+    dataset: Dataset
+    strategy: Strategy
+    method: Method = "sdn"
     method_args: dict[str, int | float | str] = {}  # the method's own; see `eestudy.methods`
-    seed: int = 0
-    epochs: int = 20  # of the whole run; `match` says how the phases share them
+    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Count = 20  # of the whole run; `match` says how the phases share them
     # what is learnt from
-    train_size: int | None = None  # stratified subset of the training split; None: all of it
+    train_size: Count | None = None  # stratified subset of the training split; None: all of it
     dataset_args: dict[str, int | float | str] = {}
     augmentation: str = "none"  # or some of AUGMENTATIONS, such as "crop+flip"
     # Strengths: shift, crop, cutout in pixels; mixup, cutmix the a of Beta(a, a). Default: by the size of the input.
@@ -128,34 +103,36 @@ class RunConfig(BaseModel):
     # Which stages get a head: "all" but the last, their numbers (from 1), {every: n}, or {flops: [per cent, ...]} of
     # the plain backbone's.
     exits: tuple[int, ...] | dict[str, int | tuple[float, ...]] | str = "all"
-    head: str = "auto"  # by the kind of the backbone's features
-    head_layers: int = 1
+    head: Head = "auto"  # by the kind of the backbone's features
+    head_layers: Annotated[int, Field(ge=1, le=MOST_HEAD_LAYERS)] = 1
     head_args: dict[str, int] = {}  # width: of the hidden layers
     # the training
-    weighting: str = "equal"
+    weighting: Weighting = "equal"
     weights: tuple[float, ...] = ()  # with `weighting: custom`: one for each exit
-    gradient_scaling: str = "none"  # of what the exits send into the backbone
-    gradient_combination: str = "sum"  # of the exits' gradients of the backbone
-    distillation: str = "none"  # the deeper exits that an exit learns from
-    distillation_weight: float = 0.5  # against the labels
-    distillation_temperature: float = 3.0  # of sequential-lwf too
-    match: str = "epochs"
+    gradient_scaling: Literal["none", "equilibrium", "boosting"] = "none"  # of what the exits send into the backbone
+    gradient_combination: Combination = "sum"  # of the exits' gradients of the backbone
+    distillation: Literal["none", "last", "later", "next"] = "none"  # the deeper exits that an exit learns from
+    distillation_weight: Share = 0.5  # against the labels
+    distillation_temperature: Positive = 3.0  # of sequential-lwf too
+    match: Literal["epochs", "flops", "patience"] = "epochs"
     # Share of the epochs for phase 1 of disjoint, mixed, mixed-heads and joint-heads; 0 leaves it out, 1 the rest.
-    phase_split: float = 0.5
-    warm_start: float = 0.0  # share of the epochs for heads alone, between phases 1 and 2 of mixed and mixed-heads
-    stability: float | None = None  # weight of what sequential-lwf (default 1) and -ewc (1,000) keep of earlier exits
-    batchnorm: str = "train"  # of the backbone's statistics
-    patience: int = 10  # epochs with a worse validation accuracy at every exit; used by `match: patience`
-    optimizer: str = "adamw"
-    lr: float = 3e-3  # AdamW; the small networks here are undertrained at 1e-3
-    lr_scale: float = 1.0  # of the learning rate, in every phase after the first
-    weight_decay: float = 0.01
-    momentum: float = 0.9  # sgd only
-    schedule: str = "cosine"
-    warmup: float = 0.05  # share of a phase's steps; cosine and constant
-    clip: float | None = 1.0  # norm of the gradient; None: no clipping
-    batch_size: int = 128
-    precision: str = "float32"
+    phase_split: Share = 0.5
+    warm_start: Share = 0.0  # share of the epochs for heads alone, between phases 1 and 2 of mixed and mixed-heads
+    stability: Positive | None = (
+        None  # weight of what sequential-lwf (default 1) and -ewc (1,000) keep of earlier exits
+    )
+    batchnorm: Literal["train", "freeze", "reestimate"] = "train"  # of the backbone's statistics
+    patience: Count = 10  # epochs with a worse validation accuracy at every exit; used by `match: patience`
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 3e-3  # AdamW; the small networks here are undertrained at 1e-3
+    lr_scale: Positive = 1.0  # of the learning rate, in every phase after the first
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    momentum: Share = 0.9  # sgd only
+    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
+    warmup: Share = 0.05  # share of a phase's steps; cosine and constant
+    clip: Positive | None = 1.0  # norm of the gradient; None: no clipping
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    precision: Literal["float32", "bfloat16"] = "float32"
     checkpoints: tuple[int, ...] = (0, 5, 10, 25, 50, 75, 100)  # per cent of a phase
 
     def __init__(self, **fields: Any) -> None:
@@ -170,31 +147,6 @@ class RunConfig(BaseModel):
         # Python takes True for 1; in a YAML file it is a mistake.
         if isinstance(value, bool):
             raise ValueError("true and false are not valid here")
-        return value
-
-    @field_validator(*CHOICES)
-    @classmethod
-    def _known_name(cls, value: str, info: Any) -> str:
-        names = CHOICES[info.field_name]
-        if value not in names:
-            raise ValueError(f"unknown name {value!r}; {nearest(value, names)}")
-        return value
-
-    @field_validator(*BOUNDS)
-    @classmethod
-    def _in_bounds(cls, value: float | None, info: Any) -> float | None:
-        low, high, kind = BOUNDS[info.field_name]
-        if value is None:
-            return value
-        below = low is not None and (value < low or (kind == "(" and value == low))
-        above = high is not None and (value > high or (kind == "(" and value == high))
-        if below or above or value != value:
-            least = "above" if kind == "(" else "at least"
-            most = "below" if kind == "(" else "at most"
-            wanted = " and ".join(
-                f"{word} {bound:g}" for word, bound in ((least, low), (most, high)) if bound is not None
-            )
-            raise ValueError(f"{value} is out of range; it must be {wanted}")
         return value
 
     @field_validator("exits")
@@ -295,16 +247,21 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     if not first["loc"]:  # of several fields together; the line names them itself
         return str(first["ctx"]["error"])
-    field = str(first["loc"][0])
-    fields = list(RunConfig.model_fields)
+    field, given = str(first["loc"][0]), first["input"]
     if first["type"] == "extra_forbidden":
-        return f"unknown key {field!r} (value {first['input']!r}); {nearest(field, fields)}"
+        return f"unknown key {field!r} (value {given!r}); {nearest(field, RunConfig.model_fields)}"
+    info = RunConfig.model_fields[field]
     if first["type"] == "missing":
-        hint = f"; valid: {', '.join(CHOICES[field])}" if field in CHOICES else ""
-        return f"{field}: missing, it has no default{hint}"
+        return f"{field}: missing, it has no default; valid: {', '.join(get_args(info.annotation))}"
+    if first["type"] == "literal_error":
+        return f"{field}: unknown name {given!r}; {nearest(given, get_args(info.annotation))}"
     if first["type"] == "value_error":
         return f"{field}: {first['ctx']['error']}"
-    return f"{field}: {first['input']!r} is not valid; {first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] in OUT_OF_RANGE:
+        bounds = [(name, getattr(each, name)) for each in info.metadata for name in BOUNDS if hasattr(each, name)]
+        wanted = " and ".join(f"{BOUNDS[name]} {bound:g}" for name, bound in bounds or first["ctx"].items())
+        return f"{field}: {given!r} is out of range; it must be {wanted}"
+    return f"{field}: {given!r} is not valid; {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 DIGITS = 16  # of an id's hash; ten would collide in one of 200 plans of 100,000 runs

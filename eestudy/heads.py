@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eestudy.config import BOUNDS, EestudyError, check_name, nearest
+from eestudy.config import MOST_HEAD_LAYERS, EestudyError, check_name, nearest
 
 POOLED_SIZE = 4  # each side of what an SDN head pools to
 
@@ -219,9 +219,8 @@ def build_head(
     if name != "auto" and check_name("head", name, ["auto", *HEADS]) not in fitting:
         raise EestudyError(f"head: {name!r} does not read {kind}; valid: auto, {', '.join(fitting)}")
     name = fitting[0] if name == "auto" else name
-    least, most, _ = BOUNDS["head_layers"]
-    if not isinstance(layers, int) or layers not in range(int(least or 1), int(most or layers) + 1):
-        raise EestudyError(f"head_layers: {layers} is out of range; it must be {least} to {most}")
+    if layers not in range(1, MOST_HEAD_LAYERS + 1):
+        raise EestudyError(f"head_layers: {layers} is out of range; it must be 1 to {MOST_HEAD_LAYERS}")
     _, build = HEADS[name]
     head_args = dict(head_args or {})
     known = list(inspect.signature(build).parameters)[3:]

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from eestudy import config as config_module
-from eestudy.config import CHOICES, EestudyError, RunConfig, content_hash, named_seed
+from eestudy import config
+from eestudy.config import EestudyError, RunConfig, content_hash, named_seed
 
 BASE = {"architecture": "mlp", "dataset": "digits", "strategy": "joint"}
 
@@ -38,7 +38,7 @@ def test_defaults_are_pinned():
     """A changed default silently re-labels old results. If this fails on purpose, raise config.SCHEMA too."""
     defaults = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    assert (config_module.SCHEMA, content_hash(defaults)) == (3, "00a255592d71241b")
+    assert (config.SCHEMA, content_hash(defaults)) == (3, "00a255592d71241b")
 
 
 def test_id_is_the_same_in_another_process_and_for_another_key_order():
@@ -76,7 +76,7 @@ def test_exits_are_a_set():
         ("epochs", 2.5, "epochs: 2.5 is not valid"),
         ("epochs", "many", "epochs: 'many' is not valid"),
         ("seed", True, "seed: true and false are not valid here"),
-        ("lr", 0, "lr: 0.0 is out of range; it must be above 0"),
+        ("lr", 0, "lr: 0 is out of range; it must be above 0"),
         ("lr", float("nan"), "finite number"),
         ("phase_split", 1.5, "phase_split: 1.5 is out of range; it must be at least 0 and at most 1"),
         ("weights", [0, 0], "weights: [0.0, 0.0] is not valid; each is at least 0, and one is above it"),
@@ -123,16 +123,16 @@ def test_names_without_torch_are_the_names_there_are():
     from eestudy.training.settings import RELATIVE
     from eestudy.training.strategies import STRATEGIES
 
-    assert set(CHOICES["architecture"]) == {"own", *models.BACKBONES}
-    assert set(CHOICES["dataset"]) == set(data.LOADERS)
-    assert set(CHOICES["strategy"]) == set(STRATEGIES)
-    assert set(CHOICES["method"]) == set(methods.METHODS)
-    assert set(CHOICES["head"]) == {"auto", *heads.HEADS}
-    assert set(CHOICES["weighting"]) == {*WEIGHTINGS, *RELATIVE}
-    assert set(CHOICES["gradient_combination"]) == {"sum", *COMBINATIONS}
+    assert set(config.ARCHITECTURES) == {"own", *models.BACKBONES}
+    assert set(config.DATASETS) == set(data.LOADERS)
+    assert set(config.STRATEGIES) == set(STRATEGIES)
+    assert set(config.METHODS) == set(methods.METHODS)
+    assert set(config.HEADS) == {"auto", *heads.HEADS}
+    assert set(config.WEIGHTINGS) == {*WEIGHTINGS, *RELATIVE}
+    assert set(config.COMBINATIONS) == {"sum", *COMBINATIONS}
     made = (*augmentation.ON_RAW, *augmentation.ON_NORMAL, *augmentation.BLENDS)
-    assert made == config_module.AUGMENTATIONS  # which are joined in the order in which they are done
-    assert set(config_module.EXIT_RULES) == set(evaluation.RULES)
+    assert made == config.AUGMENTATIONS  # which are joined in the order in which they are done
+    assert set(config.EXIT_RULES) == set(evaluation.RULES)
 
 
 def test_named_seeds_differ_by_every_name():

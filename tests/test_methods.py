@@ -8,13 +8,12 @@ import torch
 
 import eestudy
 from eestudy import evaluation, methods
-from eestudy.config import CHOICES, EestudyError, RunConfig
+from eestudy.config import METHODS, STRATEGIES, EestudyError, RunConfig
 from eestudy.plan import prepare
 from eestudy.training.freezing import trained_tensors
 
 from .phases import check_resumed, trained
 
-METHODS, STRATEGIES = CHOICES["method"], CHOICES["strategy"]
 # Three steps an epoch on digits; three exits.
 TINY = {"architecture": "mlp", "architecture_args": {"width": 8, "depth": 3}, "dataset": "digits", "batch_size": 16,
         "train_size": 48, "checkpoints": [100]}  # fmt: skip

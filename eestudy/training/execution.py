@@ -103,7 +103,7 @@ class Execution:
 
     @contextmanager
     def precision(self, name: str) -> Iterator[None]:
-        """Autocast to `name`, one of config.CHOICES["precision"]."""
+        """Autocast to `name`, a RunConfig's precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=name == "bfloat16"):
             yield
 
