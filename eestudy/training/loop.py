@@ -71,96 +71,149 @@ def train_phase(
     seed: the run's; place: of the phase in its strategy, from 0. The model starts from the weights it comes with.
     Raises EestudyError when the loss is not finite, naming epoch, step and learning rate; the saved state before stays.
     """
-    hooks = hooks or Hooks()
-    seeds = (seed, f"phase-{place}")
-    device = execution.device
-    model.to(device)
-    parameters = set_trainable(model, phase)
-    exits = phase_exits(model, phase)
-    batches = training_batches(model, phase, data, seeds, execution)
-    _check_turns(phase, batches)
-    validation = Validation(model, phase, data, execution, cached=batches.cache is not None)
-    total = batches.steps_an_epoch * phase.settings.epochs
-    # Several shares of a short phase can fall on one step.
-    due = {share: round(share / 100 * total) for share in phase.settings.checkpoints if share < 100}
+    Training(model, phase, data, folder, (seed, f"phase-{place}"), execution, hooks or Hooks()).run()
 
-    objective = hooks.objective(model, phase, batches, seeds, execution)
-    optimizer = build_optimizer([*parameters, *objective.parameters()], phase)
-    state = State(model, phase, optimizer, torch.zeros(2, len(exits), device=device), objective=objective)
-    state.load(folder)
-    progress = state.progress
-    bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
-    step = _step(model, state, objective, bad, total, execution)
-    watch = Watch(progress.seconds)
-    epoch = -1
-    feed: Iterator[tuple[Inputs, Tensor]] = iter(())
-    hidden = None if execution.main else True  # None: where nobody looks
-    bar = _Bar(total=total, initial=progress.step, desc=phase.name, unit="step", disable=hidden, leave=False)
 
-    with _interrupt_between_steps() as interrupted, bar:
-        while True:
-            if progress.step in due.values():
-                _stop_if_not_finite(bad, phase, batches, total)
-            if execution.main:
-                for share, at in due.items():
-                    if at == progress.step:
-                        folder.write_arrays(checkpoint_name(share), arrays(trained_tensors(model, phase)))
-            if progress.step == total or _out_of_patience(progress, phase):
-                break
-            looks = execution.processes == 1 or progress.step % LOOK_EVERY == 0
-            if looks and (stop := execution.agreed((interrupted() << 1) + watch.due())):
-                _stop_if_not_finite(bad, phase, batches, total)
-                progress.seconds = watch.seconds()
-                if execution.main:
-                    watch.saving(lambda: state.save(folder))
-                if stop > 1:
-                    raise KeyboardInterrupt
-            if epoch != progress.step // batches.steps_an_epoch:
-                epoch, first = divmod(progress.step, batches.steps_an_epoch)
-                feed = batches.epoch(epoch, first)
-            x, targets = next(feed)
+class Training:
+    """A phase from its first step, or its last saved state, to its end. seeds: what its random numbers are named by."""
 
-            done = progress.step / total
-            if hooks.before:
-                execution.seed(named_seed(*seeds, "before", progress.step, execution.rank))
-                hooks.before(step.network, state, objective, x, targets, done, execution)
-            execution.seed(named_seed(*seeds, "noise", progress.step, execution.rank))
-            step.step(x, targets, done)
-            progress.step += 1
-            bar.update()
-            if device.type == "cpu" or progress.step % LOOK_EVERY == 0:
-                _stop_if_not_finite(bad, phase, batches, total)
-            if progress.step % batches.steps_an_epoch == 0:
-                _stop_if_not_finite(bad, phase, batches, total)
-                if measured_after(epoch + 1, phase):
-                    train = execution.summed(state.sums) / (batches.steps_an_epoch * execution.processes)
-                    if phase.turns:
-                        train[:, :-1] /= _share_of_all(phase, progress.step, batches.steps_an_epoch)
-                    held_out = validation.measured()
-                    set_trainable(model, phase)
-                    train[1] = scores(train, data.train.y)
-                    _record(progress, exits, epoch + 1, train, held_out, data.task)
-                    bar.set_postfix_str(_seen(epoch + 1, phase, exits, train, held_out, data.task))
-                    if phase.settings.patience and improved(progress, held_out[1].tolist()):
-                        state.best = {name: value.clone() for name, value in trained_tensors(model, phase).items()}
-                state.sums.zero_()
+    def __init__(
+        self,
+        model: MultiExit,
+        phase: Phase,
+        data: DataSet,
+        folder: Folder,
+        seeds: tuple[Any, ...],
+        execution: Execution,
+        hooks: Hooks,
+    ) -> None:
+        device = execution.device
+        self.model, self.phase, self.data, self.folder = model.to(device), phase, data, folder
+        self.seeds, self.execution, self.before = seeds, execution, hooks.before
+        parameters = set_trainable(model, phase)
+        self.exits = phase_exits(model, phase)
+        self.batches = training_batches(model, phase, data, seeds, execution)
+        _check_turns(phase, self.batches)
+        self.validation = Validation(model, phase, data, execution, cached=self.batches.cache is not None)
+        self.total = self.batches.steps_an_epoch * phase.settings.epochs
+        self.objective = hooks.objective(model, phase, self.batches, seeds, execution)
+        optimizer = build_optimizer([*parameters, *self.objective.parameters()], phase)
+        sums = torch.zeros(2, len(self.exits), device=device)
+        self.state = State(model, phase, optimizer, sums, objective=self.objective)
+        self.state.load(folder)
+        self.progress = self.state.progress
+        self.bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
+        self.step = _step(model, self.state, self.objective, self.bad, self.total, execution)
+        self.watch = Watch(self.progress.seconds)
+        self.epoch = -1
+        self.feed: Iterator[tuple[Inputs, Tensor]] = iter(())
 
-    step.end()
-    if state.best:
-        model.load_state_dict(state.best, strict=False)
-    if phase.settings.batchnorm == "reestimate":
-        reestimate(model, phase, batches, execution)
-    if execution.main:
-        folder.write_arrays(checkpoint_name(100), arrays(trained_tensors(model, phase)))
-        folder.write_records(progress.records)
-        samples = progress.step * batches.size
-        folder.write_json(
-            "summary.json", {"seconds": round(watch.seconds(), 3), "steps": progress.step, "samples": samples}
+    def run(self) -> None:
+        """To the end of the phase; KeyboardInterrupt, with the state saved, when Ctrl-C was pressed."""
+        progress, every = self.progress, self.batches.steps_an_epoch
+        hidden = None if self.execution.main else True  # None: where nobody looks
+        bar = _Bar(
+            total=self.total, initial=progress.step, desc=self.phase.name, unit="step", disable=hidden, leave=False
         )
+        with _interrupt_between_steps() as interrupted, bar:
+            while True:
+                self._write_checkpoints()
+                if progress.step == self.total or _out_of_patience(progress, self.phase):
+                    break
+                self._save_if_due(interrupted)
+                self._advance()
+                bar.update()
+                if progress.step % every == 0 and (seen := self._end_epoch()):
+                    bar.set_postfix_str(seen)
+        self._finish()
+        if self.execution.agreed(interrupted()):  # pressed during the last step: the phase is whole, the run ends here
+            raise KeyboardInterrupt
+
+    def _write_checkpoints(self) -> None:
+        # Several shares of a short phase can fall on one step.
+        due = [
+            share
+            for share in self.phase.settings.checkpoints
+            if share < 100 and round(share / 100 * self.total) == self.progress.step
+        ]
+        if due:
+            self._stop_if_not_finite()
+        for share in due if self.execution.main else ():
+            self.folder.write_arrays(checkpoint_name(share), arrays(trained_tensors(self.model, self.phase)))
+
+    def _save_if_due(self, interrupted: Callable[[], bool]) -> None:
+        """Saves the state when it is time to, and before the KeyboardInterrupt that Ctrl-C asks for."""
+        execution = self.execution
+        looks = execution.processes == 1 or self.progress.step % LOOK_EVERY == 0
+        if not looks or not (stop := execution.agreed((interrupted() << 1) + self.watch.due())):
+            return
+        self._stop_if_not_finite()
+        self.progress.seconds = self.watch.seconds()
+        if execution.main:
+            self.watch.saving(lambda: self.state.save(self.folder))
+        if stop > 1:
+            raise KeyboardInterrupt
+
+    def _advance(self) -> None:
+        progress, execution = self.progress, self.execution
+        if self.epoch != progress.step // self.batches.steps_an_epoch:
+            self.epoch, first = divmod(progress.step, self.batches.steps_an_epoch)
+            self.feed = self.batches.epoch(self.epoch, first)
+        x, targets = next(self.feed)
+        done = progress.step / self.total
+        if self.before:
+            execution.seed(named_seed(*self.seeds, "before", progress.step, execution.rank))
+            self.before(self.step.network, self.state, self.objective, x, targets, done, execution)
+        execution.seed(named_seed(*self.seeds, "noise", progress.step, execution.rank))
+        self.step.step(x, targets, done)
+        progress.step += 1
+        if execution.device.type == "cpu" or progress.step % LOOK_EVERY == 0:
+            self._stop_if_not_finite()
+
+    def _end_epoch(self) -> str:
+        """Measures training and validation where that is due, keeps the best weights; returns what the bar shows."""
+        self._stop_if_not_finite()
+        epoch, phase, state, steps, seen = self.epoch + 1, self.phase, self.state, self.batches.steps_an_epoch, ""
+        if measured_after(epoch, phase):
+            train = self.execution.summed(state.sums) / (steps * self.execution.processes)
+            if phase.turns:
+                train[:, :-1] /= _share_of_all(phase, self.progress.step, steps)
+            held_out = self.validation.measured()
+            set_trainable(self.model, phase)
+            train[1] = scores(train, self.data.train.y)
+            _record(self.progress, self.exits, epoch, train, held_out, self.data.task)
+            seen = _seen(epoch, phase, self.exits, train, held_out, self.data.task)
+            if phase.settings.patience and improved(self.progress, held_out[1].tolist()):
+                state.best = {name: value.clone() for name, value in trained_tensors(self.model, phase).items()}
+        state.sums.zero_()
+        return seen
+
+    def _finish(self) -> None:
+        """Leaves the final weights, those of the best epoch where patience chooses, and no state."""
+        model, phase, folder = self.model, self.phase, self.folder
+        self.step.end()
+        if self.state.best:
+            model.load_state_dict(self.state.best, strict=False)
+        if phase.settings.batchnorm == "reestimate":
+            reestimate(model, phase, self.batches, self.execution)
+        if not self.execution.main:
+            return
+        folder.write_arrays(checkpoint_name(100), arrays(trained_tensors(model, phase)))
+        folder.write_records(self.progress.records)
+        steps = self.progress.step
+        seconds = round(self.watch.seconds(), 3)
+        folder.write_json("summary.json", {"seconds": seconds, "steps": steps, "samples": steps * self.batches.size})
         for name in state_files(folder):
             folder.remove(name)
-    if execution.agreed(interrupted()):  # pressed during the last step: the phase is whole, the run ends here
-        raise KeyboardInterrupt
+
+    def _stop_if_not_finite(self) -> None:
+        if math.isfinite(first := float(self.bad)):
+            step, every = int(first), self.batches.steps_an_epoch
+            raise EestudyError(
+                f"phase {self.phase.name}: loss or gradient is not finite in epoch {step // every + 1}, step "
+                f"{step + 1} of {self.total}, at learning rate {learning_rate(self.phase, step / self.total):.3g}; "
+                "try a lower lr, clip or float32"
+            )
 
 
 def _step(model: MultiExit, state: State, objective: Objective, bad: Tensor, total: int, execution: Execution) -> Step:
@@ -219,16 +272,6 @@ class Watch:
         save()
         self.saved = time.perf_counter()
         self.every = max(STATE_EVERY, (self.saved - began) / SAVING_SHARE)
-
-
-def _stop_if_not_finite(bad: Tensor, phase: Phase, batches: Batches, total: int) -> None:
-    if math.isfinite(first := float(bad)):
-        step = int(first)
-        lr = learning_rate(phase, step / total)
-        raise EestudyError(
-            f"phase {phase.name}: loss or gradient is not finite in epoch {step // batches.steps_an_epoch + 1}, step "
-            f"{step + 1} of {total}, at learning rate {lr:.3g}; try a lower lr, clip or float32"
-        )
 
 
 def _seen(epoch: int, phase: Phase, exits: list[int], train: Tensor, held_out: Tensor, task: str) -> str:
