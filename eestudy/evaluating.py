@@ -8,10 +8,7 @@ the reason, never a failure.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +18,12 @@ import torch
 
 from eestudy.config import EestudyError, RunConfig, content_hash
 from eestudy.data.outside import outside
-from eestudy.environment import say, use_threads
+from eestudy.environment import say
 from eestudy.evaluation import curve_summary, difficulty, exit_metrics, ood_detection, run_tables
 from eestudy.evaluation.exit_rules import simulate
 from eestudy.evaluation.run_tables import Predicted, or_reason, stacked
 from eestudy.grids import Study
+from eestudy.progress import Progress, shared
 from eestudy.records import MADE, Record, Records, results_folder
 from eestudy.store import Folder, Store
 from eestudy.study import Run, predict_logits
@@ -57,7 +55,12 @@ def evaluate_study(study: Study, workers: int = 1, store: Path | None = None, re
     runs = {config: Run(config, place) for config in asked}
     todo = [config for config in asked if not records.has("evaluation", config.id)]
     say(f"study {study.name}: {len(study.configs)} runs, {len(todo)} to evaluate")
-    _evaluate_all([config for config in todo if not place.whole(_folder(runs[config], place))], place, workers)
+    lacking = [config for config in todo if not place.whole(_folder(runs[config], place))]
+    progress = Progress({config.id: 1.0 for config in lacking})
+    for config, error in shared(partial(evaluate, store=place), lacking, workers):
+        if error:
+            raise error
+        progress.ended(config.id)
     for config in todo:
         folder = _folder(runs[config], place)
         tables = {path.stem: folder.frame(path.name) for path in sorted(folder.path.glob("*.parquet"))}
@@ -80,21 +83,6 @@ def _folder(run: Run, store: Store) -> Folder:
     """Where a run's tables are kept."""
     predictions = run.folder.manifest()["predictions.safetensors"]["sha256"]
     return store.folder("evaluations", f"{run.id}-{content_hash([SCHEMA, predictions])}")
-
-
-def _evaluate_all(todo: Sequence[RunConfig], store: Store, workers: int) -> None:
-    if workers == 1 or len(todo) < 2:
-        for number, config in enumerate(todo, 1):
-            evaluate(config, store)
-            say(f"[{number}/{len(todo)}] {config.id}")
-        return
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawned, use_threads, (threads,)) as pool:
-        waiting = [pool.submit(evaluate, config, store) for config in todo]
-        for number, (config, future) in enumerate(zip(todo, waiting), 1):
-            future.result()
-            say(f"[{number}/{len(todo)}] {config.id}")
 
 
 def evaluate(config: RunConfig, store: Store) -> None:

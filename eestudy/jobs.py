@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -24,8 +23,9 @@ from typing import Any
 from eestudy.config import RunConfig, content_hash
 from eestudy.environment import say, use_threads
 from eestudy.grids import Study
+from eestudy.progress import Progress
 from eestudy.records import Records
-from eestudy.runner import Failure, add_records, minutes
+from eestudy.runner import Failure, add_records
 from eestudy.store import Store
 
 # What runs may differ in and still share their first phase.
@@ -140,7 +140,7 @@ class _Pool:
 
     def results(self, jobs: list[Job]) -> Iterator[Failure]:
         """Has all jobs done; says a line and yields a failure as they come."""
-        progress = _Progress(jobs)
+        progress = Progress({run.id: flops for job in jobs for run, flops in zip(job.configs, job.flops, strict=True)})
         waiting, last = list(jobs), dict.fromkeys(self.processes, "")
         try:
             while self.processes:
@@ -155,7 +155,7 @@ class _Pool:
                         continue
                     if run_id is not None:
                         self.doing[end][1].add(run_id)
-                        yield from progress.ended(run_id, reason)
+                        yield from _ended(progress, run_id, reason)
                         continue
                     self.doing.pop(end, None)
                     if waiting:
@@ -174,14 +174,14 @@ class _Pool:
         end.close()
         self.processes.pop(end).join()
 
-    def _died(self, end: Connection, progress: _Progress) -> Iterator[Failure]:
+    def _died(self, end: Connection, progress: Progress) -> Iterator[Failure]:
         """What a worker leaves undone that the system killed, for want of memory as a rule."""
         process = self.processes[end]
         self._dismiss(end)
         job, ended = self.doing.pop(end, (None, set()))
         for config in job.configs if job else ():
             if config.id not in ended:
-                yield from progress.ended(config.id, f"its process ended with status {process.exitcode}")
+                yield from _ended(progress, config.id, f"its process ended with status {process.exitcode}")
         if job is None:
             raise RuntimeError(f"a worker process ended with status {process.exitcode} before it did anything")
 
@@ -198,23 +198,10 @@ class _Pool:
                 process.kill()
 
 
-class _Progress:
-    """One line for each run that ended, with the time that the others will take, by their FLOPs."""
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        pairs = [pair for job in jobs for pair in zip(job.configs, job.flops, strict=True)]
-        self.flops = {config.id: flops for config, flops in pairs}
-        self.left = dict(self.flops)
-        self.started = time.monotonic()
-
-    def ended(self, run_id: str, reason: str | None) -> Iterator[Failure]:
-        del self.left[run_id]
-        spent, total, left = time.monotonic() - self.started, sum(self.flops.values()), sum(self.left.values())
-        more = f", about {minutes(spent * left / max(total - left, 1.0))} left" if self.left else ""
-        number, word = len(self.flops) - len(self.left), "failed" if reason else "done"
-        say(f"[{number}/{len(self.flops)}] {run_id}: {word} after {minutes(spent)}{more}")
-        if reason:
-            yield Failure(run_id, reason)
+def _ended(progress: Progress, run_id: str, reason: str | None) -> Iterator[Failure]:
+    progress.ended(run_id, reason is not None)
+    if reason:
+        yield Failure(run_id, reason)
 
 
 class _NoTerminal(io.TextIOWrapper):

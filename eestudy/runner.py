@@ -6,7 +6,6 @@ fails does not stop the others. No torch is loaded when nothing is left to do.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from eestudy import notebooks
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
+from eestudy.progress import Progress
 from eestudy.records import Records, results_folder
 from eestudy.store import Store
 
@@ -150,7 +150,7 @@ def _execute(
 ) -> Iterator[Failure]:
     kept = Store(store)
     executor = notebooks.Executor(workers, kept.path)
-    started, ended = time.monotonic(), 0
+    progress = Progress({page.title: 1.0 for page in todo})
     pool = ThreadPoolExecutor(max_workers=workers)
     try:
         futures = {
@@ -161,17 +161,12 @@ def _execute(
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
-                ended += 1
                 page, reason = futures[future], future.result()
                 try:
                     add_records(page.configs, kept, records)  # of a page that failed, those of its runs that did not
                 except EestudyError as error:
                     reason = reason or str(error)
-                spent = time.monotonic() - started
-                left = spent / ended * (len(todo) - ended)
-                word = "failed" if reason else "done"
-                more = f", about {minutes(left)} left" if waiting else ""
-                say(f"[{ended}/{len(todo)}] {page.title}: {word} after {minutes(spent)}{more}")
+                progress.ended(page.title, reason is not None)
                 if reason:
                     yield Failure(page.title, reason)
     except BaseException:
@@ -179,8 +174,3 @@ def _execute(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def minutes(seconds: float) -> str:
-    """Such as "42 s" or "12.3 min"."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

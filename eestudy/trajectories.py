@@ -6,30 +6,28 @@ Training knows nothing of all this.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from eestudy.config import EestudyError, RunConfig, check_name, content_hash
-from eestudy.environment import describe, say, use_threads
+from eestudy.environment import describe, say
 from eestudy.grids import Study
 from eestudy.plan import planned, prepare
 from eestudy.probing import METRICS, Metric, Point, Tables
+from eestudy.progress import Progress, shared
 from eestudy.records import MADE, Record, Records, results_folder
 from eestudy.store import Store
 from eestudy.study import Run
 
 # Raised when a definition changes so that an old measurement no longer answers.
 SCHEMA = 1
+QUIET = 20.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class Measurement:
     @property
     def record(self) -> str:
         """Id of its record. Runs that share a network share the measurement, but each has the record of its own."""
-        about = [self.id, [point.config.id for point in self.points], self.facts]
+        places = [[point.config.id, point.phase, point.share] for point in self.points]
+        about = [self.id, places, self.facts]
         return f"{self.metric}-{content_hash(about)}"
 
 
@@ -160,11 +159,20 @@ def measure_study(
             raise _untrained(config)
     todo = {each.id: each for each in new if not place.whole(place.folder("dynamics", each.id))}
     say(f"study {study.name}: {len({each.id for each in wanted})} measurements, {len(todo)} to make")
-    failed = dict(_measure_all(list(todo.values()), workers, place))
     for each in new:
-        if each.id not in failed:
+        if each.id not in todo:
             records.add(record_of(each, place))
-    return list(failed.values())
+    progress, failures = Progress(dict.fromkeys(todo, 1.0), QUIET), []
+    for made, error in shared(partial(measure, store=place), list(todo.values()), workers):
+        progress.ended(made.id, error is not None)
+        if error:
+            names = ", ".join(point.config.id for point in made.points)
+            failures.append(f"{made.metric} of {names}: {error}")
+            continue
+        for each in new:
+            if each.id == made.id:  # runs that share a network
+                records.add(record_of(each, place))
+    return failures
 
 
 def record_of(measurement: Measurement, store: Store) -> Record:
@@ -174,38 +182,3 @@ def record_of(measurement: Measurement, store: Store) -> Record:
     about = {name: getattr(config, name) for name in ("architecture", "dataset")}
     facts = {"metric": measurement.metric, **METRICS[measurement.metric].settings, **about, MADE: made}
     return Record("dynamics", measurement.record, facts, measured(measurement, store))
-
-
-def _measure_all(todo: Sequence[Measurement], workers: int, store: Store) -> Iterator[tuple[str, str]]:
-    """(id, line) of what failed. Every worker gets its share of the cores."""
-    share = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (share,))
-    started, said, ended = time.monotonic(), 0.0, 0
-    try:
-        futures: dict[Future[None], Measurement] = {pool.submit(measure, each, store): each for each in todo}
-        waiting: Iterable[Future[None]] = set(futures)
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                ended += 1
-                each = futures[future]
-                if error := future.exception():
-                    names = ", ".join(point.config.id for point in each.points)
-                    yield each.id, f"{each.metric} of {names}: {error}"
-            spent = time.monotonic() - started
-            if spent - said > 20 or not waiting:
-                said = spent
-                left = spent / ended * (len(todo) - ended)
-                say(f"[{ended}/{len(todo)}] after {spent / 60:.1f} min, about {left / 60:.1f} min left")
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin(threads: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the first one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    use_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import eestudy
 
 SMALL = {"epochs": 2, "batch_size": 64, "train_size": 256}
 CELLS = (("mlp", "digits"), ("resnet-tiny", "digits"), ("resnet1d", "mnist1d"), ("vit1d", "mnist1d"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    # A shell's background jobs ignore it, and so would every process that a test starts and wants to stop by it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

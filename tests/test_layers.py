@@ -19,13 +19,14 @@ _STORED = _GROUND | {"grids", "store", "pretrained"}
 _BUILT = _STORED | {"data", "models", "heads"}
 _TRAINED = _BUILT | {"training", "evaluation"}
 _STUDIED = _TRAINED | {"methods", "dynamics", "environment"}
-_RUN = _STUDIED | {"notebooks", "report", "plan", "study", "records", "recording"}
+_RUN = _STUDIED | {"notebooks", "report", "plan", "study", "records", "recording", "progress"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "grids": _GROUND,
     "store": _GROUND | {"grids"},
     "pretrained": _GROUND,  # the names of encoders and tokenizers, for models and data, which do not know each other
     "environment": _GROUND,
+    "progress": _GROUND | {"environment"},
     "sweeps": _GROUND,  # for evaluation, which needs torch, and report, which has none
     "columns": set(),
     "records": _STORED | {"environment", "columns"},
@@ -43,11 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study": _STUDIED | {"plan"},
     "recording": _STUDIED | {"plan", "study", "records"},
     "probing": _STUDIED | {"plan"},
-    "trajectories": _STUDIED | {"plan", "study", "probing", "records"},
+    "trajectories": _STUDIED | {"plan", "study", "probing", "records", "progress"},
     "deployed": _GROUND,
     "programs": _GROUND | {"deployed", "models", "evaluation"},
     "export": _GROUND | {"deployed", "programs"},
-    "evaluating": _STUDIED | {"study", "records"},
+    "evaluating": _STUDIED | {"study", "records", "progress"},
     "runner": _RUN,
     "jobs": _RUN | {"runner"},
     "book": _RUN | {"runner"},
@@ -62,6 +63,7 @@ WITHOUT_TORCH = (
     "store",
     "pretrained",
     "environment",
+    "progress",
     "sweeps",
     "columns",
     "records",

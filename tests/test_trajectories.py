@@ -208,6 +208,7 @@ def test_a_study_s_tables(configs, small_store, tmp_path):
     """In two processes; then nothing twice, and without the trained runs, because the records are there."""
     study = Study("tiny", tuple(configs))
     assert trajectories.measure_study(study, ["rank", "plane"], 2, small_store, tmp_path) == []
+    assert not (tmp_path / "replicates").exists()
     records = Records(tmp_path).read("dynamics")
     assert {record.facts["metric"] for record in records} == {"rank", "plane"}
     assert all(record.facts["made"]["seconds"] > 0 for record in records)
@@ -217,7 +218,7 @@ def test_a_study_s_tables(configs, small_store, tmp_path):
     rank = pd.concat([record.tables["rank"] for record in records if "rank" in record.tables])
     assert set(rank["run"]) == {config.id for config in configs}
     # Runs that share a network share its measurement, but each has its rows.
-    shared = rank[(rank["phase"] == 1) & (rank["share"] == 50)].groupby("run")["rank"].apply(list)
+    shared = rank[(rank["phase"] == 1) & (rank["share"] == 50)].groupby("run")["numerical_rank"].apply(list)
     for seed in (0, 1):
         disjoint, mixed = (
             next(config.id for config in configs if (config.strategy, config.seed) == (strategy, seed))
