@@ -45,6 +45,8 @@ ARCHITECTURES, DATASETS, STRATEGIES, METHODS, HEADS, WEIGHTINGS, COMBINATIONS = 
 AUGMENTATIONS = ("shift", "crop", "flip", "cutout", "mixup", "cutmix")
 EXIT_RULES = ("max-probability", "entropy", "margin", "patience")
 MOST_HEAD_LAYERS = 5
+# What a model of one's own comes with.
+OF_THE_MODEL = ("exits", "head", "head_layers", "head_args", "architecture_args")
 
 # How pydantic names limits, and what they say.
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most"}
@@ -210,9 +212,8 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _own_model_has_its_exits(self) -> RunConfig:
-        # They come with the model, as do its size and its heads: a value here would be hashed and do nothing.
-        placed = ("exits", "head", "head_layers", "head_args", "architecture_args")
-        for field in placed if self.architecture == "own" else ():
+        # A value here would be hashed and do nothing.
+        for field in OF_THE_MODEL if self.architecture == "own" else ():
             value = getattr(self, field)
             if value != type(self).model_fields[field].default:
                 raise ValueError(

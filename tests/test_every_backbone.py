@@ -46,13 +46,13 @@ def tiny(loaded: data.DataSet) -> data.DataSet:
 
 
 def tokens() -> data.DataSet:
-    """Ids of eight tokens and 10 classes, as a data set of texts gives them; 0 is the padding."""
+    """Ids of eight tokens and the classes of 20newsgroups, as a data set of texts gives them; 0 is the padding."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(1000, 2000, (40, 8), generator=generator)
     x[:, 6:] = 0
-    y = torch.arange(40) % 10
+    y = torch.arange(40) % 20
     train, validation, test = (data.Split(x[start:end], y[start:end]) for start, end in ((0, 20), (20, 30), (30, 40)))
-    return data.DataSet("tokens", 10, (8,), train, validation, test)
+    return data.DataSet("tokens", 20, (8,), train, validation, test)
 
 
 @pytest.mark.parametrize("architecture", BACKBONES)
@@ -75,7 +75,7 @@ def test_trains_predicts_saves_and_reloads(tmp_path: Path, monkeypatch: pytest.M
         run = eestudy.run(config, store=tmp_path, device="cpu")
         logits, labels = run.predictions()
         model = run.model()
-        assert logits.shape == (model.num_exits, BATCH, 10)
+        assert logits.shape == (model.num_exits, BATCH, loaded.num_classes)
         assert np.isfinite(logits).all()
         assert (labels == loaded.test.y.numpy()).all()
         x = loaded.test.inputs().contiguous(memory_format=model.memory_format) if dataset == "digits" else loaded.test.x

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from eestudy.config import EestudyError, RunConfig
+from eestudy.config import OF_THE_MODEL, EestudyError, RunConfig
 from eestudy.methods import boosted, branchynet, cgt, gpf, l2w, msdnet, pbee, sdn, ztw
 from eestudy.methods.method import Argument, Method
 from eestudy.models import MultiExit
@@ -39,11 +39,13 @@ def implied_by(config: RunConfig) -> set[str]:
 
 
 def settled(config: RunConfig, kind: str) -> RunConfig:
-    """The config with what its method sets. kind: of the backbone's features."""
+    """The config with what its method sets; a model of one's own keeps its heads. kind: of the backbone's features."""
     method = METHODS[config.method]
     changes = {name: method.settings[name] for name in implied_by(config)}
     if method.head and _left(config, "head"):
         changes["head"] = method.head(kind)
+    if config.architecture == "own":
+        changes = {name: value for name, value in changes.items() if name not in OF_THE_MODEL}
     return config.replace(**changes) if changes else config
 
 
