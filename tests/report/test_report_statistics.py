@@ -153,3 +153,20 @@ def test_difficulty_counts_wrong_seed_exit_pairs() -> None:
     assert st.difficulty([one, two], np.array([1, 1])) == pytest.approx([0.0, 0.75])
     with pytest.raises(EestudyError, match="at least one seed"):
         st.difficulty([], np.array([1]))
+
+
+def test_a_family_is_corrected_together_and_has_its_columns_when_it_is_empty() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [
+        ({"cell": name}, dict(enumerate(rng.normal(mean, 1, 8))), dict(enumerate(rng.normal(0, 1, 8))))
+        for name, mean in (("far", 5.0), ("near", 0.1))
+    ]
+    frame = st.tested(("cell",), pairs).set_index("cell")
+    alone = [stats.ttest_rel(list(a.values()), list(b.values())).pvalue for _, a, b in pairs]
+    assert frame["p"].tolist() == pytest.approx(alone)
+    assert frame.loc["far", "p_holm"] == pytest.approx(2 * alone[0])
+    assert frame["decision"].tolist() == ["better", ""]
+    assert frame.loc["far", "verdict"].startswith("better by ")
+    empty = st.tested(("cell",), ())
+    assert len(empty) == 0
+    assert list(empty) == ["cell", *frame.columns]
