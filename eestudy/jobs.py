@@ -30,8 +30,8 @@ from eestudy.store import Store
 
 # What runs may differ in and still share their first phase.
 SHARING = {"seed", "strategy", "epochs", "phase_split", "lr_scale"}
-# So many seeds of the same runs earn back what compiling their step takes (benchmarks/seeds.json).
-COMPILED_FROM = 4
+# From so many seeds on the step is compiled, once for all of them: for small networks it earns that back.
+SEEDS_TO_COMPILE = 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def jobs_of(study: Sequence[RunConfig], todo: Sequence[RunConfig], flops: dict[s
     everything, groups = _groups(study), _groups(todo)
     jobs: list[Job] = []
     for name, seeds in groups.items():
-        many = len(everything[name]) >= COMPILED_FROM
+        many = len(everything[name]) >= SEEDS_TO_COMPILE
         own = [
             Job(name, many, tuple(runs), tuple(flops[config.replace(seed=0).id] for config in runs))
             for runs in seeds.values()

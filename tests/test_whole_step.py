@@ -88,7 +88,7 @@ def trained(made: Plan, place: int, folder: Folder, how: Execution = WHOLE) -> F
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_equals_the_eager_step_up_to_rounding(architecture, phase, soft):
-    phase = phase.having(lr=1e-3, weight_decay=0.1)
+    phase = phase.having(lr=1e-3, weight_decay=10.0)  # so much that it is seen which weights have it
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn(16, *SHAPES[architecture], generator=generator) for _ in range(3)]
     targets = torch.randint(0, 4, (16,), generator=generator)

@@ -185,6 +185,8 @@ def test_thresholds_next_to_1_keep_what_tells_them_from_1(two_cells):
 def test_the_script_runs_and_follows_the_controls(two_cells, tmp_path):
     page = two_cells._repr_html_()
     numbers, script = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert f'getElementById("{two_cells.name}")' in script
+    assert f'id="{two_cells.name}"' in page
     stub = (Path(__file__).parent / "stub_page.js").read_text()
     (tmp_path / "page.js").write_text(stub.replace("NUMBERS", json.dumps(numbers)).replace("// SCRIPT", script))
     done = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, check=True, timeout=60)
