@@ -46,12 +46,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 def family() -> str:
     """What the bits of a result depend on, on one thread: torch, and the instructions its kernels are chosen by."""
-    maker = "unknown"
+    maker, instructions = "unknown", torch.backends.cpu.get_cpu_capability()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        lines = cpuinfo.read_text(errors="replace").splitlines()
+        text = cpuinfo.read_text(errors="replace")
+        lines = text.splitlines()
         maker = next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), maker)
-    instructions = torch.backends.cpu.get_cpu_capability()
+        if "amx_bf16" in text:  # sums bfloat16 in another order than AVX-512 alone
+            instructions += "+AMX"
     return f"torch {torch.__version__.split('+')[0]}, {platform.machine()} {maker} {instructions}"
 
 

@@ -25,6 +25,7 @@ def test_a_run_ends_with_the_pinned_weights(name, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn(f"no weights are pinned for {family()}; compared the loss alone", stacklevel=1)
-        assert loss == pytest.approx(KNOWN[name]["loss"], rel=1e-4), name
+        near = 1e-3 if name == "bfloat16" else 1e-4  # eight bits of mantissa, summed in another order
+        assert loss == pytest.approx(KNOWN[name]["loss"], rel=near), name
     else:
         assert weights == pinned, f"{name} ends with other weights on {family()}, loss {loss}"
