@@ -20,9 +20,10 @@ from timing import hardware, interleaved, save
 
 from eestudy import evaluation
 from eestudy.evaluation.checks import check_predictions
-from eestudy.evaluation.confidence import predictions, score_table
 from eestudy.evaluation.curves import step_curve
-from eestudy.evaluation.paper import paper_thresholds
+from eestudy.evaluation.rules.rule import predictions
+from eestudy.evaluation.score_table import score_table
+from eestudy.registry import EXIT_RULES
 
 EXITS, SAMPLES, CLASSES = 9, 10_000, 100
 COSTS = np.linspace(1e6, 9e6, EXITS)
@@ -42,7 +43,7 @@ def loop(logits: torch.Tensor, labels: torch.Tensor, rule: str) -> tuple[np.ndar
     score, predicted = score_table(logits, rule)
     correct, everyone = predicted == labels.numpy(), np.arange(SAMPLES)
     accuracies, costs = [], []
-    for threshold in paper_thresholds(rule, EXITS, CLASSES):
+    for threshold in EXIT_RULES[rule].sweep(EXITS, CLASSES):
         leaves = score > threshold
         leaves[-1] = True
         where = leaves.argmax(axis=0)
@@ -63,11 +64,11 @@ def main() -> None:
         }
     )
     results = {}
-    for rule in evaluation.RULES:
+    for rule in EXIT_RULES:
         score, predicted = score_table(logits, rule)
         correct = predicted == label_array
         swept = loop(logits, labels, rule)
-        exact = evaluation.threshold_sweep(logits, labels, COSTS, paper_thresholds(rule, EXITS, CLASSES), rule)
+        exact = evaluation.threshold_sweep(logits, labels, COSTS, EXIT_RULES[rule].sweep(EXITS, CLASSES), rule)
         assert (exact[0] == swept[0]).all()
         np.testing.assert_allclose(exact[1], swept[1], rtol=1e-12)
         measured = interleaved(

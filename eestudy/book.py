@@ -26,6 +26,7 @@ from eestudy import notebooks, runner
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
+from eestudy.registry import ARCHITECTURES, DATASETS
 from eestudy.store import Store, write_atomically
 
 SKIPPED = {"runs", "results", "__pycache__", ".ipynb_checkpoints"}  # of book/: made here, or nobody's source
@@ -188,7 +189,7 @@ def run_parts(stage: Stage, pages: list[runner.Page]) -> list[dict[str, Any]]:
     parts: dict[str, list[dict[str, str]]] = {}
     for page in pages:
         config = page.configs[0]
-        names = [runner.TITLES.get(name, name) for name in (config.dataset, config.architecture)]
+        names = DATASETS.title(config.dataset), ARCHITECTURES.title(config.architecture)
         chapters = parts.setdefault(f"Runs on {names[0]}", [])
         title = f"{names[1]}, {config.strategy}" + (f" ({page.number})" if page.number > 1 else "")
         file = page.target.relative_to(stage.folder).with_suffix("").as_posix()

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from eestudy.config import EestudyError
+from eestudy.registry import DATASETS
 
 EXAMPLES = """examples:
   eestudy plan params/smoke.yaml               what would run, what is done, and what it costs
@@ -338,7 +339,6 @@ def _get(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     import torch
 
-    from eestudy import data
     from eestudy.data.places import MissingData
     from eestudy.environment import commit, hardware, versions
     from eestudy.store import Store
@@ -354,7 +354,7 @@ def _doctor(options: argparse.Namespace) -> int:
     store.check_writable()
     print(f"store     {store.path} (writable)")
     damaged = 0
-    for name in data.LOADERS:
+    for name in DATASETS:
         try:
             print(f"data      {name}: {_facts(name)}")
         except MissingData as error:

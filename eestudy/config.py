@@ -13,37 +13,24 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from eestudy.registry import ARCHITECTURES, COMBINATIONS, DATASETS, HEADS, METHODS, STRATEGIES, WEIGHTINGS
+
 # Raised when a default or a rule changes so that an old result no longer answers for the same settings. A new field
 # leaves every id as it is while it has its default: what is hashed is what differs from the defaults.
 SCHEMA = 3
 
-Architecture = Literal[
-    "mlp", "resnet1d", "vit1d", "resnet-tiny", "resnet20", "resnet32", "resnet56", "resnet110", "resnet18", "resnet34",
-    "resnet50", "resnet101", "wrn-28-10", "vgg16-bn", "msdnet", "vit-tiny", "vit-small", "vit-base",
-    "efficientnet-v2-s", "convnext-tiny", "swin-v2-t", "mobilenet-v3-large", "minilm",
-    "own",  # a model given to eestudy.run
-]  # fmt: skip
-Dataset = Literal[
-    "digits", "mnist1d", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenette", "imagenet",
-    "20newsgroups", "wordnet-supersense", "stsb", "diabetes",
-]  # fmt: skip
-Strategy = Literal[
-    "disjoint", "joint", "mixed", "mixed-heads", "joint-heads", "alternating", "branch-wise", "separate", "gradual",
-    "sequential-lwf", "sequential-ewc",
-]  # fmt: skip
-Method = Literal["sdn", "branchynet", "pbee", "gpf", "ztw", "l2w", "msdnet", "boosted", "cgt"]
-Head = Literal[
-    "auto", "pooled", "token", "vector", "cascading-pooled", "cascading-token", "cascading-vector", "msdnet",
-    "msdnet-wide",
-]  # fmt: skip
-Weighting = Literal["equal", "depth-linear", "custom", "sdn-ramp", "adaloss", "uncertainty"]
-Combination = Literal["sum", "pcgrad", "min-norm"]
-ARCHITECTURES, DATASETS, STRATEGIES, METHODS, HEADS, WEIGHTINGS, COMBINATIONS = (
-    get_args(names) for names in (Architecture, Dataset, Strategy, Method, Head, Weighting, Combination)
-)
+# Fields that take one of these names.
+NAMES: dict[str, tuple[str, ...]] = {
+    "architecture": (*ARCHITECTURES, "own"),  # own: a model given to eestudy.run
+    "dataset": tuple(DATASETS),
+    "strategy": tuple(STRATEGIES),
+    "method": tuple(METHODS),
+    "head": ("auto", *HEADS),
+    "weighting": tuple(WEIGHTINGS),
+    "gradient_combination": ("sum", *COMBINATIONS),
+}
 # Joined by "+", such as crop+flip; always in this order.
 AUGMENTATIONS = ("shift", "crop", "flip", "cutout", "mixup", "cutmix")
-EXIT_RULES = ("max-probability", "entropy", "margin", "patience")
 MOST_HEAD_LAYERS = 5
 # What a model of one's own comes with.
 OF_THE_MODEL = ("exits", "head", "head_layers", "head_args", "architecture_args")
@@ -87,10 +74,10 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
-    architecture: Architecture
-    dataset: Dataset
-    strategy: Strategy
-    method: Method = "sdn"
+    architecture: str
+    dataset: str
+    strategy: str
+    method: str = "sdn"
     method_args: dict[str, int | float | str] = {}  # the method's own; see `eestudy.methods`
     seed: Annotated[int, Field(ge=0)] = 0
     epochs: Count = 20  # of the whole run; `match` says how the phases share them
@@ -105,14 +92,14 @@ class RunConfig(BaseModel):
     # Which stages get a head: "all" but the last, their numbers (from 1), {every: n}, or {flops: [per cent, ...]} of
     # the plain backbone's.
     exits: tuple[int, ...] | dict[str, int | tuple[float, ...]] | str = "all"
-    head: Head = "auto"  # by the kind of the backbone's features
+    head: str = "auto"  # by the kind of the backbone's features
     head_layers: Annotated[int, Field(ge=1, le=MOST_HEAD_LAYERS)] = 1
     head_args: dict[str, int] = {}  # width: of the hidden layers
     # the training
-    weighting: Weighting = "equal"
+    weighting: str = "equal"
     weights: tuple[float, ...] = ()  # with `weighting: custom`: one for each exit
     gradient_scaling: Literal["none", "equilibrium", "boosting"] = "none"  # of what the exits send into the backbone
-    gradient_combination: Combination = "sum"  # of the exits' gradients of the backbone
+    gradient_combination: str = "sum"  # of the exits' gradients of the backbone
     distillation: Literal["none", "last", "later", "next"] = "none"  # the deeper exits that an exit learns from
     distillation_weight: Share = 0.5  # against the labels
     distillation_temperature: Positive = 3.0  # of sequential-lwf too
@@ -149,6 +136,13 @@ class RunConfig(BaseModel):
         # Python takes True for 1; in a YAML file it is a mistake.
         if isinstance(value, bool):
             raise ValueError("true and false are not valid here")
+        return value
+
+    @field_validator(*NAMES, mode="before")
+    @classmethod
+    def _known_name(cls, value: Any, info: Any) -> Any:
+        if value not in NAMES[info.field_name]:
+            raise ValueError(f"unknown name {value!r}; {nearest(value, NAMES[info.field_name])}")
         return value
 
     @field_validator("exits")
@@ -253,7 +247,7 @@ def _one_line(error: ValidationError) -> str:
         return f"unknown key {field!r} (value {given!r}); {nearest(field, RunConfig.model_fields)}"
     info = RunConfig.model_fields[field]
     if first["type"] == "missing":
-        return f"{field}: missing, it has no default; valid: {', '.join(get_args(info.annotation))}"
+        return f"{field}: missing, it has no default; valid: {', '.join(NAMES[field])}"
     if first["type"] == "literal_error":
         return f"{field}: unknown name {given!r}; {nearest(given, get_args(info.annotation))}"
     if first["type"] == "value_error":

@@ -105,7 +105,7 @@ def handed_on(gives: dict[str, Any]) -> dict[str, Any]:
 
 
 def score(history: list[np.ndarray], rule: str, k: int | None = None) -> np.ndarray:
-    """Logits (b, C) of exits 1..k -> the score (b,) float64 of `evaluation.confidence`, by numpy."""
+    """Logits (b, C) of exits 1..k -> the score (b,) float64 of `evaluation.rules`, by numpy."""
     last = history[-1].astype(np.float32)
     if last.shape[1] == 1:
         needed_changes = 1 if k is None else k

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from eestudy.config import STRATEGIES, EestudyError, RunConfig, content_hash, nearest
+from eestudy.config import EestudyError, RunConfig, content_hash, nearest
+from eestudy.registry import STRATEGIES
 
 
 @dataclass(frozen=True)

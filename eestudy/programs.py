@@ -126,7 +126,7 @@ def _check(model: MultiExit, rule: ExitRule) -> None:
     if not isinstance(rule, ExitRule):
         raise EestudyError(f"rule: {rule!r} cannot be written down; give one of eestudy.evaluation's, as per_exit(...)")
     rule.check_exits(model.num_exits)
-    rule.score_function(model.num_classes)
+    rule.rule_for(model.num_classes)
     other = {str(tensor.dtype) for tensor in model.parameters() if tensor.dtype != torch.float32}
     if other:
         raise EestudyError(f"export: weights are {', '.join(sorted(other))}; export float32: model.float()")

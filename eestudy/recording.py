@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from eestudy import evaluation
-from eestudy.config import EXIT_RULES, EestudyError
+from eestudy.config import EestudyError
 from eestudy.evaluation.budgets import budgets_of_both
 from eestudy.records import MADE, Record
+from eestudy.registry import EXIT_RULES
 from eestudy.store import Store
 from eestudy.study import Run
 
@@ -58,7 +59,7 @@ def facts_of(run: Run, store: Store) -> dict[str, Any]:
 
 
 def rules_of(run: Run) -> tuple[str, ...]:
-    return EXIT_RULES if run.task == "classification" else (run.exit_rule,)
+    return tuple(EXIT_RULES) if run.task == "classification" else (run.exit_rule,)
 
 
 def budget_table(run: Run) -> pd.DataFrame:

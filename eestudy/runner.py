@@ -17,20 +17,8 @@ from eestudy.environment import say
 from eestudy.grids import Study, project_root
 from eestudy.progress import Progress
 from eestudy.records import Records, results_folder
+from eestudy.registry import ARCHITECTURES, DATASETS
 from eestudy.store import Store
-
-TITLES = {
-    "mlp": "MLP", "resnet1d": "ResNet-1D", "vit1d": "ViT-1D", "resnet-tiny": "ResNet-tiny",
-    "resnet20": "ResNet-20", "resnet32": "ResNet-32", "resnet56": "ResNet-56", "resnet110": "ResNet-110",
-    "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "resnet101": "ResNet-101",
-    "wrn-28-10": "WRN-28-10", "vgg16-bn": "VGG-16-BN", "msdnet": "MSDNet", "vit-tiny": "ViT-T", "vit-small": "ViT-S",
-    "vit-base": "ViT-B", "efficientnet-v2-s": "EfficientNetV2-S", "convnext-tiny": "ConvNeXt-T",
-    "swin-v2-t": "Swin-V2-T", "mobilenet-v3-large": "MobileNetV3-L", "minilm": "MiniLM-L6",
-    "digits": "digits", "mnist1d": "MNIST-1D", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet", "imagenette": "Imagenette",
-    "imagenet": "ImageNet", "20newsgroups": "20 Newsgroups", "wordnet-supersense": "WordNet supersenses",
-    "stsb": "STS-B", "diabetes": "diabetes",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ class Page:
     def title(self) -> str:
         """Such as "ViT-1D on MNIST-1D, mixed"."""
         first = self.configs[0]
-        names = [TITLES.get(name, name) for name in (first.architecture, first.dataset)]
+        names = ARCHITECTURES.title(first.architecture), DATASETS.title(first.dataset)
         return f"{names[0]} on {names[1]}, {first.strategy}" + (f" ({self.number})" if self.number > 1 else "")
 
     @property

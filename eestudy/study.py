@@ -17,9 +17,10 @@ import torch
 from eestudy import data, evaluation
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import describe, say
-from eestudy.methods import METHODS, hooks_of
+from eestudy.methods import hooks_of
 from eestudy.models import MultiExit, exit_costs
 from eestudy.plan import Plan, build_model, fingerprint, load_data, outline_of, prepare, stages_of
+from eestudy.registry import METHODS
 from eestudy.store import Arrays, Folder, Store
 from eestudy.training.batches import clean_batches
 from eestudy.training.execution import Execution, execution, warn_if_slow

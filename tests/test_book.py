@@ -13,9 +13,9 @@ import yaml
 from eestudy import book, notebooks, runner
 from eestudy.config import EestudyError, RunConfig
 from eestudy.grids import Study
+from eestudy.registry import STRATEGIES
 from eestudy.report import diagrams
 from eestudy.training.phases import Phase
-from eestudy.training.strategies import STRATEGIES
 
 from .remote_loads import remote_loads
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eestudy import data, heads, models
+from eestudy import data, heads
 from eestudy.config import EestudyError
 from eestudy.data import facts
 from eestudy.models.catalogue import USUAL, catalogue
+from eestudy.registry import ARCHITECTURES, DATASETS
 from eestudy.report import measured, pictures
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def test_the_committed_costs_are_those_of_the_code() -> None:
 
 
 def test_every_backbone_stands_there_with_every_head_that_reads_it() -> None:
-    assert {name for names, _, _ in USUAL for name in names} == set(models.BACKBONES) == set(COMMITTED["architecture"])
+    assert {name for names, _, _ in USUAL for name in names} == set(ARCHITECTURES) == set(COMMITTED["architecture"])
     assert set(COMMITTED["head"]) == set(heads.HEADS)
     for _, rows in COMMITTED.groupby(["architecture", "input"]):
         assert rows["head"].nunique() >= 2
@@ -66,7 +67,7 @@ def test_tables_and_figure_of_costs() -> None:
 
 def test_facts_of_data_sets_are_those_of_what_is_loaded() -> None:
     known = facts.catalogue().set_index("name")
-    assert list(known.index) == list(data.LOADERS)
+    assert list(known.index) == list(DATASETS)
     for name in ("digits", "mnist1d", "diabetes"):
         loaded = data.load(name)
         row = known.loc[name]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from eestudy import config
+from eestudy import config, registry
 from eestudy.config import EestudyError, RunConfig, content_hash, named_seed
 
 BASE = {"architecture": "mlp", "dataset": "digits", "strategy": "joint"}
@@ -115,24 +115,30 @@ def test_frozen():
         RunConfig(**BASE).epochs = 3
 
 
-def test_names_without_torch_are_the_names_there_are():
-    from eestudy import data, evaluation, heads, methods, models
-    from eestudy.data import augmentation
-    from eestudy.training.combination import COMBINATIONS
-    from eestudy.training.losses import WEIGHTINGS
-    from eestudy.training.settings import RELATIVE
-    from eestudy.training.strategies import STRATEGIES
+TABLES = [name for name, each in vars(registry).items() if isinstance(each, registry.Names)]
 
-    assert set(config.ARCHITECTURES) == {"own", *models.BACKBONES}
-    assert set(config.DATASETS) == set(data.LOADERS)
-    assert set(config.STRATEGIES) == set(STRATEGIES)
-    assert set(config.METHODS) == set(methods.METHODS)
-    assert set(config.HEADS) == {"auto", *heads.HEADS}
-    assert set(config.WEIGHTINGS) == {*WEIGHTINGS, *RELATIVE}
-    assert set(config.COMBINATIONS) == {"sum", *COMBINATIONS}
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_name_is_made_somewhere(table):
+    names = getattr(registry, table)
+    assert all(callable(made) or made for made in names.values())
+    assert list(names) == list(names.entries)
+    assert "unknown" not in names
+
+
+def test_heads_and_augmentations_are_those_that_there_are():
+    from eestudy import heads
+    from eestudy.data import augmentation
+
+    assert list(registry.HEADS) == list(heads.HEADS)
     made = (*augmentation.ON_RAW, *augmentation.ON_NORMAL, *augmentation.BLENDS)
     assert made == config.AUGMENTATIONS  # which are joined in the order in which they are done
-    assert set(config.EXIT_RULES) == set(evaluation.RULES)
+
+
+def test_a_name_that_has_no_title_is_its_own():
+    assert registry.ARCHITECTURES.title("vit1d") == "ViT-1D"
+    assert registry.DATASETS.title("digits") == "digits"
+    assert registry.ARCHITECTURES.title("own") == "own"
 
 
 def test_named_seeds_differ_by_every_name():

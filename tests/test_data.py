@@ -9,6 +9,7 @@ import torch
 from eestudy import data
 from eestudy.config import EestudyError
 from eestudy.data import augmentation
+from eestudy.registry import DATASETS
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_splits_share_no_sample(name):
 
 
 def test_validation_is_stratified_and_fixed():
-    first, second = data.load("digits").validation, data.small.digits().validation
+    first, second = data.load("digits").validation, DATASETS["digits"]().validation
     assert torch.equal(first.x, second.x)
     counts = torch.bincount(first.y)
     assert counts.max() - counts.min() <= 2

@@ -15,12 +15,13 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from eestudy import data
+from eestudy import cli, data
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.data import download, places, vision
 from eestudy.data.places import Archive, MissingData, Source
 from eestudy.data.splits import Split, channel_normalization, subset
+from eestudy.registry import DATASETS
 
 RANDOM = np.random.default_rng(0)
 TRAIN, TEST = 200, 100  # samples of the small files
@@ -431,7 +432,7 @@ def test_doctor_tells_found_missing_and_damaged_apart(home, capsys):
     assert "990 training samples where cifar100 has 1,000" in lines["cifar100"]
     assert "svhn was not found" in lines["svhn"]
     assert "eestudy get svhn" in lines["svhn"]
-    assert set(lines) == set(data.LOADERS)
+    assert set(lines) == set(DATASETS)
 
 
 def test_doctor_counts_without_loading(home):
@@ -444,7 +445,7 @@ def test_doctor_counts_without_loading(home):
 
 
 def test_doctor_says_whether_bfloat16_is_fast(home, capsys, monkeypatch):
-    monkeypatch.setattr(data, "LOADERS", {})
+    monkeypatch.setattr(cli, "DATASETS", {})
     for found, wanted in (({"amx_bf16": True}, "fast on the processor: amx_bf16"), ({}, "slow on the processor")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         main(["doctor"])

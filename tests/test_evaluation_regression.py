@@ -15,7 +15,7 @@ from eestudy import evaluation as ev
 from eestudy import runner
 from eestudy.cli import main
 from eestudy.config import EestudyError
-from eestudy.evaluation.exit_rules import TOO_EARLY
+from eestudy.evaluation.rules.patience import TOO_EARLY
 from eestudy.records import Records
 from eestudy.report import claims, collect, load, plots, statistics, tables
 from eestudy.store import Store

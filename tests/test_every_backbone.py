@@ -12,7 +12,7 @@ import torch
 import eestudy
 from eestudy import data, study
 from eestudy.config import RunConfig
-from eestudy.models import BACKBONES
+from eestudy.registry import ARCHITECTURES
 
 # Shallower than they are known by, so that all of them fit in the time of a test; their builders are the real ones and
 # their sizes as published are checked in test_models_conv and test_models_tokens.
@@ -55,9 +55,9 @@ def tokens() -> data.DataSet:
     return data.DataSet("tokens", 20, (8,), train, validation, test)
 
 
-@pytest.mark.parametrize("architecture", BACKBONES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_trains_predicts_saves_and_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
-    dataset = INPUTS[BACKBONES[architecture][1]]
+    dataset = INPUTS[ARCHITECTURES.entries[architecture].inputs]
     loaded = tiny(tokens() if dataset == "tokens" else data.load(dataset))
     monkeypatch.setattr(study.data, "load", lambda *args, **kwargs: loaded)
     for strategy in ("disjoint", "joint", "mixed"):

@@ -18,9 +18,10 @@ from torch import Tensor
 from eestudy import EestudyError, export
 from eestudy import evaluation as ev
 from eestudy.deployed import handed_on, score
-from eestudy.evaluation.confidence import score_function
+from eestudy.evaluation.score_table import rule_for
 from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs
 from eestudy.programs import parts
+from eestudy.registry import EXIT_RULES
 from tests.test_predict import in_gaps, inputs, network, randomized, stored
 
 # Of two or three exits: an exporter takes a second for each.
@@ -142,12 +143,12 @@ def test_later_parts_see_only_the_rest(exported) -> None:
     assert len(set(seen)) > 1
 
 
-@pytest.mark.parametrize("name", list(ev.RULES))
+@pytest.mark.parametrize("name", list(EXIT_RULES))
 def test_scores_without_torch_are_those_with_it(name: str) -> None:
     logits = torch.randn(4, 50, 7, generator=torch.Generator().manual_seed(0)) * 3
     logits[1:3, :25] = logits[0, :25]  # runs for patience
     for exits in (1, 2, 4):
-        wanted = ev.RULES[name](logits[:exits]).numpy()
+        wanted = EXIT_RULES[name].score(logits[:exits]).numpy()
         np.testing.assert_allclose(score(list(logits[:exits].numpy()), name), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -155,7 +156,7 @@ def test_scores_without_torch_are_those_with_it(name: str) -> None:
 def test_scores_of_a_regression(k: int | None) -> None:
     logits = torch.randn(4, 50, 1, generator=torch.Generator().manual_seed(0))
     for exits in (1, 2, 3, 4):
-        wanted = score_function("patience", 1, k)(logits[:exits]).numpy()
+        wanted = rule_for("patience", 1, k).score(logits[:exits]).numpy()
         np.testing.assert_array_equal(score(list(logits[:exits].numpy()), "patience", k), wanted)
 
 

@@ -13,6 +13,7 @@ import eestudy
 from eestudy import data
 from eestudy.config import DIGITS, SCHEMA, EestudyError, RunConfig
 from eestudy.plan import prepare
+from eestudy.registry import DATASETS
 from eestudy.training.phases import Phase, Settings, differing
 
 BASE: dict[str, Any] = {
@@ -153,7 +154,7 @@ def test_data_is_known_by_name_settings_and_version(monkeypatch):
 def test_planning_reads_no_data_that_is_got_from_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("EESTUDY_DATA", str(tmp_path))
     for name in data.SOURCES:
-        architecture = "minilm" if name in data.TEXTS else "resnet20"
+        architecture = "minilm" if data.SOURCES[name].text else "resnet20"
         plan = prepare(RunConfig(architecture=architecture, dataset=name, strategy="joint"))
         assert plan.training_flops > 0
         assert plan.outline.input_shape == data.SOURCES[name].input_shape
@@ -194,7 +195,7 @@ def test_what_comes_with_ones_own_model_is_refused(given):
 
 
 def test_every_loader_says_how_much_it_holds_out():
-    for name, loader in data.LOADERS.items():
+    for name, loader in DATASETS.items():
         # STS-B's makers hold out a part of their own.
         assert ("validation" in inspect.signature(loader).parameters) == (name != "stsb")
 

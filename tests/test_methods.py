@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import eestudy
-from eestudy import evaluation, methods
-from eestudy.config import METHODS, STRATEGIES, EestudyError, RunConfig
+from eestudy import evaluation
+from eestudy.config import EestudyError, RunConfig
 from eestudy.plan import prepare
+from eestudy.registry import METHODS, STRATEGIES
 from eestudy.training.freezing import trained_tensors
 
 from .phases import check_resumed, trained
@@ -105,7 +106,7 @@ def test_stopping_is_the_simulation_on_stored_logits(tmp_path, method, strategy)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_from_top_to_bottom(tmp_path, method):
     run = eestudy.run(config(method, "mixed"), store=tmp_path, device="cpu")
-    assert run.exit_rule == methods.METHODS[method].exit_rule
+    assert run.exit_rule == METHODS[method].exit_rule
     assert np.isfinite(run.budgets().set_index("budget").loc["max", "accuracy"])
     assert (np.diff(run.costs) > 0).all()
     assert run.provenance["training_flops"] == prepare(run.config).training_flops

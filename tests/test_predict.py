@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from eestudy import EestudyError, add_exits
-from eestudy.evaluation import RULES, ExitRule, max_probability, patience, per_exit, scores, simulate
+from eestudy.evaluation import ExitRule, max_probability, patience, per_exit, scores, simulate
 from eestudy.models import Backbone, MultiExit, build_backbone
+from eestudy.registry import EXIT_RULES
 
 CLASSES = 5
 
@@ -144,11 +145,11 @@ def cut(count: int, draw: np.random.Generator) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", list(EXIT_RULES))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predict_is_the_simulation_whatever_network_thresholds_and_batches(family: str, name: str) -> None:
     """In float64, where a threshold may be a sample's own score."""
-    draw = np.random.default_rng([list(FAMILIES).index(family), list(RULES).index(name)])
+    draw = np.random.default_rng([list(FAMILIES).index(family), list(EXIT_RULES).index(name)])
     taken = set()
     for seed in (0, 1):
         model = network(family, seed)
@@ -184,7 +185,7 @@ def clear(logits: Tensor, apart: float) -> Tensor:
 
 def assert_same_in(model: MultiExit, x: Tensor, apart: float, draw: np.random.Generator, close: float) -> None:
     logits = stored(model, x)
-    for name in RULES:
+    for name in EXIT_RULES:
         for batches in ([1] * len(x), [len(x)], cut(len(x), draw)):
             if name == "patience":
                 safe = clear(logits, 2 * apart)

@@ -16,8 +16,9 @@ import pytest
 
 import eestudy
 from eestudy import evaluation, recording, records
-from eestudy.config import EXIT_RULES, EestudyError
+from eestudy.config import EestudyError
 from eestudy.records import Record, Records, agree
+from eestudy.registry import EXIT_RULES
 from eestudy.report import Results, union
 from eestudy.store import Store
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import eestudy
-from eestudy.config import STRATEGIES as NAMES
 from eestudy.config import EestudyError, RunConfig
 from eestudy.models import MultiExit, build_backbone
 from eestudy.plan import Plan, planned, prepare
+from eestudy.registry import STRATEGIES
 from eestudy.training import loop
 from eestudy.training.cost import once_flops, step_flops
 from eestudy.training.freezing import batch_norms
 from eestudy.training.phases import Phase, resolve
 from eestudy.training.settings import configured
-from eestudy.training.strategies import STRATEGIES, backbone_phase, phases_of, together_phase
+from eestudy.training.strategies import backbone_phase, phases_of, together_phase
 
 from .phases import check_resumed, trained
 
@@ -57,7 +57,7 @@ def test_strategies_are_what_they_say():
     for name, phases in expected.items():
         assert shape(STRATEGIES[name](0.4, (2, 4, 6))) == phases, name
     assert STRATEGIES["alternating"](0.4)[0].turns == ("last", "all")
-    for name in NAMES:
+    for name in STRATEGIES:
         made = STRATEGIES[name](0.3, (2, 4, 6))
         assert sum(phase.share for phase in made) == pytest.approx(1)
         assert len({phase.name for phase in made}) == len(made)
@@ -76,7 +76,7 @@ def test_epochs_of_many_phases_are_shared_evenly(epochs):
     assert max(each) - min(each) <= 1
 
 
-@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_match_flops_spends_what_joint_spends(strategy):
     settings = {"match": "flops", "epochs": 60}
     spent = plan(strategy, **settings).training_flops
@@ -111,7 +111,7 @@ def names_that_train(strategy: str, place: int) -> tuple[str, ...]:
     return tuple(lists[strategy][place])
 
 
-@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_phase_trains_what_it_says_and_leaves_the_rest_bit_for_bit(tmp_path, strategy):
     made = plan(strategy, head_layers=2, weight_decay=0.1)
     for place, phase in enumerate(made.phases):
@@ -131,7 +131,7 @@ def test_a_phase_trains_what_it_says_and_leaves_the_rest_bit_for_bit(tmp_path, s
 
 # Every weighting, combination and so on in the place where it keeps something between steps.
 SETTINGS: dict[str, dict[str, object]] = {
-    **{strategy: {"strategy": strategy} for strategy in NAMES},
+    **{strategy: {"strategy": strategy} for strategy in STRATEGIES},
     "uncertainty": {"strategy": "joint", "weighting": "uncertainty"},
     "adaloss": {"strategy": "joint", "weighting": "adaloss", "match": "patience", "patience": 1, "lr": 0.02},
     "ramp": {"strategy": "mixed", "weighting": "sdn-ramp", "gradient_scaling": "equilibrium"},

@@ -12,6 +12,7 @@ from eestudy import data
 from eestudy.config import EestudyError, RunConfig
 from eestudy.models import MultiExit, build_backbone
 from eestudy.plan import prepare
+from eestudy.registry import STRATEGIES
 from eestudy.store import Store
 from eestudy.training import loop
 from eestudy.training.cost import step_flops
@@ -22,7 +23,7 @@ from eestudy.training.losses import exit_losses, exit_weights
 from eestudy.training.optim import lr_factor
 from eestudy.training.phases import resolve
 from eestudy.training.saved import Progress
-from eestudy.training.strategies import STRATEGIES, backbone_phase, heads_phase, together_phase
+from eestudy.training.strategies import backbone_phase, heads_phase, together_phase
 
 from .conftest import CELLS, SMALL
 from .phases import interrupted_after

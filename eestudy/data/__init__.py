@@ -8,32 +8,18 @@ from functools import lru_cache
 from typing import Any
 
 from eestudy.config import EestudyError, check_name, nearest
-from eestudy.data import imagenet, small, tabular, text, vision, wordnet
 from eestudy.data import outline as outlines
 from eestudy.data.outline import Outline
 from eestudy.data.places import Source
 from eestudy.data.splits import DataSet, Split, subset
+from eestudy.registry import DATASETS, imported
 
-__all__ = ["LOADERS", "SOURCES", "DataSet", "Outline", "Split", "identity", "load", "outline"]
+__all__ = ["SOURCES", "DataSet", "Outline", "Split", "identity", "load", "outline"]
 
-LOADERS: dict[str, Callable[..., DataSet]] = {
-    "digits": small.digits,
-    "mnist1d": small.mnist1d,
-    "fashion-mnist": vision.fashion_mnist,
-    "cifar10": vision.cifar10,
-    "cifar100": vision.cifar100,
-    "svhn": vision.svhn,
-    "tiny-imagenet": imagenet.tiny_imagenet,
-    "imagenette": imagenet.imagenette,
-    "imagenet": imagenet.imagenet,
-    "20newsgroups": text.newsgroups,
-    "wordnet-supersense": wordnet.wordnet_supersense,
-    "stsb": text.stsb,
-    "diabetes": tabular.diabetes,
-}
 # Of those whose files are got from elsewhere: what is known before they are read.
-SOURCES: dict[str, Source] = {**vision.SOURCES, **imagenet.SOURCES, **text.SOURCES, **wordnet.SOURCES}
-TEXTS = {*text.SOURCES, *wordnet.SOURCES}
+SOURCES: dict[str, Source] = {
+    name: found[name] for name in DATASETS if name in (found := getattr(DATASETS.module(name), "SOURCES", {}))
+}
 # Raised when a loader gives other samples than before; 1 where it is not named. Part of what was trained on them.
 VERSIONS: dict[str, int] = {}
 
@@ -55,9 +41,9 @@ def outline(name: str, train_size: int | None = None, **dataset_args: Any) -> Ou
     """
     loader = _loader(name, dataset_args)
     if name in SOURCES:
-        made = outlines.of_source(SOURCES[name], name in TEXTS, dataset_args)
-    elif name == "mnist1d":
-        made = small.mnist1d_outline(**dataset_args)
+        made = outlines.of_source(SOURCES[name], dataset_args)
+    elif DATASETS.entries[name].outline:
+        made = imported(DATASETS.entries[name].outline)(**dataset_args)
     else:
         made = outlines.of_data(_loaded(loader, tuple(sorted(dataset_args.items()))))
     return made.with_train_size(train_size)
@@ -70,7 +56,7 @@ def identity(name: str, train_size: int | None = None, **dataset_args: Any) -> d
 
 
 def _loader(name: str, dataset_args: dict[str, Any]) -> Callable[..., DataSet]:
-    loader = LOADERS[check_name("dataset", name, LOADERS)]
+    loader = DATASETS[check_name("dataset", name, DATASETS)]
     known = list(inspect.signature(loader).parameters)
     for key in dataset_args:
         if key not in known:

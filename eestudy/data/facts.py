@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError
-from eestudy.data import LOADERS, SOURCES, TEXTS, Outline, Split, outline
+from eestudy.data import SOURCES, Outline, Split, outline
+from eestudy.registry import DATASETS
 
 
 def catalogue() -> pd.DataFrame:
@@ -16,7 +17,7 @@ def catalogue() -> pd.DataFrame:
     kind: images, lines, text, table. input: shape of one sample; classes: 0 in regression; sizes: samples; got: "comes
     with the package", or a command; debian: that of Debian and its relatives where they have a package, else "".
     """
-    return pd.DataFrame([_row(outline(name)) for name in LOADERS])
+    return pd.DataFrame([_row(outline(name)) for name in DATASETS])
 
 
 def _row(facts: Outline) -> dict[str, object]:
@@ -24,7 +25,7 @@ def _row(facts: Outline) -> dict[str, object]:
     if facts.name in SOURCES:
         how = SOURCES[facts.name].how
         got, debian = how.get("any", f"eestudy get {facts.name}"), how.get("debian", "")
-    kind = {1: "table", 2: "lines", 3: "images"}[len(facts.input_shape)] if facts.name not in TEXTS else "text"
+    kind = {1: "table", 2: "lines", 3: "images"}[len(facts.input_shape)] if facts.dtype != torch.int64 else "text"
     return {
         "name": facts.name,
         "kind": kind,

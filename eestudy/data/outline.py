@@ -35,8 +35,8 @@ class Outline:
         return dataclasses.replace(self, train=size)
 
 
-def of_source(source: Source, text: bool, arguments: dict[str, Any]) -> Outline:
-    """From the published facts of a data set whose files are got from elsewhere. text: it gives token ids."""
+def of_source(source: Source, arguments: dict[str, Any]) -> Outline:
+    """From the published facts of a data set whose files are got from elsewhere."""
     shape = source.input_shape
     if "length" in arguments:
         shape = (arguments["length"],)
@@ -44,7 +44,7 @@ def of_source(source: Source, text: bool, arguments: dict[str, Any]) -> Outline:
         shape = (shape[0], arguments["size"], arguments["size"])
     held_out = source.validation or held_out_size(source.train, arguments.get("validation", 0))
     task = "classification" if source.classes > 1 else "regression"
-    dtype = torch.int64 if text else torch.uint8
+    dtype = torch.int64 if source.text else torch.uint8
     return Outline(source.name, source.classes, shape, dtype, source.train - held_out, held_out, source.test, task)
 
 

@@ -75,7 +75,7 @@ class Source:
 
     train, test: samples in the published files, before validation is split off; count: how many of each a folder
     holds, told without reading it whole. needed, candidates, inside, how: see `find`. validation: how many of `train`
-    the makers set apart for it; 0: none, a tenth is held out.
+    the makers set apart for it; 0: none, a tenth is held out. text: its samples are token ids.
     """
 
     name: str
@@ -90,6 +90,7 @@ class Source:
     archives: tuple[Archive, ...] = ()
     how: Mapping[str, str] = field(default_factory=dict)
     validation: int = 0
+    text: bool = False
 
     def find(self) -> Path:
         """The folder that holds it; MissingData if there is none."""

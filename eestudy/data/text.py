@@ -205,6 +205,7 @@ SOURCES: dict[str, Source] = {
                 sha256="8f1b2514ca22a5ade8fbb9cfa5727df95fa587f4c87b786e15c759fa66d95610",
             ),
         ),
+        text=True,
     ),
     "stsb": Source(
         "stsb", (64,), 1, 7_249, 1_379, ("sts-train.csv", "sts-dev.csv", "sts-test.csv"), _count_pairs,
@@ -215,5 +216,6 @@ SOURCES: dict[str, Source] = {
             ),
         ),
         validation=1_500,
+        text=True,
     ),
 }  # fmt: skip

@@ -140,5 +140,6 @@ SOURCES: dict[str, Source] = {
             ),
         ),
         how={"debian": "apt-get install wordnet-base"},
+        text=True,
     ),
 }  # fmt: skip

@@ -29,7 +29,7 @@ from eestudy.config import EestudyError, check_name
 from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
 from eestudy.models.tracing import mode
-from eestudy.training.losses import WEIGHTINGS, exit_losses, exit_weights
+from eestudy.training.losses import FIXED, exit_losses, exit_weights
 
 DOMINANCE = ["exit", "stage", "norm_share", "signed_share", "cosine", "norm"]
 ADAM_EPS = 1e-8  # torch's own
@@ -100,7 +100,7 @@ def gradient_grams(model: MultiExit, batches: Batches, weighting: str = "equal",
     Beside what one training step takes, this holds one gradient an exit: that of the batch before, until the new one
     replaces it. A parameter that several stages share counts in the first of them.
     """
-    check_name("weighting", weighting, WEIGHTINGS)
+    check_name("weighting", weighting, FIXED)
     if not len(batches):
         raise EestudyError("batches: there are none; gradients need at least one")
     names = stage_parameters(model)

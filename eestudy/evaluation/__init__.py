@@ -9,7 +9,6 @@ from .calibration import apply_temperatures, fit_temperatures
 from .clock import latency
 from .curves import threshold_sweep, tradeoff_curve
 from .exit_rules import (
-    RULES,
     ExitRule,
     entropy,
     margin,
@@ -29,7 +28,6 @@ __all__ = [
     "BUDGETS",
     "METHODS",
     "RISKS",
-    "RULES",
     "Certified",
     "ExitRule",
     "apply_temperatures",

@@ -7,7 +7,7 @@ A budget is a mean cost in FLOPs a sample. Named budgets are % of the plain back
 limit. Thresholds are on the score of the rule: leave when score > threshold (entropy: score = -H).
 
 In regression (C = 1, rule "patience") the threshold is minus a difference and `k` is fixed, 1 unless given (see
-`confidence`); where a budget is too small for k + 1 exits, everybody leaves at exit 1. The tables then have
+`rules.patience`); where a budget is too small for k + 1 exits, everybody leaves at exit 1. The tables then have
 `regression.SCORES` in place of accuracy.
 """
 
@@ -26,10 +26,10 @@ from eestudy.config import EestudyError, check_name
 
 from .allocation import Fitter, geometric_fitter, optimized_fitter, shared_fitter
 from .checks import ArrayLike, Costs, Predictions, check_alike, check_classes, check_costs, check_predictions, is_number
-from .confidence import check_rule, score_table
 from .curves import is_correct, squared_errors
 from .exit_rules import leave_at
 from .regression import SCORES, regression_scores
+from .score_table import check_rule, score_table
 
 BUDGETS = ("25", "50", "75", "100", "max")
 """% of the plain backbone's FLOPs, and no limit."""

@@ -19,7 +19,8 @@ from torch import Tensor
 from eestudy.config import EestudyError
 
 from .checks import ArrayLike, Costs, check_costs, check_predictions
-from .confidence import check_rule, predictions, score_table
+from .rules.rule import predictions
+from .score_table import check_rule, score_table
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from .checks import ArrayLike, check_classes
-from .confidence import predictions, score_table
 from .exit_rules import ExitRule, leave_at
+from .rules.rule import predictions
+from .score_table import score_table
 
 GROUPS = (("easy", 0.1), ("middle", 0.5), ("hard", 1.0))
 """Name and the largest difficulty of each group, that of middle without its end."""

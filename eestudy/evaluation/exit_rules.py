@@ -1,8 +1,8 @@
 """Exit rules: who leaves at which exit.
 
-Every rule is one sentence: a sample leaves at exit k when its score is strictly greater than a threshold. The scores
-are in `confidence`. Scores are compared with thresholds in float64, where each float32 score is exact: no threshold is
-rounded.
+Every rule is one sentence: a sample exits at exit k when its score is strictly greater than a threshold. The scores are
+those of `rules`, a file each. They are compared with thresholds in float64, where each float32 score is exact: no
+threshold is rounded.
 
 Thresholds are always on the score. Only `entropy(h)` takes the entropy itself: leave when H < h.
 It stores -h.
@@ -11,7 +11,7 @@ It stores -h.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,37 +21,15 @@ from torch import Tensor
 from eestudy.config import EestudyError
 
 from .checks import ArrayLike, check_logits, is_number
-from .confidence import (
-    RULES,
-    TOO_EARLY,
-    History,
-    check_rule,
-    check_whole,
-    predictions,
-    score_function,
-    score_table,
-)
-
-__all__ = [
-    "RULES", "TOO_EARLY", "ExitRule", "check_rule", "entropy", "leave_at", "margin", "max_probability", "patience",
-    "per_exit", "predictions", "scores", "simulate",
-]  # fmt: skip
-
-# Range in which a finite threshold on the score makes sense.
-_RANGES = {
-    "max-probability": (0.0, 1.0),
-    "entropy": (-math.inf, 0.0),
-    "margin": (0.0, 1.0),
-    "patience": (0.0, math.inf),
-}
-_REGRESSION_RANGE = (-math.inf, 0.0)
+from .rules.rule import History, Rule
+from .score_table import check_rule, check_whole, rule_for, score_table
 
 
 @dataclass(frozen=True)
 class ExitRule:
     """A rule with its threshold(s): `rule(history)` says who leaves now.
 
-    name: a key of `RULES`. thresholds: one number for all exits, or K of them (the last is ignored, because
+    name: of `registry.EXIT_RULES`. thresholds: one number for all exits, or K of them (the last is ignored, because
     nobody is asked at the last exit). inf: nobody leaves; -inf: everybody leaves. k: for regression, how many
     changes in a row must be small.
     Raises EestudyError for an unknown name, NaN, or a finite threshold outside the score's range.
@@ -62,10 +40,8 @@ class ExitRule:
     k: int | None = None
 
     def __post_init__(self) -> None:
-        check_rule(self.name)
-        if self.k is not None:
-            score_function(self.name, 1, self.k)
-        low, high = _RANGES[self.name] if self.k is None else _REGRESSION_RANGE
+        rule = rule_for(self.name, 2 if self.k is None else 1, self.k)
+        low, high = rule.low, rule.high
         values = self.thresholds if isinstance(self.thresholds, tuple) else (self.thresholds,)
         if not values:
             raise EestudyError(f"{self.name}: thresholds must hold one number for each exit, got none")
@@ -81,16 +57,16 @@ class ExitRule:
         """history: logits (b, C) of exits 1..k -> bool (b,), True for a sample that leaves at exit k."""
         if len(history) == 0:
             raise EestudyError("an exit rule needs the logits of at least one exit, got an empty history")
-        return self.score_function(history[-1].shape[-1])(history).double() > self.threshold(len(history))
+        return self.rule_for(history[-1].shape[-1]).score(history).double() > self.threshold(len(history))
 
-    def score_function(self, num_classes: int) -> Callable[[History], Tensor]:
-        """What its thresholds are compared with, for logits (b, C); EestudyError when they are not of its task."""
+    def rule_for(self, num_classes: int) -> Rule:
+        """Whose score its thresholds are compared with, for logits (b, C); EestudyError where it is of another task."""
         if num_classes == 1 and self.name == "patience" and self.k is None:
             raise EestudyError(
                 "rule: predictions of a regression are never equal; give the difference that counts as none: "
                 "patience(k, difference=...)"
             )
-        return score_function(self.name, num_classes, self.k)
+        return rule_for(self.name, num_classes, self.k)
 
     def check_exits(self, num_exits: int) -> None:
         """EestudyError when it has thresholds for another number of exits."""
@@ -164,11 +140,11 @@ def per_exit(thresholds: Sequence[float] | ArrayLike, rule: str = "max-probabili
 def scores(logits: ArrayLike, rule: str | ExitRule = "max-probability", k: int | None = None) -> np.ndarray:
     """Scores (K, N) float32 of stored logits (K, N, C): the numbers that the rule sees in real inference.
 
-    k: for regression, if `rule` is a name: see `confidence`.
+    k: for regression, if `rule` is a name: see `rules.patience`.
     """
     tensor = check_logits(logits)
     if isinstance(rule, ExitRule):
-        rule.score_function(tensor.shape[2])  # refuses a rule of the other task
+        rule.rule_for(tensor.shape[2])  # refuses a rule of the other task
         k = rule.k
         rule = rule.name
     return score_table(tensor, rule, k)[0]

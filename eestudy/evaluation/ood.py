@@ -13,9 +13,9 @@ from torch import Tensor
 from eestudy.config import EestudyError, check_name
 
 from .checks import ArrayLike, check_logits
-from .confidence import score_table
 from .exit_rules import ExitRule
 from .reliability import where_they_leave
+from .score_table import score_table
 
 SCORES: dict[str, Callable[[Tensor], np.ndarray]] = {
     "max-probability": lambda logits: score_table(logits[None], "max-probability")[0][0],

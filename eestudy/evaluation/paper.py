@@ -2,7 +2,7 @@
 
 It chooses on test data, and it is here only to compare with published tables; `budgets` has the protocol of the study.
 The sweep of one run (`paper_sweep`) is all that is needed of it: the runs of a cell choose together, from their sweeps.
-In regression (C = 1, rule "patience") the threshold is minus a difference, see `confidence`.
+In regression (C = 1, rule "patience") the threshold is minus a difference, see `rules.patience`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,14 @@ from eestudy.sweeps import paper_budgets_of_sweeps
 
 from .budgets import BUDGETS, measured, named_limits
 from .checks import Costs, Predictions, check_costs, check_predictions
-from .confidence import TOO_EARLY, check_rule
 from .curves import threshold_sweep
 from .exit_rules import leave_at, scores
-
-
-def paper_thresholds(rule: str, num_exits: int, num_classes: int) -> np.ndarray:
-    """The swept thresholds (T,), from "everybody leaves early" to "everybody stays".
-
-    max-probability and margin: 100 evenly spaced values from 0 to 1; patience: 0..K-1 (both as published).
-    entropy: 100 evenly spaced values of h from log C down to 0, as scores -h (ours; not in the paper).
-    """
-    if check_rule(rule) == "patience":
-        return np.arange(num_exits, dtype=np.float64)
-    return np.linspace(-math.log(num_classes), 0.0, 100) if rule == "entropy" else np.linspace(0.0, 1.0, 100)
+from .rules.patience import TOO_EARLY
+from .score_table import rule_for
 
 
 def paper_sweep(test: Predictions, costs: Costs, rule: str = "max-probability", k: int | None = None) -> pd.DataFrame:
-    """One run at every swept threshold: threshold (its number, from 0), accuracy, flops (mean, a sample), value.
+    """One run at every threshold of `Rule.sweep`: threshold (its number, from 0), accuracy, flops (mean), value.
 
     Regression, which the paper has not: `regression.SCORES` in place of accuracy. First everybody leaves at exit 1,
     then come 100 evenly spaced differences from the run's own largest change to 0.
@@ -44,7 +34,7 @@ def paper_sweep(test: Predictions, costs: Costs, rule: str = "max-probability", 
     tensor, labels = check_predictions(*test)
     num_exits, _, num_classes = tensor.shape
     if num_classes > 1:
-        values = paper_thresholds(rule, num_exits, num_classes)
+        values = rule_for(rule, num_classes).sweep(num_exits, num_classes)
         accuracy, cost = threshold_sweep(tensor, labels, costs, values, rule, k)
         table = pd.DataFrame({"accuracy": accuracy, "flops": cost})
     else:

@@ -17,10 +17,10 @@ from torch import Tensor
 from eestudy.config import EestudyError
 
 from .checks import ArrayLike, check_predictions
-from .confidence import score_table
 from .curves import is_correct
 from .exit_rules import ExitRule, simulate
 from .regression import regression_scores
+from .score_table import score_table
 
 BINS = 15
 """Guo et al. 2017 use 15 bins."""

@@ -34,12 +34,10 @@ from scipy import stats
 from eestudy.config import EestudyError, check_name
 
 from .checks import ArrayLike, Costs, check_between, check_classes, check_costs
-from .confidence import check_rule, score_table
 from .exit_rules import ExitRule, leave_at
+from .score_table import rule_for, score_table
 
 RISKS = ("gap", "error", "disagree")
-_STEPS = 200
-_SUREST = 11.5  # logit of 0.99999
 _MOST = 2**20  # samples, up to which `fewest_samples` looks
 _AIM = 0.05  # the stakes are best for p-values near this one, and valid for all
 
@@ -70,22 +68,6 @@ class Certified:
         return ExitRule(self.rule, self.threshold)
 
 
-def threshold_sequence(rule: str, num_exits: int, num_classes: int) -> np.ndarray:
-    """The tested thresholds (T,) on the score, from careful to cheap, the last one -inf; no data are looked at.
-
-    Probabilities (max-probability, margin): evenly spaced on the logistic scale, because the careful ones lie close to
-    1; entropy: evenly in log h, from 1e-5 to log C nats; patience: K - 1 equal predictions in a row, then less.
-    """
-    if check_rule(rule) == "patience":
-        inside: np.ndarray = np.arange(num_exits - 2, 0, -1, dtype=np.float64)
-    elif rule == "entropy":
-        inside = -np.geomspace(1e-5, math.log(num_classes), _STEPS)
-    else:
-        lowest = 1 / num_classes if rule == "max-probability" else 1e-3
-        inside = 1 / (1 + np.exp(-np.linspace(_SUREST, math.log(lowest / (1 - lowest)), _STEPS)))
-    return np.append(inside, -math.inf)
-
-
 def control_risk(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -111,7 +93,7 @@ def control_risk(
     num_exits, num_samples, num_classes = tensor.shape
     score, predicted = score_table(tensor, rule)
     if thresholds is None:
-        sequence = threshold_sequence(rule, num_exits, num_classes)
+        sequence = np.append(rule_for(rule, num_classes).sequence(num_exits, num_classes), -math.inf)
     else:
         sequence = np.asarray(thresholds, dtype=np.float64)
         if sequence.ndim != 1 or not len(sequence) or np.isnan(sequence).any() or (np.diff(sequence) >= 0).any():

@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 
 from eestudy.config import EestudyError
+from eestudy.registry import EXIT_RULES
 
 from .budgets import BUDGETS, METHODS, budget_misses, calibrate, fitter, measured
 from .calibration import apply_temperatures, fit_temperatures
 from .checks import Predictions, check_predictions
-from .confidence import RULES, score_table
 from .exit_rules import ExitRule, leave_at, per_exit
 from .reliability import reliability_metrics, reliability_table
 from .risk import control_risk
+from .score_table import score_table
 
 STEPS = 60
 """Budgets of the explorer, evenly from the first exit's cost to the last one's."""
@@ -81,7 +82,7 @@ def _missed(run: Predicted, rule: str, method: str) -> pd.DataFrame:
 
 def allocation(run: Predicted) -> pd.DataFrame:
     """`budget_misses` for every exit rule and way to share out the budget: rule, allocation (its name), budget, ..."""
-    rules = ["patience"] if run.regression else list(RULES)
+    rules = ["patience"] if run.regression else list(EXIT_RULES)
     tables = [
         or_reason(partial(_missed, run, rule, method), rule=rule, allocation=method)
         for rule in rules

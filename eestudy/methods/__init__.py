@@ -10,27 +10,15 @@ import json
 from collections.abc import Sequence
 
 from eestudy.config import OF_THE_MODEL, EestudyError, RunConfig
-from eestudy.methods import boosted, branchynet, cgt, gpf, l2w, msdnet, pbee, sdn, ztw
 from eestudy.methods.method import Argument, Method
 from eestudy.models import MultiExit
+from eestudy.registry import METHODS
 from eestudy.training.loop import Hooks
 from eestudy.training.phases import Phase
 
 __all__ = [
-    "METHODS", "Argument", "Method", "change", "hooks_of", "implied_by", "more_flops", "settled", "trained_as",
+    "Argument", "Method", "change", "hooks_of", "implied_by", "more_flops", "settled", "trained_as",
 ]  # fmt: skip
-
-METHODS: dict[str, Method] = {
-    "sdn": sdn.METHOD,
-    "branchynet": branchynet.METHOD,
-    "pbee": pbee.METHOD,
-    "gpf": gpf.METHOD,
-    "ztw": ztw.METHOD,
-    "l2w": l2w.METHOD,
-    "msdnet": msdnet.METHOD,
-    "boosted": boosted.METHOD,
-    "cgt": cgt.METHOD,
-}
 
 
 def implied_by(config: RunConfig) -> set[str]:

@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 
 from eestudy.config import EestudyError, check_name, nearest
 from eestudy.models.adapters import add_exits
 from eestudy.models.backbone import Backbone
 from eestudy.models.cost import ExitCosts, exit_costs
-from eestudy.models.encoder import minilm
-from eestudy.models.mlp import mlp
-from eestudy.models.msdnet import msdnet
 from eestudy.models.multi_exit import MultiExit
-from eestudy.models.resnet import RESNETS, resnet1d, resnet_tiny
-from eestudy.models.torchvision_models import TORCHVISION
-from eestudy.models.vgg import vgg16_bn
-from eestudy.models.vit import vit1d, vit_base, vit_small, vit_tiny
+from eestudy.registry import ARCHITECTURES
 
-__all__ = ["BACKBONES", "Backbone", "ExitCosts", "MultiExit", "add_exits", "build_backbone", "exit_costs"]
-
-# name -> (builder, number of input dimensions without the batch; None: any)
-BACKBONES: dict[str, tuple[Callable[..., Backbone], int | None]] = {
-    "mlp": (mlp, None),
-    "resnet1d": (resnet1d, 2),
-    "vit1d": (vit1d, 2),
-    "resnet-tiny": (resnet_tiny, 3),
-    **{name: (build, 3) for name, build in RESNETS.items()},
-    "vgg16-bn": (vgg16_bn, 3),
-    "msdnet": (msdnet, 3),
-    **{name: (build, 3) for name, build in TORCHVISION.items()},
-    "vit-tiny": (vit_tiny, 3),
-    "vit-small": (vit_small, 3),
-    "vit-base": (vit_base, 3),
-    "minilm": (minilm, 1),
-}
+__all__ = ["Backbone", "ExitCosts", "MultiExit", "add_exits", "build_backbone", "exit_costs"]
 
 
 def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **architecture_args: object) -> Backbone:
@@ -43,7 +20,7 @@ def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **
     Raises EestudyError for an unknown name or argument, an argument that is not a whole number above 0, or an input
     the backbone cannot take.
     """
-    build, dims = BACKBONES[check_name("architecture", name, BACKBONES)]
+    build = ARCHITECTURES[check_name("architecture", name, ARCHITECTURES)]
     known = list(inspect.signature(build).parameters)[2:]
     for key, value in architecture_args.items():
         if key not in known:
@@ -53,8 +30,8 @@ def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise EestudyError(f"architecture_args: {key}: {value!r} is not valid; it must be a whole number above 0")
-    if dims is not None and len(input_shape) != dims:
-        fitting = [other for other, (_, wanted) in BACKBONES.items() if wanted in (None, len(input_shape))]
+    fitting = [other for other, entry in ARCHITECTURES.entries.items() if entry.inputs in (None, len(input_shape))]
+    if name not in fitting:
         raise EestudyError(
             f"architecture: {name} does not take inputs of shape {tuple(input_shape)}; valid: {', '.join(fitting)}"
         )

@@ -9,7 +9,8 @@ import pandas as pd
 
 from eestudy.config import check_name
 from eestudy.heads import heads_for
-from eestudy.models import BACKBONES, MultiExit, build_backbone, exit_costs
+from eestudy.models import MultiExit, build_backbone, exit_costs
+from eestudy.registry import ARCHITECTURES
 
 # Exits after all stages but the last up to so many of them; deeper backbones have theirs at these shares of the FLOPs.
 MOST_STAGES = 12
@@ -31,7 +32,7 @@ TEXT = ("minilm",), (32,), 45  # WordNet's supersenses
 USUAL = (SMALL, LINES, CIFAR, BOTH, IMAGENET, TEXT)
 
 
-def catalogue(names: Iterable[str] = tuple(BACKBONES)) -> pd.DataFrame:
+def catalogue(names: Iterable[str] = tuple(ARCHITECTURES)) -> pd.DataFrame:
     """One row a backbone x input x head x exit, with heads of one layer.
 
     Columns: architecture, input ("3x32x32"), classes, head, default (whether `head: auto` takes it), exit, stage; flops
@@ -39,7 +40,7 @@ def catalogue(names: Iterable[str] = tuple(BACKBONES)) -> pd.DataFrame:
     head_flops, head_params: of the heads alone; head_flops_share: per cent of the plain backbone's FLOPs.
     Raises EestudyError for an unknown name.
     """
-    names = [check_name("architecture", name, BACKBONES) for name in names]
+    names = [check_name("architecture", name, ARCHITECTURES) for name in names]
     frames = [_with_heads(name, shape, classes) for usual, shape, classes in USUAL for name in usual if name in names]
     return pd.concat(frames, ignore_index=True)
 

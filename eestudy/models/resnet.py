@@ -223,15 +223,8 @@ def wide_resnet(input_shape: tuple[int, ...], num_classes: int, depth: int = 28,
     return Backbone(stages, classifier, input_shape, num_classes, "maps")
 
 
-# name -> builder for images
-RESNETS: dict[str, Callable[..., Backbone]] = {
-    "resnet20": _cifar_resnet(20),
-    "resnet32": _cifar_resnet(32),
-    "resnet56": _cifar_resnet(56),
-    "resnet110": _cifar_resnet(110),
-    "resnet18": _imagenet_resnet(basic, (2, 2, 2, 2)),
-    "resnet34": _imagenet_resnet(basic, (3, 4, 6, 3)),
-    "resnet50": _imagenet_resnet(bottleneck, (3, 4, 6, 3)),
-    "resnet101": _imagenet_resnet(bottleneck, (3, 4, 23, 3)),
-    "wrn-28-10": wide_resnet,
-}
+resnet20, resnet32, resnet56, resnet110 = (_cifar_resnet(depth) for depth in (20, 32, 56, 110))
+resnet18 = _imagenet_resnet(basic, (2, 2, 2, 2))
+resnet34 = _imagenet_resnet(basic, (3, 4, 6, 3))
+resnet50 = _imagenet_resnet(bottleneck, (3, 4, 6, 3))
+resnet101 = _imagenet_resnet(bottleneck, (3, 4, 23, 3))

@@ -75,4 +75,4 @@ def _take_channels(model: nn.Module, channels: int) -> None:
 
 
 # name -> builder for images
-TORCHVISION: dict[str, Callable[..., Backbone]] = {name: _builder(name) for name in NETWORKS}
+efficientnet_v2_s, convnext_tiny, swin_v2_t, mobilenet_v3_large = (_builder(name) for name in NETWORKS)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from eestudy.config import METHODS, STRATEGIES
+from eestudy.registry import METHODS, STRATEGIES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -42,20 +42,17 @@ def method_cards() -> dict[str, Card]:
 def strategy_cards() -> dict[str, Card]:
     """Of every strategy: its function's docstring, or those of the phases it is put together from."""
     module = _module("training/strategies.py")
-    texts = {part.name: ast.get_docstring(part) or "" for part in module.body if isinstance(part, ast.FunctionDef)}
-    (found,) = (part for part in module.body if isinstance(part, ast.AnnAssign) and _is(part.target, "STRATEGIES"))
-    assert isinstance(found.value, ast.Dict)
+    functions = {part.name: part for part in module.body if isinstance(part, ast.FunctionDef)}
     cards = {}
-    for key, value in zip(found.value.keys, found.value.values, strict=True):
-        name = ast.literal_eval(key) if key is not None else ""
-        if isinstance(value, ast.Name):
-            text = texts[value.id]
-        else:
-            called = [part.func for part in ast.walk(value) if isinstance(part, ast.Call)]
-            phases = [texts[phase.id].rstrip(".") for phase in called if isinstance(phase, ast.Name)]
-            text = f"{'; then '.join(phases)}."
+    for name, entry in STRATEGIES.entries.items():
+        function = functions[entry.at.split(":")[1]]
+        text = ast.get_docstring(function)
+        if text is None:  # it is put together from phases
+            called = [part.func for part in ast.walk(function) if isinstance(part, ast.Call)]
+            phases = [ast.get_docstring(functions[phase.id]) or "" for phase in called if isinstance(phase, ast.Name)]
+            text = f"{'; then '.join(phase.rstrip('.') for phase in phases)}."
         cards[name] = _card(name, f"{text}\n\n.. code-block:: yaml\n\n    strategy: {name}\n")
-    return {name: cards[name] for name in STRATEGIES}
+    return cards
 
 
 def _module(path: str) -> ast.Module:

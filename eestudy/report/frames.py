@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from eestudy.config import STRATEGIES, EestudyError, RunConfig, check_name, nearest
+from eestudy.config import EestudyError, RunConfig, check_name, nearest
 from eestudy.grids import project_root, studies
 from eestudy.records import Records, results_folder
+from eestudy.registry import STRATEGIES
 from eestudy.report import union
 from eestudy.report.scores import valued
 
@@ -166,7 +167,7 @@ class Results:
 
 
 def in_order(strategies: Iterable[str]) -> list[str]:
-    """Distinct strategies in the order of `config.STRATEGIES`, others after them."""
+    """Distinct strategies in the order of `registry.STRATEGIES`, others after them."""
     seen = list(dict.fromkeys(strategies))
     return [s for s in STRATEGIES if s in seen] + [s for s in seen if s not in STRATEGIES]
 

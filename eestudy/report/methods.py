@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from eestudy.config import METHODS, EestudyError
+from eestudy.config import EestudyError
+from eestudy.registry import METHODS
 from eestudy.report import statistics as st
 from eestudy.report import style
 from eestudy.report.frames import Results, in_order

@@ -5,8 +5,6 @@ Both methods answer with a linear combination of the K gradients: all they need 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,6 +48,3 @@ def min_norm(gram: Tensor, generator: torch.Generator) -> Tensor:
         shares[best] += step
         shares[worst] -= step
     return torch.from_numpy(count * shares)
-
-
-COMBINATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"pcgrad": pcgrad, "min-norm": min_norm}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # name -> weights (K,) before they are scaled to sum to 1
-WEIGHTINGS: dict[str, Callable[[int], Tensor]] = {
+FIXED: dict[str, Callable[[int], Tensor]] = {
     "equal": torch.ones,  # Kubaty et al. 2025: the plain mean
     "depth-linear": lambda exits: torch.arange(1.0, exits + 1),  # PABEE, Zhou et al. 2020
 }
@@ -47,7 +47,7 @@ def is_regression(targets: Tensor) -> bool:
 
 def exit_weights(name: str, exits: int) -> Tensor:
     """Weights (K,) that sum to 1."""
-    weights = WEIGHTINGS[name](exits)
+    weights = FIXED[name](exits)
     return weights / weights.sum()
 
 

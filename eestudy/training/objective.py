@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from eestudy.config import named_seed
 from eestudy.models import MultiExit
+from eestudy.registry import COMBINATIONS
 from eestudy.training.batches import Batches, Inputs
-from eestudy.training.combination import COMBINATIONS
 from eestudy.training.execution import Execution
 from eestudy.training.keeping import Answers, Penalty
 from eestudy.training.losses import soft_losses, teachers_of

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from eestudy.config import EestudyError, RunConfig
+from eestudy.registry import STRATEGIES
 from eestudy.training.phases import Phase
 
-# The stage that each exit reads, counted from 1; the last is the backbone's last.
+# The stage that each exit reads, counted from 1; the last is the backbone's last. A strategy is a function of the
+# share of the epochs that the first of several phases takes (`phase_split`), and of these.
 Stages = tuple[int, ...]
 
 
@@ -25,6 +27,26 @@ def together_phase(share: float) -> Phase:
 def heads_phase(share: float) -> Phase:
     """Phase 3: heads only; the backbone, its classifier and its BatchNorm statistics stay bit for bit."""
     return Phase("heads", ("heads",), "internal", share)
+
+
+def disjoint(split: float, stages: Stages = ()) -> tuple[Phase, ...]:
+    return backbone_phase(split), heads_phase(1 - split)
+
+
+def joint(split: float, stages: Stages = ()) -> tuple[Phase, ...]:
+    return (together_phase(1.0),)
+
+
+def mixed(split: float, stages: Stages = ()) -> tuple[Phase, ...]:
+    return backbone_phase(split), together_phase(1 - split)
+
+
+def mixed_heads(split: float, stages: Stages = ()) -> tuple[Phase, ...]:
+    return backbone_phase(split), together_phase((1 - split) / 2), heads_phase((1 - split) / 2)
+
+
+def joint_heads(split: float, stages: Stages = ()) -> tuple[Phase, ...]:
+    return together_phase(split), heads_phase(1 - split)
 
 
 def alternating(split: float, stages: Stages = ()) -> tuple[Phase, ...]:
@@ -96,22 +118,6 @@ def _parts(exit: int, count: int) -> tuple[str, ...]:
     return ("backbone", "heads") if exit < count else ("backbone",)
 
 
-# split: the share of the epochs that the first of several phases takes (`phase_split`). stages: see Stages.
-STRATEGIES: dict[str, Callable[..., tuple[Phase, ...]]] = {
-    "disjoint": lambda split, stages=(): (backbone_phase(split), heads_phase(1 - split)),
-    "joint": lambda split, stages=(): (together_phase(1.0),),
-    "mixed": lambda split, stages=(): (backbone_phase(split), together_phase(1 - split)),
-    "mixed-heads": lambda split, stages=(): (
-        backbone_phase(split), together_phase((1 - split) / 2), heads_phase((1 - split) / 2),
-    ),
-    "joint-heads": lambda split, stages=(): (together_phase(split), heads_phase(1 - split)),
-    "alternating": alternating,
-    "branch-wise": branch_wise,
-    "separate": separate,
-    "gradual": gradual,
-    "sequential-lwf": sequential_lwf,
-    "sequential-ewc": sequential_ewc,
-}  # fmt: skip
 # Those whose phases depend on the network's exits: they need `stages`.
 BY_EXIT = ("branch-wise", "separate", "gradual", "sequential-lwf", "sequential-ewc")
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from eestudy.models import MultiExit
 from eestudy.models.cost import stage_flops
+from eestudy.registry import WEIGHTINGS
 from eestudy.training.execution import Execution
-from eestudy.training.losses import WEIGHTINGS, exit_weights
+from eestudy.training.losses import exit_weights
 from eestudy.training.phases import Phase
 
 REMEMBERED = 0.99  # of AdaLoss's running means, at every step
@@ -95,20 +96,33 @@ class AdaLoss(nn.Module):
 
 def weighting_of(model: MultiExit, phase: Phase, execution: Execution) -> nn.Module:
     """The weighting of a phase, for the exits its loss is over, on the device."""
-    numbers = phase.exit_numbers(model.num_exits)
-    made: nn.Module
-    if phase.settings.weighting in WEIGHTINGS:
-        made = Fixed(exit_weights(phase.settings.weighting, len(numbers)))
-    elif phase.settings.weighting == "custom":
-        made = Fixed(torch.tensor(phase.settings.weights) / sum(phase.settings.weights))
-    elif phase.settings.weighting == "sdn-ramp":
-        costs = exit_shares(model)
-        made = Ramp(torch.tensor([costs[number - 1] for number in numbers]), numbers[-1] == model.num_exits)
-    elif phase.settings.weighting == "uncertainty":
-        made = Uncertainty(len(numbers), regression=model.num_classes == 1)
-    else:
-        made = AdaLoss(len(numbers), execution)
+    made: nn.Module = WEIGHTINGS[phase.settings.weighting](model, phase, execution)
     return made.to(execution.device)
+
+
+def equal(model: MultiExit, phase: Phase, execution: Execution) -> Fixed:
+    return Fixed(exit_weights("equal", len(phase.exit_numbers(model.num_exits))))
+
+
+def depth_linear(model: MultiExit, phase: Phase, execution: Execution) -> Fixed:
+    return Fixed(exit_weights("depth-linear", len(phase.exit_numbers(model.num_exits))))
+
+
+def custom(model: MultiExit, phase: Phase, execution: Execution) -> Fixed:
+    return Fixed(torch.tensor(phase.settings.weights) / sum(phase.settings.weights))
+
+
+def sdn_ramp(model: MultiExit, phase: Phase, execution: Execution) -> Ramp:
+    numbers, costs = phase.exit_numbers(model.num_exits), exit_shares(model)
+    return Ramp(torch.tensor([costs[number - 1] for number in numbers]), numbers[-1] == model.num_exits)
+
+
+def uncertainty(model: MultiExit, phase: Phase, execution: Execution) -> Uncertainty:
+    return Uncertainty(len(phase.exit_numbers(model.num_exits)), regression=model.num_classes == 1)
+
+
+def adaloss(model: MultiExit, phase: Phase, execution: Execution) -> AdaLoss:
+    return AdaLoss(len(phase.exit_numbers(model.num_exits)), execution)
 
 
 def exit_shares(model: MultiExit) -> list[float]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from eestudy import evaluation as ev
-from eestudy.evaluation.exit_rules import RULES, ExitRule
+from eestudy.evaluation.exit_rules import ExitRule
+from eestudy.registry import EXIT_RULES
 
 COSTS = np.array([100, 230, 310, 470, 900])
 
@@ -33,7 +34,7 @@ def by_loop(logits, labels, threshold, name):
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", list(EXIT_RULES))
 def test_curve_equals_the_loop_at_every_threshold(name, coarse):
     logits, labels = random_case(3, coarse=coarse)
     frame = ev.tradeoff_curve(logits, labels, COSTS, name)
@@ -59,7 +60,7 @@ def test_curve_has_every_threshold_at_which_something_changes():
     assert frame.threshold[1:].tolist() == changes
 
 
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", list(EXIT_RULES))
 def test_sweep_equals_the_loop(name):
     logits, labels = random_case(7, coarse=True)
     score = ev.scores(logits, name).astype(np.float64)
@@ -133,7 +134,7 @@ def test_bad_input_is_refused(change, words):
             ev.tradeoff_curve(**arguments)
 
 
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", list(EXIT_RULES))
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_logit_that_is_not_finite_is_refused_at_any_exit(name, bad, number):

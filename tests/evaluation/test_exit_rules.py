@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from eestudy import evaluation as ev
-from eestudy.evaluation import confidence
-from eestudy.evaluation.exit_rules import RULES, predictions
+from eestudy.evaluation import score_table
+from eestudy.evaluation.rules.rule import predictions
+from eestudy.registry import EXIT_RULES
 
 RULES_TO_TRY = [
     ev.max_probability(0.5),
@@ -58,7 +59,7 @@ def test_simulation_equals_stepping_inference(rule, batch_size):
     np.testing.assert_array_equal(ev.simulate(logits, rule), step_through(logits, rule, batch_size))
 
 
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", list(EXIT_RULES))
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
 def test_a_score_does_not_depend_on_the_batch(name, num_classes):
     # A threshold equal to a sample's own score is the hardest case: one last bit of difference flips the
@@ -68,14 +69,14 @@ def test_a_score_does_not_depend_on_the_batch(name, num_classes):
     for size in (1, 7, 64):
         for start in range(0, 64, size):
             rows = slice(start, start + size)
-            seen = RULES[name]([logits[0, rows], logits[1, rows], logits[2, rows]])
+            seen = EXIT_RULES[name].score([logits[0, rows], logits[1, rows], logits[2, rows]])
             np.testing.assert_array_equal(seen.numpy(), stored[2, rows])
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
     logits = random_logits(2)
-    whole = {name: ev.scores(logits, name) for name in RULES}
-    monkeypatch.setattr(confidence, "_BLOCK", 70)  # 10 of the 97 rows at a time
+    whole = {name: ev.scores(logits, name) for name in EXIT_RULES}
+    monkeypatch.setattr(score_table, "_BLOCK", 70)  # 10 of the 97 rows at a time
     for name, expected in whole.items():
         np.testing.assert_array_equal(ev.scores(logits, name), expected)
 

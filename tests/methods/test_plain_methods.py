@@ -12,9 +12,10 @@ import eestudy
 from eestudy import data
 from eestudy.config import RunConfig
 from eestudy.evaluation import calibrate, entropy, max_probability, patience, simulate
-from eestudy.methods import METHODS, settled
+from eestudy.methods import settled
 from eestudy.models import MultiExit
 from eestudy.plan import prepare
+from eestudy.registry import METHODS
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_losses
 from eestudy.training.objective import Objective

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from eestudy import methods as defined
-from eestudy.config import METHODS, STRATEGIES, RunConfig
+from eestudy.config import RunConfig
+from eestudy.registry import METHODS, STRATEGIES
 from eestudy.report import cards, methods
 from eestudy.report.frames import Results
 from eestudy.report.tables import BUDGETS
-from eestudy.training.strategies import STRATEGIES as PHASES
 from eestudy.training.strategies import phases_of
 
 # Cards
@@ -34,7 +33,7 @@ def test_a_methods_card_has_an_idea_an_equation_and_yaml_that_works(name):
     card = cards.method_cards()[name]
     config = RunConfig(**settings(card))
     assert config.method == name
-    defined.METHODS[name].args(config)
+    METHODS[name].args(config)
     assert card.body.count("$$") % 2 == 0
     assert "$$" in card.body
     assert ":math:" not in card.idea + card.body
@@ -57,7 +56,7 @@ def test_what_a_card_says_of_phases():
     joint, mixed = (cards.strategy_cards()[name].idea for name in ("joint", "mixed"))
     assert joint.startswith("Phase 2: backbone and heads")
     assert mixed.startswith("Phase 1: the backbone alone, with its own classifier; then Phase 2")
-    lines = cards.formula(PHASES["sequential-ewc"](0.5, (1, 2, 3)), 3).splitlines()
+    lines = cards.formula(STRATEGIES["sequential-ewc"](0.5, (1, 2, 3)), 3).splitlines()
     assert lines[2:5] == [
         r"&1.\quad \min_{\theta_{b,1}, \theta_{h,1}} L_1 \\",
         r"&2.\quad \min_{\theta_{b,1..2}, \theta_{h,2}} L_2 + \Omega \\",

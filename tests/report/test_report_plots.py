@@ -11,7 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from eestudy.config import STRATEGIES
+from eestudy.registry import STRATEGIES
 from eestudy.report import Results, plots, style, tables
 
 

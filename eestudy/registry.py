@@ -1,0 +1,153 @@
+"""Every name that a setting can have: where it is made, and its title. Plain data; no torch here.
+
+A new backbone, data set, strategy, method or exit rule is a file of its own and a line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """at: "module:attribute", of this package. title: in texts and figures; empty: the name itself.
+
+    inputs, of an architecture: dimensions of a sample; None: any. outline, of a data set: what tells its facts without
+    generating it; empty: it is loaded, or its published facts are known.
+    """
+
+    at: str
+    title: str = ""
+    inputs: int | None = None
+    outline: str = ""
+
+
+class Names(Mapping[str, Any]):
+    """Name -> what it names, imported when it is first asked for. Iterating, counting and `in` import nothing."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self.entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Any:
+        return imported(self.entries[name].at)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries  # Mapping's own would import it
+
+    def title(self, name: str) -> str:
+        """As texts and figures write it; a name that is not here stays as it is."""
+        return (name in self.entries and self.entries[name].title) or name
+
+    def module(self, name: str) -> ModuleType:
+        """The module it is made in."""
+        return importlib.import_module(f"eestudy.{self.entries[name].at.split(':')[0]}")
+
+
+def imported(at: str) -> Any:
+    """What stands at "module:attribute" of this package."""
+    module, attribute = at.split(":")
+    return getattr(importlib.import_module(f"eestudy.{module}"), attribute)
+
+
+ARCHITECTURES = Names({
+    "mlp": Entry("models.mlp:mlp", "MLP"),
+    "resnet1d": Entry("models.resnet:resnet1d", "ResNet-1D", inputs=2),
+    "vit1d": Entry("models.vit:vit1d", "ViT-1D", inputs=2),
+    "resnet-tiny": Entry("models.resnet:resnet_tiny", "ResNet-tiny", inputs=3),
+    "resnet20": Entry("models.resnet:resnet20", "ResNet-20", inputs=3),
+    "resnet32": Entry("models.resnet:resnet32", "ResNet-32", inputs=3),
+    "resnet56": Entry("models.resnet:resnet56", "ResNet-56", inputs=3),
+    "resnet110": Entry("models.resnet:resnet110", "ResNet-110", inputs=3),
+    "resnet18": Entry("models.resnet:resnet18", "ResNet-18", inputs=3),
+    "resnet34": Entry("models.resnet:resnet34", "ResNet-34", inputs=3),
+    "resnet50": Entry("models.resnet:resnet50", "ResNet-50", inputs=3),
+    "resnet101": Entry("models.resnet:resnet101", "ResNet-101", inputs=3),
+    "wrn-28-10": Entry("models.resnet:wide_resnet", "WRN-28-10", inputs=3),
+    "vgg16-bn": Entry("models.vgg:vgg16_bn", "VGG-16-BN", inputs=3),
+    "msdnet": Entry("models.msdnet:msdnet", "MSDNet", inputs=3),
+    "vit-tiny": Entry("models.vit:vit_tiny", "ViT-T", inputs=3),
+    "vit-small": Entry("models.vit:vit_small", "ViT-S", inputs=3),
+    "vit-base": Entry("models.vit:vit_base", "ViT-B", inputs=3),
+    "efficientnet-v2-s": Entry("models.torchvision_models:efficientnet_v2_s", "EfficientNetV2-S", inputs=3),
+    "convnext-tiny": Entry("models.torchvision_models:convnext_tiny", "ConvNeXt-T", inputs=3),
+    "swin-v2-t": Entry("models.torchvision_models:swin_v2_t", "Swin-V2-T", inputs=3),
+    "mobilenet-v3-large": Entry("models.torchvision_models:mobilenet_v3_large", "MobileNetV3-L", inputs=3),
+    "minilm": Entry("models.encoder:minilm", "MiniLM-L6", inputs=1),
+})  # fmt: skip
+DATASETS = Names({
+    "digits": Entry("data.small:digits"),
+    "mnist1d": Entry("data.small:mnist1d", "MNIST-1D", outline="data.small:mnist1d_outline"),
+    "fashion-mnist": Entry("data.vision:fashion_mnist", "Fashion-MNIST"),
+    "cifar10": Entry("data.vision:cifar10", "CIFAR-10"),
+    "cifar100": Entry("data.vision:cifar100", "CIFAR-100"),
+    "svhn": Entry("data.vision:svhn", "SVHN"),
+    "tiny-imagenet": Entry("data.imagenet:tiny_imagenet", "Tiny-ImageNet"),
+    "imagenette": Entry("data.imagenet:imagenette", "Imagenette"),
+    "imagenet": Entry("data.imagenet:imagenet", "ImageNet"),
+    "20newsgroups": Entry("data.text:newsgroups", "20 Newsgroups"),
+    "wordnet-supersense": Entry("data.wordnet:wordnet_supersense", "WordNet supersenses"),
+    "stsb": Entry("data.text:stsb", "STS-B"),
+    "diabetes": Entry("data.tabular:diabetes"),
+})  # fmt: skip
+STRATEGIES = Names({
+    "disjoint": Entry("training.strategies:disjoint"),
+    "joint": Entry("training.strategies:joint"),
+    "mixed": Entry("training.strategies:mixed"),
+    "mixed-heads": Entry("training.strategies:mixed_heads"),
+    "joint-heads": Entry("training.strategies:joint_heads"),
+    "alternating": Entry("training.strategies:alternating"),
+    "branch-wise": Entry("training.strategies:branch_wise"),
+    "separate": Entry("training.strategies:separate"),
+    "gradual": Entry("training.strategies:gradual"),
+    "sequential-lwf": Entry("training.strategies:sequential_lwf"),
+    "sequential-ewc": Entry("training.strategies:sequential_ewc"),
+})  # fmt: skip
+METHODS = Names({
+    "sdn": Entry("methods.sdn:METHOD"),
+    "branchynet": Entry("methods.branchynet:METHOD"),
+    "pbee": Entry("methods.pbee:METHOD"),
+    "gpf": Entry("methods.gpf:METHOD"),
+    "ztw": Entry("methods.ztw:METHOD"),
+    "l2w": Entry("methods.l2w:METHOD"),
+    "msdnet": Entry("methods.msdnet:METHOD"),
+    "boosted": Entry("methods.boosted:METHOD"),
+    "cgt": Entry("methods.cgt:METHOD"),
+})  # fmt: skip
+HEADS = Names({
+    "pooled": Entry("heads:pooled"),
+    "token": Entry("heads:token"),
+    "vector": Entry("heads:vector"),
+    "msdnet": Entry("heads:msdnet"),
+    "msdnet-wide": Entry("heads:msdnet_wide"),
+    "cascading-pooled": Entry("heads:pooled"),
+    "cascading-token": Entry("heads:token"),
+    "cascading-vector": Entry("heads:vector"),
+})  # fmt: skip
+WEIGHTINGS = Names({
+    "equal": Entry("training.weighting:equal"),
+    "depth-linear": Entry("training.weighting:depth_linear"),
+    "custom": Entry("training.weighting:custom"),
+    "sdn-ramp": Entry("training.weighting:sdn_ramp"),
+    "adaloss": Entry("training.weighting:adaloss"),
+    "uncertainty": Entry("training.weighting:uncertainty"),
+})  # fmt: skip
+COMBINATIONS = Names({
+    "pcgrad": Entry("training.combination:pcgrad"),
+    "min-norm": Entry("training.combination:min_norm"),
+})  # fmt: skip
+EXIT_RULES = Names({
+    "max-probability": Entry("evaluation.rules.max_probability:RULE"),
+    "entropy": Entry("evaluation.rules.entropy:RULE"),
+    "margin": Entry("evaluation.rules.margin:RULE"),
+    "patience": Entry("evaluation.rules.patience:RULE"),
+})  # fmt: skip
