@@ -13,7 +13,7 @@ import torch
 from eestudy import data
 from eestudy.config import DIGITS, SCHEMA, EestudyError, RunConfig, content_hash, named_seed
 from eestudy.data.augmentation import check as check_augmentation
-from eestudy.methods import change, implied_by, more_flops, settled, trained_as
+from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.cost import once_flops, step_flops
 from eestudy.training.freezing import check_batch_norms
@@ -30,6 +30,7 @@ class Plan:
     """
 
     config: RunConfig
+    method: MethodOfRun
     outline: data.Outline
     model: MultiExit
     phases: tuple[Phase, ...]
@@ -58,12 +59,13 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     """
     facts = outline_of(config)
     check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
-    network = build_model(config, facts, model)
-    chosen = settled(config, network.backbone.kind)
+    method = MethodOfRun(config)
+    network = build_model(method, facts, model)
+    chosen = method.settings(network.backbone.kind)
     phases = phases_of(config, stages_of(network))
-    phases = configured(phases, chosen, network.num_exits, trained_as(config), implied_by(config))
+    phases = configured(phases, chosen, network.num_exits, method.identity, method.implied)
     check_batch_norms(network, phases)
-    flops = {phase.name: _counted(config, network, phase, shared=model is None) for phase in phases}
+    flops = {phase.name: _counted(method, network, phase, shared=model is None) for phase in phases}
     joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
     phases = resolve(phases, config, flops, joint)
     once = sum(once_flops(network, phase, facts.train) for phase in phases)
@@ -71,7 +73,7 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     ids: list[str] = []
     for phase in phases:
         ids.append(_phase_id(chosen, phase, ids[-1] if ids else None, network, own))
-    return Plan(config, facts, network, phases, tuple(ids), flops, once)
+    return Plan(config, method, facts, network, phases, tuple(ids), flops, once)
 
 
 _COUNTED: dict[tuple[RunConfig, str], float] = {}
@@ -79,11 +81,11 @@ _COUNTED: dict[tuple[RunConfig, str], float] = {}
 _UNCOUNTED = {name: RunConfig.model_fields[name].default for name in ("seed", "epochs", "lr", "lr_scale", "train_size")}
 
 
-def _counted(config: RunConfig, network: MultiExit, phase: Phase, shared: bool) -> float:
+def _counted(method: MethodOfRun, network: MultiExit, phase: Phase, shared: bool) -> float:
     """Training FLOPs of one sample in `phase`; shared: counted once for all seeds, as it takes seconds."""
-    key = config.model_copy(update=_UNCOUNTED), phase.name
+    key = method.config.model_copy(update=_UNCOUNTED), phase.name
     if not shared or key not in _COUNTED:
-        flops = step_flops(network, phase) + more_flops(config, network, phase)
+        flops = step_flops(network, phase) + method.more_flops(network, phase)
         if not shared:
             return flops
         _COUNTED[key] = flops
@@ -100,7 +102,7 @@ def planned(config: RunConfig) -> tuple[Phase, ...]:
     """The phases of a run without its settings and epochs; builds the network where they depend on its exits."""
     if config.strategy not in BY_EXIT:
         return phases_of(config)
-    return phases_of(config, stages_of(build_model(config, outline_of(config))))
+    return phases_of(config, stages_of(build_model(MethodOfRun(config), outline_of(config))))
 
 
 def outline_of(config: RunConfig) -> data.Outline:
@@ -113,8 +115,9 @@ def load_data(config: RunConfig) -> data.DataSet:
     return data.load(config.dataset, config.train_size, **config.dataset_args)
 
 
-def build_model(config: RunConfig, facts: data.Outline, model: MultiExit | None = None) -> MultiExit:
+def build_model(method: MethodOfRun, facts: data.Outline, model: MultiExit | None = None) -> MultiExit:
     """The untrained network. Backbone and heads are seeded by name: strategies start from the same weights."""
+    config = method.config
     if model is not None:
         network = copy.deepcopy(model).requires_grad_(True)
     else:
@@ -124,11 +127,11 @@ def build_model(config: RunConfig, facts: data.Outline, model: MultiExit | None 
                 config.architecture, facts.input_shape, facts.num_classes, **config.architecture_args
             )
         network = MultiExit(
-            backbone, config.exits, settled(config, backbone.kind).head, config.head_layers,
+            backbone, config.exits, method.settings(backbone.kind).head, config.head_layers,
             lambda stage: named_seed(config.seed, "head", stage), config.head_args,
         )  # fmt: skip
     _check_fit(config, network, facts)
-    change(network, config, phases_of(config, stages_of(network)))
+    method.change(network, phases_of(config, stages_of(network)))
     # The layout convolutions are fastest in; set here, so that training and loading see the same bits. Not for a user's
     # own network, which may rely on the usual one (x.view).
     images = len(facts.input_shape) == 3 and model is None and not _needs_contiguous(network)

@@ -17,7 +17,7 @@ import torch
 from eestudy import data, evaluation
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import describe, say
-from eestudy.methods import hooks_of
+from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, exit_costs
 from eestudy.plan import Plan, build_model, fingerprint, load_data, outline_of, prepare, stages_of
 from eestudy.registry import METHODS
@@ -87,7 +87,7 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
                 content = {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
                 folder.write_json("config.json", content)
             with torch.random.fork_rng(devices=[]):
-                hooks = hooks_of(plan.config) if phase.settings.method else None
+                hooks = plan.method.hooks(phase)
                 train_phase(model, phase, plan.data, folder, plan.config.seed, number, how, hooks)
         else:
             load_weights(model, folder.arrays(checkpoint_name(100)))
@@ -210,7 +210,7 @@ class Run:
             )
         if not self.reached(phase, share):
             raise EestudyError(f"checkpoint: phase {phase} of {self.id} ended by patience before {share} %")
-        model = build_model(self.config, outline_of(self.config), self._own)
+        model = build_model(MethodOfRun(self.config), outline_of(self.config), self._own)
         for number, name in enumerate(self.phases[:phase], 1):
             reached = share if number == phase else 100
             load_weights(model, self._store.folder("phases", name).arrays(checkpoint_name(reached)))

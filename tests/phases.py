@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from eestudy import methods
 from eestudy.plan import Plan
 from eestudy.store import Folder, Store
 from eestudy.training import loop
@@ -22,7 +21,7 @@ CPU = Execution(torch.device("cpu"))
 def trained(made: Plan, place: int, tmp_path: Path, name: str = "phase", how: Execution = CPU) -> Folder:
     """The folder that phase number `place` (from 0) leaves; the plan's network is trained on."""
     folder, phase = Store(tmp_path).folder("phases", f"{name}-{place}"), made.phases[place]
-    hooks = methods.hooks_of(made.config) if phase.settings.method else None
+    hooks = made.method.hooks(phase)
     loop.train_phase(made.model, phase, made.data, folder, 0, place, how, hooks)
     return folder
 

@@ -12,7 +12,7 @@ import eestudy
 from eestudy import data
 from eestudy.config import RunConfig
 from eestudy.evaluation import calibrate, entropy, max_probability, patience, simulate
-from eestudy.methods import settled
+from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit
 from eestudy.plan import prepare
 from eestudy.registry import METHODS
@@ -44,9 +44,9 @@ def test_the_same_training_is_the_same_phase():
 
 
 def test_a_users_choice_stays():
-    kept = settled(config("pbee", weighting="adaloss"), "vector")
+    kept = MethodOfRun(config("pbee", weighting="adaloss")).settings("vector")
     assert kept.weighting == "adaloss"
-    assert settled(config("msdnet", head="vector"), "maps").head == "vector"
+    assert MethodOfRun(config("msdnet", head="vector")).settings("maps").head == "vector"
 
 
 def test_the_loss_of_pabee():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eestudy import methods
 from eestudy.config import RunConfig
 from eestudy.models import MultiExit
 from eestudy.plan import Plan, prepare
@@ -42,7 +41,7 @@ def step(made: Plan, place: int = 0) -> tuple[float, Tensor, dict[str, Tensor]]:
     model, phase = made.model, made.phases[place]
     x, targets = batch()
     set_trainable(model, phase)
-    hooks = methods.hooks_of(made.config) or Hooks()
+    hooks = made.method.hooks(phase) or Hooks()
     objective = hooks.objective(model, phase, None, (0, "phase-0"), CPU)
     logits = PhaseNetwork(model, phase)(x)
     loss = objective(exit_losses(logits, targets), logits, targets, x, 0.0)
