@@ -37,7 +37,8 @@ def project() -> dict[str, Any]:
 
 def requirements(project: dict[str, Any]) -> list[Requirement]:
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    return [Requirement(line) for line in project["dependencies"] + extras]
+    found = [Requirement(line) for line in project["dependencies"] + extras]
+    return [requirement for requirement in found if requirement.name != "eestudy"]  # "all" names the other extras
 
 
 def names(found: list[Requirement]) -> set[str]:
@@ -78,6 +79,12 @@ def test_conda_users_get_the_same_packages(project: dict[str, Any]) -> None:
     listed = [Requirement(line) for line in pip[2:]]
     assert len(names(listed)) == len(listed), "environment.yml names a package twice"
     assert names(listed) | outside == names(requirements(project))
+
+
+def test_all_brings_every_extra_but_that_of_developers(project: dict[str, Any]) -> None:
+    extras = project["optional-dependencies"]
+    (everything,) = (Requirement(line) for line in extras["all"])
+    assert everything.extras == set(extras) - {"all", "dev"}
 
 
 def test_conda_python_is_one_that_the_project_supports(project: dict[str, Any]) -> None:

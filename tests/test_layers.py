@@ -23,6 +23,7 @@ _RUN = _STUDIED | {"notebooks", "report", "plan", "study", "records", "recording
 MAY_IMPORT: dict[str, set[str]] = {
     "registry": set(),  # names places as text; whoever looks a name up imports what it may import itself
     "config": {"registry"},
+    "extras": _GROUND,
     "grids": _GROUND,
     "store": _GROUND | {"grids"},
     "pretrained": _GROUND,  # the names of encoders and tokenizers, for models and data, which do not know each other
@@ -59,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),  # its names are looked up when they are first used
 }
 WITHOUT_TORCH = (
+    "extras",
     "registry",
     "config",
     "grids",
