@@ -26,7 +26,7 @@ from eestudy.training.execution import Execution
 from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer
-from eestudy.training.saved import State
+from eestudy.training.resume import State
 from eestudy.training.whole_step import WholeStep, fits
 
 BLOCKS, SECONDS = 9, 1.5  # in turn; processor seconds of each, about

@@ -31,7 +31,7 @@ from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer
 from eestudy.training.phases import Phase
-from eestudy.training.saved import State
+from eestudy.training.resume import State
 from eestudy.training.strategies import backbone_phase, together_phase
 
 BATCH = 128

@@ -325,7 +325,7 @@ def _get(options: argparse.Namespace) -> int:
     from eestudy import data
     from eestudy.config import check_name
     from eestudy.data.download import get
-    from eestudy.data.places import MissingData
+    from eestudy.data.sources import MissingData
 
     source = data.SOURCES[check_name("dataset", options.dataset, data.SOURCES)]
     try:
@@ -339,7 +339,7 @@ def _get(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     import torch
 
-    from eestudy.data.places import MissingData
+    from eestudy.data.sources import MissingData
     from eestudy.environment import commit, hardware, versions
     from eestudy.store import Store
     from eestudy.training.execution import fast_bfloat16

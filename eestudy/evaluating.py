@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from eestudy.config import EestudyError, RunConfig, content_hash
-from eestudy.data.outside import outside
+from eestudy.data.out_of_distribution import outside
 from eestudy.environment import say
 from eestudy.evaluation import curve_summary, difficulty, exit_metrics, ood_detection, run_tables
 from eestudy.evaluation.exit_rules import simulate

@@ -97,7 +97,7 @@ DATASETS = Names({
     "20newsgroups": Entry("data.text:newsgroups", "20 Newsgroups"),
     "wordnet-supersense": Entry("data.wordnet:wordnet_supersense", "WordNet supersenses"),
     "stsb": Entry("data.text:stsb", "STS-B"),
-    "diabetes": Entry("data.tabular:diabetes"),
+    "diabetes": Entry("data.small:diabetes"),
 })  # fmt: skip
 STRATEGIES = Names({
     "disjoint": Entry("training.strategies:disjoint"),

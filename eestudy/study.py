@@ -26,7 +26,7 @@ from eestudy.training.batches import clean_batches
 from eestudy.training.execution import Execution, execution, warn_if_slow
 from eestudy.training.loop import checkpoint_name, train_phase
 from eestudy.training.phases import Phase
-from eestudy.training.saved import state_files
+from eestudy.training.resume import state_files
 from eestudy.training.whole_step import fits
 
 CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
@@ -299,7 +299,7 @@ class Run:
     ) -> pd.DataFrame:
         """Accuracy and mean cost at each budget: run, protocol, rule, allocation, budget, accuracy, flops.
 
-        NaN: not reachable. allocation: how the thresholds of the exits share the budget, of `evaluation.METHODS`.
+        NaN: not reachable. allocation: how the thresholds of the exits share the budget, of `evaluation.ALLOCATIONS`.
         Regression: r2 in place of accuracy; pearson, spearman, mse and score "r2" come after.
         """
         return budgets([self], protocol, rule, allocation)

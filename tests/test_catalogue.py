@@ -11,7 +11,7 @@ import pytest
 
 from eestudy import data, heads
 from eestudy.config import EestudyError
-from eestudy.data import facts
+from eestudy.data import catalogue as data_sets
 from eestudy.models.catalogue import USUAL, catalogue
 from eestudy.registry import ARCHITECTURES, DATASETS
 from eestudy.report import measured, pictures
@@ -66,7 +66,7 @@ def test_tables_and_figure_of_costs() -> None:
 
 
 def test_facts_of_data_sets_are_those_of_what_is_loaded() -> None:
-    known = facts.catalogue().set_index("name")
+    known = data_sets.catalogue().set_index("name")
     assert list(known.index) == list(DATASETS)
     for name in ("digits", "mnist1d", "diabetes"):
         loaded = data.load(name)
@@ -82,11 +82,11 @@ def test_facts_of_data_sets_are_those_of_what_is_loaded() -> None:
 
 def test_one_of_each_class_is_the_first() -> None:
     split = data.load("digits").test
-    chosen = facts.one_of_each(split, 10)
+    chosen = data_sets.one_of_each(split, 10)
     assert split.y[chosen].tolist() == list(range(10))
     assert all(label not in split.y[:place] for label, place in enumerate(chosen.tolist()))
     with pytest.raises(EestudyError, match="no sample of class 10"):
-        facts.one_of_each(split, 11)
+        data_sets.one_of_each(split, 11)
 
 
 def test_pictures_of_images_and_lines() -> None:

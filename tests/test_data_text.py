@@ -23,8 +23,8 @@ import eestudy
 from eestudy import cli, data
 from eestudy.cli import main
 from eestudy.config import EestudyError
-from eestudy.data import small, tabular, text, wordnet
-from eestudy.data.places import Archive, MissingData
+from eestudy.data import small, text, wordnet
+from eestudy.data.sources import Archive, MissingData
 from eestudy.pretrained import load_tokenizer
 
 # Samples of the small files: of each group, of each supersense (with as many that say the same), of pairs.
@@ -283,7 +283,7 @@ def test_a_subset_for_regression_is_a_plain_draw():
     have = {row.numpy().tobytes(): float(y) for row, y in zip(whole.train.x, whole.train.y)}
     assert all(have[row.numpy().tobytes()] == float(y) for row, y in zip(part.train.x, part.train.y))
     assert len({row.numpy().tobytes() for row in part.train.x}) == 50
-    assert torch.equal(tabular.diabetes().train.x, whole.train.x)
+    assert torch.equal(small.diabetes().train.x, whole.train.x)
     for size in (1, 316):
         assert len(data.load("diabetes", train_size=size).train) == size
     with pytest.raises(EestudyError, match="train_size: 400 is not valid for diabetes; it has 317 training samples"):
@@ -363,7 +363,7 @@ def test_damaged_files(home, name, damage, wanted):
     ],
 )
 def test_missing_data(home, monkeypatch, name, needed, command):
-    monkeypatch.setattr("eestudy.data.places._is_debian", lambda: True)
+    monkeypatch.setattr("eestudy.data.sources._is_debian", lambda: True)
     with pytest.raises(MissingData) as caught:
         data.load(name)
     assert f"no readable {needed}; looked in {home}/{name}, " in str(caught.value)

@@ -18,8 +18,8 @@ from scipy.io import savemat
 from eestudy import cli, data
 from eestudy.cli import main
 from eestudy.config import EestudyError
-from eestudy.data import download, places, vision
-from eestudy.data.places import Archive, MissingData, Source
+from eestudy.data import download, sources, vision
+from eestudy.data.sources import Archive, MissingData, Source
 from eestudy.data.splits import Split, channel_normalization, subset
 from eestudy.registry import DATASETS
 
@@ -309,10 +309,10 @@ def one_line(call: Callable[[], object], *wanted: str) -> None:
 
 @pytest.mark.parametrize(("system", "command"), [(True, "apt-get install fish"), (False, "eestudy get fish")])
 def test_missing_data_is_one_line_with_the_command_of_this_system(home, tmp_path, monkeypatch, system, command):
-    monkeypatch.setattr(places, "_is_debian", lambda: system)
+    monkeypatch.setattr(sources, "_is_debian", lambda: system)
     how = {"any": "eestudy get fish", "debian": "apt-get install fish"}
     with pytest.raises(MissingData) as caught:
-        places.find("fish", [Path("/usr/share/fish")], ["a.bin", "b.bin"], how)
+        sources.find("fish", [Path("/usr/share/fish")], ["a.bin", "b.bin"], how)
     assert str(caught.value) == (
         f"dataset: fish was not found: no readable a.bin and 1 more; looked in {home}/fish, "
         f"{tmp_path}/cache/eestudy/fish, /usr/share/fish; to get it: {command}"
@@ -325,7 +325,7 @@ def test_missing_data_is_one_line_with_the_command_of_this_system(home, tmp_path
 )
 def test_debian_and_its_relatives(monkeypatch, release, expected):
     monkeypatch.setattr("platform.freedesktop_os_release", lambda: release)
-    assert places._is_debian() is expected
+    assert sources._is_debian() is expected
 
 
 def test_a_system_that_does_not_say_what_it_is(monkeypatch):
@@ -333,7 +333,7 @@ def test_a_system_that_does_not_say_what_it_is(monkeypatch):
         raise OSError("no os-release")
 
     monkeypatch.setattr("platform.freedesktop_os_release", nothing)
-    assert places._is_debian() is False
+    assert sources._is_debian() is False
 
 
 def test_the_first_complete_folder_is_taken(home, tmp_path):
@@ -343,12 +343,12 @@ def test_the_first_complete_folder_is_taken(home, tmp_path):
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).touch()
-    assert places.find("fish", [system], ["a", "b"], how, inside=["inner"]) == cache / "inner"
-    assert places.find("fish", [system], ["a", "b"], how) == system
+    assert sources.find("fish", [system], ["a", "b"], how, inside=["inner"]) == cache / "inner"
+    assert sources.find("fish", [system], ["a", "b"], how) == system
     with pytest.raises(MissingData, match=f"no readable b in {home}/fish; looked in"):
-        places.find("fish", [], ["a", "b"], how)
+        sources.find("fish", [], ["a", "b"], how)
     (home / "fish" / "b").touch()
-    assert places.find("fish", [system], ["a", "b"], how) == home / "fish"
+    assert sources.find("fish", [system], ["a", "b"], how) == home / "fish"
 
 
 # eestudy get and eestudy doctor.

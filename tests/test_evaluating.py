@@ -13,7 +13,7 @@ import torch
 from eestudy import data, evaluating, evaluation
 from eestudy.cli import main
 from eestudy.config import EestudyError
-from eestudy.data.outside import KINDS, outside
+from eestudy.data.out_of_distribution import KINDS, outside
 from eestudy.evaluation import difficulty, run_tables
 from eestudy.evaluation.run_tables import Predicted
 from eestudy.grids import Study
@@ -91,7 +91,7 @@ def test_the_explorer_s_ends_are_the_first_and_the_last_exit(runs, results):
     frame = results.evaluation("explorer")
     for run in runs[:4]:
         logits, labels = run.predictions("test")
-        for method in evaluation.METHODS:
+        for method in evaluation.ALLOCATIONS:
             rows = frame[(frame["run"] == run.id) & (frame["allocation"] == method)]
             left = rows[[f"left_{k}" for k in range(1, len(run.costs) + 1)]].to_numpy()
             assert len(rows) == run_tables.STEPS
@@ -324,7 +324,7 @@ def test_a_data_set_that_is_not_there_and_inputs_that_are_no_pictures(monkeypatc
     def missing(_):
         raise EestudyError("dataset: fashion-mnist was not found")
 
-    monkeypatch.setattr("eestudy.data.outside.load", missing)
+    monkeypatch.setattr("eestudy.data.out_of_distribution.load", missing)
     assert outside(data.load("digits"), 5)["another data set"] == (None, "dataset: fashion-mnist was not found")
     table = data.load("diabetes")
     assert {split for split, _ in outside(table, 5).values()} == {None}

@@ -15,9 +15,9 @@ from eestudy import data
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.batches import Batches
 from eestudy.training.combination import min_norm, pcgrad
+from eestudy.training.continual import Penalty
 from eestudy.training.execution import Execution
 from eestudy.training.freezing import phase_logits, set_trainable, walked
-from eestudy.training.keeping import Penalty
 from eestudy.training.losses import exit_losses, soft_losses, softened, teachers_of
 from eestudy.training.objective import Objective, combine
 from eestudy.training.phases import Phase

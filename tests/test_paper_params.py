@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eestudy.config import RunConfig
-from eestudy.data.places import MissingData
+from eestudy.data.sources import MissingData
 from eestudy.grids import load_study
 from eestudy.plan import prepare, stages_of
 

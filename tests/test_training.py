@@ -22,7 +22,7 @@ from eestudy.training.freezing import phase_exits, phase_logits, set_trainable
 from eestudy.training.losses import exit_losses, exit_weights
 from eestudy.training.optim import lr_factor
 from eestudy.training.phases import resolve
-from eestudy.training.saved import Progress
+from eestudy.training.resume import Progress
 from eestudy.training.strategies import backbone_phase, heads_phase, together_phase
 
 from .conftest import CELLS, SMALL

@@ -28,7 +28,7 @@ from eestudy.training.freezing import PhaseNetwork, frozen_features, heads_alone
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer
 from eestudy.training.phases import Phase
-from eestudy.training.saved import State, arrays
+from eestudy.training.resume import State, arrays
 from eestudy.training.strategies import backbone_phase, heads_phase, together_phase
 from eestudy.training.whole_step import WholeStep, fits
 

@@ -10,7 +10,7 @@ from typing import Any
 from eestudy.config import EestudyError, check_name, nearest
 from eestudy.data import outline as outlines
 from eestudy.data.outline import Outline
-from eestudy.data.places import Source
+from eestudy.data.sources import Source
 from eestudy.data.splits import DataSet, Split, subset
 from eestudy.registry import DATASETS, imported
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eestudy.config import EestudyError
-from eestudy.data.places import Archive, Source, homes
+from eestudy.data.sources import Archive, Source, homes
 
 BLOCK = 1 << 20
 SECONDS = 60  # without a byte, after which a server is given up

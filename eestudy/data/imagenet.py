@@ -14,7 +14,7 @@ import torch
 
 from eestudy.config import EestudyError
 from eestudy.data.folders import FolderSplit, Reader
-from eestudy.data.places import Archive, Source
+from eestudy.data.sources import Archive, Source
 from eestudy.data.splits import DataSet, Normalization, Split, channel_normalization, hold_out
 
 # Of ImageNet's training images: what its pretrained networks are normalized by (0.485, 0.456, 0.406 of 255).

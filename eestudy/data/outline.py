@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eestudy.data.places import Source
+from eestudy.data.sources import Source
 from eestudy.data.splits import DataSet, check_train_size, held_out_size
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from eestudy.config import EestudyError, nearest
-from eestudy.data.places import Archive, Source
+from eestudy.data.sources import Archive, Source
 from eestudy.data.splits import DataSet, Split, hold_out
 from eestudy.pretrained import PACKAGED, load_tokenizer
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from eestudy.config import EestudyError
-from eestudy.data.places import Archive, Source
+from eestudy.data.sources import Archive, Source
 from eestudy.data.splits import DataSet, split_images
 
 Arrays = tuple[np.ndarray, np.ndarray]  # pixels (N, C, H, W) uint8, labels (N,)

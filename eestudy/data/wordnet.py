@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eestudy.config import EestudyError
-from eestudy.data.places import Archive, Source
+from eestudy.data.sources import Archive, Source
 from eestudy.data.splits import DataSet
 from eestudy.data.text import classified, token_ids
 from eestudy.pretrained import PACKAGED

@@ -4,8 +4,7 @@ Everything here works on arrays: logits (K, N, C) float32, labels (N,) int, cost
 each exit. Nothing here trains or runs a model, so changing a protocol costs seconds; but `latency` times one.
 """
 
-from .budgets import BUDGETS, METHODS, budget_misses, calibrate, calibrated_budgets, calibrated_curve
-from .calibration import apply_temperatures, fit_temperatures
+from .budgets import ALLOCATIONS, BUDGETS, budget_misses, calibrate, calibrated_budgets, calibrated_curve
 from .clock import latency
 from .curves import threshold_sweep, tradeoff_curve
 from .exit_rules import (
@@ -23,10 +22,11 @@ from .paper import paper_budgets, paper_sweep
 from .reliability import exit_metrics, reliability_metrics, reliability_table
 from .risk import RISKS, Certified, control_risk
 from .summary import area_under_curve, cost_to_reach, curve_summary
+from .temperature import apply_temperatures, fit_temperatures
 
 __all__ = [
+    "ALLOCATIONS",
     "BUDGETS",
-    "METHODS",
     "RISKS",
     "Certified",
     "ExitRule",

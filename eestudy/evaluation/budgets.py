@@ -37,7 +37,7 @@ BUDGETS = ("25", "50", "75", "100", "max")
 FRACTIONS = tuple(percent / 100 for percent in range(5, 126, 5))
 """Grid of the calibrated curve: 5 % to 125 % of the plain backbone."""
 
-METHODS = ("geometric", "shared", "optimized")
+ALLOCATIONS = ("geometric", "shared", "optimized")
 
 
 def calibrate(
@@ -149,7 +149,7 @@ def budget_misses(
     backbone_flops: float,
     rule: str = "max-probability",
     budgets: Sequence[str] = BUDGETS[:-1],
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = ALLOCATIONS,
     k: int | None = None,
 ) -> pd.DataFrame:
     """How far the realised mean cost on test is from the budget that the thresholds were fitted for.
@@ -213,7 +213,7 @@ def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None,
     check_rule(rule)
     if method is None:
         method = "shared" if rule == "patience" else "geometric"
-    check_name("method", method, METHODS)
+    check_name("method", method, ALLOCATIONS)
     tensor, labels = check_predictions(*validation)
     regression = tensor.shape[2] == 1
     cost = check_costs(costs, len(tensor))

@@ -16,13 +16,13 @@ import pandas as pd
 from eestudy.config import EestudyError
 from eestudy.registry import EXIT_RULES
 
-from .budgets import BUDGETS, METHODS, budget_misses, calibrate, fitter, measured
-from .calibration import apply_temperatures, fit_temperatures
+from .budgets import ALLOCATIONS, BUDGETS, budget_misses, calibrate, fitter, measured
 from .checks import Predictions, check_predictions
 from .exit_rules import ExitRule, leave_at, per_exit
 from .reliability import reliability_metrics, reliability_table
 from .risk import control_risk
 from .score_table import score_table
+from .temperature import apply_temperatures, fit_temperatures
 
 STEPS = 60
 """Budgets of the explorer, evenly from the first exit's cost to the last one's."""
@@ -86,7 +86,7 @@ def allocation(run: Predicted) -> pd.DataFrame:
     tables = [
         or_reason(partial(_missed, run, rule, method), rule=rule, allocation=method)
         for rule in rules
-        for method in METHODS
+        for method in ALLOCATIONS
     ]
     return _scored(stacked(tables))
 
@@ -116,7 +116,7 @@ def explorer(run: Predicted) -> pd.DataFrame:
             )
         return _scored(pd.DataFrame(rows))
 
-    return stacked([or_reason(partial(explored, method), rule=rule, allocation=method) for method in METHODS])
+    return stacked([or_reason(partial(explored, method), rule=rule, allocation=method) for method in ALLOCATIONS])
 
 
 def risk(run: Predicted) -> pd.DataFrame:

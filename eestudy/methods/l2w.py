@@ -57,7 +57,7 @@ from eestudy.training.losses import sample_losses
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer, lr_factor
 from eestudy.training.phases import Phase
-from eestudy.training.saved import State
+from eestudy.training.resume import State
 
 HIDDEN = 500
 

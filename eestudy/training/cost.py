@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.models import MultiExit
+from eestudy.training.continual import FISHER_SAMPLES
 from eestudy.training.freezing import PhaseNetwork, phase_exits, phase_logits, set_trainable, walked
-from eestudy.training.keeping import FISHER_SAMPLES
 from eestudy.training.objective import exit_gradients
 from eestudy.training.phases import Phase
 

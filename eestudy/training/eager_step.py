@@ -14,7 +14,7 @@ from eestudy.training.freezing import phase_logits
 from eestudy.training.losses import exit_hits, exit_losses, is_regression
 from eestudy.training.objective import Objective, combine
 from eestudy.training.optim import learning_rate
-from eestudy.training.saved import State
+from eestudy.training.resume import State
 
 
 class Step:

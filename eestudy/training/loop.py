@@ -30,7 +30,7 @@ from eestudy.training.normalization import reestimate
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer, learning_rate
 from eestudy.training.phases import Phase
-from eestudy.training.saved import Progress, State, arrays, state_files
+from eestudy.training.resume import Progress, State, arrays, state_files
 from eestudy.training.validation import Validation, scores
 from eestudy.training.whole_step import WholeStep
 

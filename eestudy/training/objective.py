@@ -14,8 +14,8 @@ from eestudy.config import named_seed
 from eestudy.models import MultiExit
 from eestudy.registry import COMBINATIONS
 from eestudy.training.batches import Batches, Inputs
+from eestudy.training.continual import Answers, Penalty
 from eestudy.training.execution import Execution
-from eestudy.training.keeping import Answers, Penalty
 from eestudy.training.losses import soft_losses, teachers_of
 from eestudy.training.phases import Phase
 from eestudy.training.weighting import Fixed, weighting_of

@@ -30,7 +30,7 @@ from eestudy.training.losses import exit_hits, exit_losses
 from eestudy.training.objective import Objective
 from eestudy.training.optim import learning_rate
 from eestudy.training.phases import Phase, Settings, differing
-from eestudy.training.saved import State
+from eestudy.training.resume import State
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch's own of AdamW
 Graph = Callable[..., None]

@@ -18,7 +18,7 @@ from eestudy.plan import Plan
 from eestudy.training.freezing import PhaseNetwork, set_trainable
 from eestudy.training.losses import exit_losses
 from eestudy.training.optim import build_optimizer
-from eestudy.training.saved import State
+from eestudy.training.resume import State
 
 from .tiny import CPU, batch, cross_entropy, plan, shaken, states
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from eestudy import evaluation as ev
 from eestudy.config import EestudyError
-from eestudy.evaluation.calibration import LIMITS
+from eestudy.evaluation.temperature import LIMITS
 
 from .cases import random_run
 
