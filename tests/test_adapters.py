@@ -337,7 +337,7 @@ def test_it_leaves_the_model_as_it_was():
     model[1].eval()
     model.requires_grad_(False)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    backbone = Backbone.from_model(model, nodes=["2"], input_shape=(1, 6, 6))
+    backbone = eestudy.from_model(model, nodes=["2"], input_shape=(1, 6, 6))
     assert torch.equal(state, torch.get_rng_state())
     assert backbone.training
     assert not any(parameter.requires_grad for parameter in backbone.parameters())

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eestudy import data, heads, models
+from eestudy import data, models
 from eestudy.config import EestudyError
 from eestudy.data import facts
 from eestudy.models.catalogue import USUAL, catalogue
@@ -27,7 +27,7 @@ def test_the_committed_costs_are_those_of_the_code() -> None:
 
 def test_every_backbone_stands_there_with_every_head_that_reads_it() -> None:
     assert {name for names, _, _ in USUAL for name in names} == set(models.BACKBONES) == set(COMMITTED["architecture"])
-    assert set(COMMITTED["head"]) == set(heads.HEADS)
+    assert set(COMMITTED["head"]) == set(models.HEADS)
     for _, rows in COMMITTED.groupby(["architecture", "input"]):
         assert rows["head"].nunique() >= 2
         assert rows.loc[rows["default"], "head"].nunique() == 1

@@ -116,7 +116,7 @@ def test_frozen():
 
 
 def test_names_without_torch_are_the_names_there_are():
-    from eestudy import data, evaluation, heads, methods, models
+    from eestudy import data, evaluation, methods, models
     from eestudy.data import augmentation
     from eestudy.training.combination import COMBINATIONS
     from eestudy.training.losses import WEIGHTINGS
@@ -127,7 +127,7 @@ def test_names_without_torch_are_the_names_there_are():
     assert set(config.DATASETS) == set(data.LOADERS)
     assert set(config.STRATEGIES) == set(STRATEGIES)
     assert set(config.METHODS) == set(methods.METHODS)
-    assert set(config.HEADS) == {"auto", *heads.HEADS}
+    assert set(config.HEADS) == {"auto", *models.HEADS}
     assert set(config.WEIGHTINGS) == {*WEIGHTINGS, *RELATIVE}
     assert set(config.COMBINATIONS) == {"sum", *COMBINATIONS}
     made = (*augmentation.ON_RAW, *augmentation.ON_NORMAL, *augmentation.BLENDS)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from eestudy.config import EestudyError
-from eestudy.heads import CASCADING, HEADS, build_head
 from eestudy.models import MultiExit, build_backbone, exit_costs
-from eestudy.models.cost import stage_flops
+from eestudy.models.backbone import stage_flops
+from eestudy.models.heads import CASCADING, HEADS, build_head
 
 SHAPES = {"maps": (6, 9, 10), "sequence": (6, 12), "tokens": (5, 8), "vector": (7,)}
 

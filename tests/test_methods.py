@@ -10,7 +10,7 @@ import eestudy
 from eestudy import evaluation, methods
 from eestudy.config import METHODS, STRATEGIES, EestudyError, RunConfig
 from eestudy.plan import prepare
-from eestudy.training.freezing import trained_tensors
+from eestudy.training.trainable import trained_tensors
 
 from .phases import check_resumed, trained
 

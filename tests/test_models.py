@@ -6,8 +6,8 @@ from torch import nn
 
 from eestudy.config import EestudyError
 from eestudy.evaluation import margin, max_probability, patience, simulate
-from eestudy.heads import HEADS, SDNPool, build_head
 from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs
+from eestudy.models.heads import HEADS, SDNPool, build_head
 
 SHAPES = {"mlp": (1, 8, 8), "resnet-tiny": (1, 8, 8), "resnet1d": (1, 40), "vit1d": (1, 40)}
 

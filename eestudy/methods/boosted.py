@@ -28,9 +28,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from eestudy.config import RunConfig
-from eestudy.heads import Head
 from eestudy.methods.method import Args, Argument, Method
 from eestudy.models import MultiExit
+from eestudy.models.heads import Head
 from eestudy.training.phases import Phase
 
 
@@ -58,7 +58,7 @@ def boosted(network: MultiExit, config: RunConfig, args: Args, phases: Sequence[
         network.heads[str(stage)] = BoostedHead(network.head(stage), args["reweight"])
     last = network.num_exits
     if any(phase.uses_heads and last in phase.exit_numbers(last) for phase in phases):
-        network.added = args["reweight"]
+        network.last_exit_boost = args["reweight"]
 
 
 METHOD = Method(

@@ -51,13 +51,14 @@ from eestudy.methods.method import Args, Argument, Method, classes_only
 from eestudy.models import MultiExit
 from eestudy.training.batches import Inputs
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import PhaseNetwork, set_trainable
 from eestudy.training.loop import Hooks
 from eestudy.training.losses import sample_losses
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer, lr_factor
+from eestudy.training.phase_network import PhaseNetwork
 from eestudy.training.phases import Phase
 from eestudy.training.saved import State
+from eestudy.training.trainable import set_trainable
 
 HIDDEN = 500
 

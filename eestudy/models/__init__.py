@@ -6,19 +6,23 @@ import inspect
 from collections.abc import Callable
 
 from eestudy.config import EestudyError, check_name, nearest
-from eestudy.models.adapters import add_exits
 from eestudy.models.backbone import Backbone
 from eestudy.models.cost import ExitCosts, exit_costs
-from eestudy.models.encoder import minilm
-from eestudy.models.mlp import mlp
-from eestudy.models.msdnet import msdnet
+from eestudy.models.cut.any_model import add_exits, from_model
+from eestudy.models.families.encoder import minilm
+from eestudy.models.families.mlp import mlp
+from eestudy.models.families.msdnet import msdnet
+from eestudy.models.families.resnet import RESNETS, resnet1d, resnet_tiny
+from eestudy.models.families.torchvision_networks import TORCHVISION
+from eestudy.models.families.vgg import vgg16_bn
+from eestudy.models.families.vit import vit1d, vit_base, vit_small, vit_tiny
+from eestudy.models.heads import HEADS
 from eestudy.models.multi_exit import MultiExit
-from eestudy.models.resnet import RESNETS, resnet1d, resnet_tiny
-from eestudy.models.torchvision_models import TORCHVISION
-from eestudy.models.vgg import vgg16_bn
-from eestudy.models.vit import vit1d, vit_base, vit_small, vit_tiny
 
-__all__ = ["BACKBONES", "Backbone", "ExitCosts", "MultiExit", "add_exits", "build_backbone", "exit_costs"]
+__all__ = [
+    "BACKBONES", "HEADS", "Backbone", "ExitCosts", "MultiExit", "add_exits", "build_backbone", "exit_costs",
+    "from_model",
+]  # fmt: skip
 
 # name -> (builder, number of input dimensions without the batch; None: any)
 BACKBONES: dict[str, tuple[Callable[..., Backbone], int | None]] = {

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,18 +155,6 @@ def _attributes(graph: fx.Graph, model: nn.Module, whole: Any) -> dict[str, Any]
             except AttributeError:
                 found[str(node.target)] = operator.attrgetter(node.target)(whole)
     return found
-
-
-@contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """All of `model` in one mode; afterwards each module in the one it had."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
 
 
 def either(training: bool, in_training: Any, otherwise: Any) -> Any:

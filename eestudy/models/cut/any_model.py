@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from eestudy.config import EestudyError, nearest
-from eestudy.models.backbone import KINDS, Backbone
-from eestudy.models.cutting import DRY_BATCH, Step, part, record, split
+from eestudy.models.backbone import KINDS, Backbone, mode
+from eestudy.models.cut.nodes import find, last_stage_end, trace_around
+from eestudy.models.cut.splitting import DRY_BATCH, Step, part, record, split
+from eestudy.models.cut.tracing import Tracing
 from eestudy.models.multi_exit import MultiExit
-from eestudy.models.nodes import find, last_stage_end, trace_around
-from eestudy.models.tracing import Tracing, mode
 
 # Features whose channels come last, and the kind that heads see once they are moved to the front.
 CHANNELS_LAST = {"maps-last": "maps", "sequence-last": "sequence"}

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError, check_name
-from eestudy.heads import build_head
 from eestudy.models.backbone import Backbone
-from eestudy.models.resnet import LARGE
+from eestudy.models.families.resnet import LARGE
+from eestudy.models.heads import build_head
 
 State = tuple[Tensor, ...]
 

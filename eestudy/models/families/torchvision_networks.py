@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.models.backbone import Backbone
-from eestudy.models.vgg import enlarged
+from eestudy.models.families.vgg import enlarged
 
 # name -> (torchvision's constructor, its classes of blocks)
 NETWORKS = {

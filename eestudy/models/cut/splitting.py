@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eestudy.models.tracing import Tracing
+from eestudy.models.cut.tracing import Tracing
 
 DRY_BATCH = 2  # samples of the runs that find what each node gives
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from eestudy.config import EestudyError, nearest
-from eestudy.models.cutting import DRY_BATCH, Step, Uncuttable, split
-from eestudy.models.tracing import Tracing, Untraceable, trace
+from eestudy.models.cut.splitting import DRY_BATCH, Step, Uncuttable, split
+from eestudy.models.cut.tracing import Tracing, Untraceable, trace
 
 
 def trace_around(model: nn.Module, names: list[str], x: Tensor) -> Tracing:
