@@ -12,10 +12,10 @@ from eestudy.models.cut.any_model import add_exits, from_model
 from eestudy.models.families.encoder import minilm
 from eestudy.models.families.mlp import mlp
 from eestudy.models.families.msdnet import msdnet
-from eestudy.models.families.resnet import RESNETS, resnet1d, resnet_tiny
+from eestudy.models.families.resnet import RESNETS, small_resnet
 from eestudy.models.families.torchvision_networks import TORCHVISION
 from eestudy.models.families.vgg import vgg16_bn
-from eestudy.models.families.vit import vit1d, vit_base, vit_small, vit_tiny
+from eestudy.models.families.vit import vit, vit1d, vit_base, vit_small
 from eestudy.models.heads import HEADS
 from eestudy.models.multi_exit import MultiExit
 
@@ -27,14 +27,14 @@ __all__ = [
 # name -> (builder, number of input dimensions without the batch; None: any)
 BACKBONES: dict[str, tuple[Callable[..., Backbone], int | None]] = {
     "mlp": (mlp, None),
-    "resnet1d": (resnet1d, 2),
+    "resnet1d": (small_resnet, 2),
     "vit1d": (vit1d, 2),
-    "resnet-tiny": (resnet_tiny, 3),
+    "resnet-tiny": (small_resnet, 3),
     **{name: (build, 3) for name, build in RESNETS.items()},
     "vgg16-bn": (vgg16_bn, 3),
     "msdnet": (msdnet, 3),
     **{name: (build, 3) for name, build in TORCHVISION.items()},
-    "vit-tiny": (vit_tiny, 3),
+    "vit-tiny": (vit, 3),
     "vit-small": (vit_small, 3),
     "vit-base": (vit_base, 3),
     "minilm": (minilm, 1),

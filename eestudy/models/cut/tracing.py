@@ -162,6 +162,10 @@ def either(training: bool, in_training: Any, otherwise: Any) -> Any:
     return in_training if training else otherwise
 
 
+# Its full name stands in the code of what is cut out, which is part of a run's id: it stays what it was first.
+either.__module__ = "eestudy.models.tracing"
+
+
 def _join(graph: fx.Graph, trained: fx.Graph) -> None:
     """Makes `graph` (traced in evaluation) also do what `trained` does, by asking for the mode when it runs."""
     nodes, others = list(graph.nodes), list(trained.nodes)
