@@ -13,7 +13,7 @@ import torch
 from eestudy import data
 from eestudy.config import DIGITS, SCHEMA, EestudyError, RunConfig, content_hash, named_seed
 from eestudy.data.augmentation import check as check_augmentation
-from eestudy.methods import change, implied_by, more_flops, settled, trained_as
+from eestudy.methods import change, implied_by, more_flops, training_identity, with_method_settings
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.cost import once_flops, step_flops
 from eestudy.training.phases import Phase, resolve
@@ -59,9 +59,9 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     facts = outline_of(config)
     check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
     network = build_model(config, facts, model)
-    chosen = settled(config, network.backbone.kind)
+    chosen = with_method_settings(config, network.backbone.kind)
     phases = phases_of(config, stages_of(network))
-    phases = configured(phases, chosen, network.num_exits, trained_as(config), implied_by(config))
+    phases = configured(phases, chosen, network.num_exits, training_identity(config), implied_by(config))
     check_batch_norms(network, phases)
     flops = {phase.name: _counted(config, network, phase, shared=model is None) for phase in phases}
     joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
@@ -124,7 +124,7 @@ def build_model(config: RunConfig, facts: data.Outline, model: MultiExit | None 
                 config.architecture, facts.input_shape, facts.num_classes, **config.architecture_args
             )
         network = MultiExit(
-            backbone, config.exits, settled(config, backbone.kind).head, config.head_layers,
+            backbone, config.exits, with_method_settings(config, backbone.kind).head, config.head_layers,
             lambda stage: named_seed(config.seed, "head", stage), config.head_args,
         )  # fmt: skip
     _check_fit(config, network, facts)

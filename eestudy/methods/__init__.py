@@ -17,7 +17,8 @@ from eestudy.training.loop import Hooks
 from eestudy.training.phases import Phase
 
 __all__ = [
-    "METHODS", "Argument", "Method", "change", "hooks_of", "implied_by", "more_flops", "settled", "trained_as",
+    "METHODS", "Argument", "Method", "change", "hooks_of", "implied_by", "more_flops", "training_identity",
+    "with_method_settings",
 ]  # fmt: skip
 
 METHODS: dict[str, Method] = {
@@ -38,7 +39,7 @@ def implied_by(config: RunConfig) -> set[str]:
     return {name for name in METHODS[config.method].settings if _left(config, name)}
 
 
-def settled(config: RunConfig, kind: str) -> RunConfig:
+def with_method_settings(config: RunConfig, kind: str) -> RunConfig:
     """The config with what its method sets; a model of one's own keeps its heads. kind: of the backbone's features."""
     method = METHODS[config.method]
     changes = {name: method.settings[name] for name in implied_by(config)}
@@ -53,7 +54,7 @@ def _left(config: RunConfig, name: str) -> bool:
     return bool(getattr(config, name) == RunConfig.model_fields[name].default)
 
 
-def trained_as(config: RunConfig) -> str:
+def training_identity(config: RunConfig) -> str:
     """The method and its settings, as part of its phases' identity; empty if its training is a plain weighted loss."""
     method = METHODS[config.method]
     args = method.args(config)

@@ -40,26 +40,23 @@ from torch import Tensor, nn
 from eestudy.config import RunConfig, named_seed
 from eestudy.methods.method import Args, Argument, Method
 from eestudy.models import MultiExit
-from eestudy.models.heads import CASCADING, Head, build_head
+from eestudy.models.heads import CASCADING, Head, WrappedHead, build_head
 from eestudy.training.batches import Inputs
 from eestudy.training.loop import Hooks
 from eestudy.training.objective import Objective
 from eestudy.training.phases import Phase
 
 
-class PastFutureHead(Head):
+class PastFutureHead(WrappedHead):
     """Exit k of `heads` internal ones: its state (B, d), those before and guesses of those behind -> logits (B, C).
 
     It hands on the states so far, (B, k, d). state_and_guesses: of the last forward pass in training, its own state and
     its guesses (B, heads - k, d), if it guesses; the loss, `Imitation`, reads them and takes them away.
     """
 
-    reads_previous = True
-
     def __init__(self, base: Head, number: int, heads: int, width: int, num_classes: int) -> None:
         """base: features -> d numbers; number: k, from 1."""
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.number = number
         self.state_and_guesses: list[Tensor] | None = None
         self.imitators = nn.ModuleList(nn.Linear(width, width) for _ in range(heads - number))
@@ -67,9 +64,6 @@ class PastFutureHead(Head):
         if number < heads:
             self.gate = nn.Linear(number * width, num_classes)
             self.future = nn.Linear((heads - number) * width, num_classes)
-
-    def reduce(self, features: Tensor) -> Tensor:
-        return self.base.reduce(features)
 
     def answer(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
         state = F.relu(self.base.read(reduced))

@@ -142,8 +142,8 @@ def meta_loss(
 ) -> Tensor:  # fmt: skip
     """The loss of the second half of a batch after an imagined step on the first; differentiable by the weigher."""
     module, half = PhaseNetwork(model, phase), len(targets) // 2
-    first = x[:half] if isinstance(x, Tensor) else [part[:half] for part in x]
-    second = x[half:] if isinstance(x, Tensor) else [part[half:] for part in x]
+    first = x[:half] if isinstance(x, Tensor) else [each[:half] for each in x]
+    second = x[half:] if isinstance(x, Tensor) else [each[half:] for each in x]
     turn = "all" if phase.turns else None
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     start = {name: p.detach().requires_grad_() for name, p in trained.items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import nn
 
 from eestudy.models.backbone import counted, mode, stage_flops
 from eestudy.models.multi_exit import MultiExit
@@ -35,27 +35,20 @@ class ExitCosts:
 
 @torch.no_grad()
 def exit_costs(model: MultiExit) -> ExitCosts:
-    """Counts one forward pass of one sample, part by part, in eval mode. The model is left as it was."""
+    """Counted on one sample, part by part, in eval mode. The model is left as it was."""
     *stages, _ = stage_flops(model.backbone)
-    answers, flops, params = [], [], []
-    spent = size = 0
+    answers, flops, params = [], [], []  # of each exit alone
     state: Any = model.backbone.dry_input()
     previous: Any = None
     with mode(model, False):
         for exit in range(1, model.num_exits + 1):
             state = model.advance(exit, state)
-            (_, previous), cost = counted(model.answer, exit, state, previous)
-            answers.append(cost)
-            passed = model.stages_to(exit)
-            last = exit == model.num_exits
-            head = model.backbone.classifier if last else model.head(passed[-1])
-            spent += sum(stages[stage - 1] for stage in passed) + cost
-            size += sum(map(_size, [*(model.backbone.stages[stage - 1] for stage in passed), head]))
-            flops.append(spent)
-            params.append(size)
+            (_, previous), answer = counted(model.answer, exit, state, previous)
+            between = model.stages_to(exit)
+            head = model.head(between[-1]) if exit < model.num_exits else model.backbone.classifier
+            modules = [*(model.backbone.stages[stage - 1] for stage in between), head]
+            answers.append(answer)
+            flops.append(sum(stages[stage - 1] for stage in between) + answer)
+            params.append(sum(weight.numel() for module in modules for weight in module.parameters()))
     *heads, classifier = answers
-    return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(flops), tuple(params))
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(accumulate(flops)), tuple(accumulate(params)))

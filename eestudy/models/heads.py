@@ -54,6 +54,19 @@ class Head(nn.Sequential):
         return self.answer(self.reduce(features), previous)[0]
 
 
+class WrappedHead(Head):
+    """A head that makes its answer of another's, `base`, and of what the head before handed on: see `methods`."""
+
+    reads_previous = True
+
+    def __init__(self, base: Head) -> None:
+        super().__init__()
+        self.base = base
+
+    def reduce(self, features: Tensor) -> Tensor:
+        return self.base.reduce(features)
+
+
 class Reader(nn.Module):
     """What stands first in a head: `reduce`, without parameters, then `read`."""
 

@@ -160,7 +160,7 @@ class MultiExit(nn.Module):
 
 def _kept(state: Tensor | tuple[Tensor, ...], stays: Tensor) -> Tensor | tuple[Tensor, ...]:
     """The samples `stays` of a state. Indexing keeps the memory format; index_select would not."""
-    return state[stays] if isinstance(state, Tensor) else tuple(part[stays] for part in state)
+    return state[stays] if isinstance(state, Tensor) else tuple(tensor[stays] for tensor in state)
 
 
 def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -206,7 +206,7 @@ def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
     spent = [100 * sum(stages[:number]) / whole for number in range(1, len(stages))]
     taken: dict[int, float] = {}
     for share in shares:
-        stage = 1 + min(range(len(spent)), key=lambda place: abs(spent[place] - share))
+        stage = 1 + min(range(len(spent)), key=lambda index: abs(spent[index] - share))
         if stage in taken:
             raise EestudyError(
                 f"exits: flops: {taken[stage]:g} % and {share:g} % both fall on stage {stage} "

@@ -12,24 +12,24 @@ from eestudy.models import MultiExit
 from eestudy.training.phases import Phase
 
 
-def trained_parts(model: MultiExit, phase: Phase) -> dict[str, nn.Module]:
+def trained_modules(model: MultiExit, phase: Phase) -> dict[str, nn.Module]:
     """What the phase trains, by the name it has in the model."""
-    parts = {name: getattr(model, name) for name in phase.trains if name not in ("backbone", "heads")}
+    modules: dict[str, nn.Module] = {}
     numbers = phase_exits(model, phase)
     if phase.whole_backbone:
-        parts["backbone"] = model.backbone
+        modules["backbone"] = model.backbone
     elif "backbone" in phase.trains:
         assert phase.stages is not None
         first, last = phase.stages
-        parts |= {f"backbone.stages.{place}": model.backbone.stages[place] for place in range(first - 1, last)}
+        modules |= {f"backbone.stages.{index}": model.backbone.stages[index] for index in range(first - 1, last)}
         if model.num_exits in numbers:
-            parts["backbone.classifier"] = model.backbone.classifier
+            modules["backbone.classifier"] = model.backbone.classifier
     if "heads" in phase.trains and isinstance(phase.exits, str):
-        parts["heads"] = model.heads
+        modules["heads"] = model.heads
     elif "heads" in phase.trains:
         stages = [model.exit_stages[number - 1] for number in numbers if number < model.num_exits]
-        parts |= {f"heads.{stage}": model.head(stage) for stage in stages}
-    return parts
+        modules |= {f"heads.{stage}": model.head(stage) for stage in stages}
+    return modules
 
 
 def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
@@ -37,12 +37,12 @@ def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
 
     Frozen means no gradient and eval mode: without the second, BatchNorm would still move its statistics.
     """
-    for part in model.children():
-        part.eval().requires_grad_(False)
+    for module in model.children():
+        module.eval().requires_grad_(False)
     trained: dict[int, nn.Parameter] = {}  # stages may share a parameter
-    for part in trained_parts(model, phase).values():
-        part.train().requires_grad_(True)
-        trained |= {id(parameter): parameter for parameter in part.parameters()}
+    for module in trained_modules(model, phase).values():
+        module.train().requires_grad_(True)
+        trained |= {id(parameter): parameter for parameter in module.parameters()}
     if phase.settings.batchnorm == "freeze":
         for norm in batch_norms(model.backbone):
             norm.eval()
@@ -51,7 +51,7 @@ def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
     """The layers that have statistics."""
-    return [part for part in network.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    return [each for each in network.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
 
 
 def check_batch_norms(model: MultiExit, phases: Sequence[Phase]) -> None:
@@ -70,5 +70,5 @@ def phase_exits(model: MultiExit, phase: Phase) -> list[int]:
 
 def trained_tensors(model: MultiExit, phase: Phase) -> dict[str, Tensor]:
     """Name -> tensor of everything the phase may change, BatchNorm buffers included."""
-    parts = tuple(f"{name}." for name in trained_parts(model, phase))
-    return {name: value for name, value in model.state_dict().items() if name.startswith(parts)}
+    trained = tuple(f"{name}." for name in trained_modules(model, phase))
+    return {name: value for name, value in model.state_dict().items() if name.startswith(trained)}

@@ -12,7 +12,7 @@ import eestudy
 from eestudy import data
 from eestudy.config import RunConfig
 from eestudy.evaluation import calibrate, entropy, max_probability, patience, simulate
-from eestudy.methods import METHODS, settled
+from eestudy.methods import METHODS, with_method_settings
 from eestudy.models import MultiExit
 from eestudy.plan import prepare
 from eestudy.training.execution import Execution
@@ -43,9 +43,9 @@ def test_the_same_training_is_the_same_phase():
 
 
 def test_a_users_choice_stays():
-    kept = settled(config("pbee", weighting="adaloss"), "vector")
+    kept = with_method_settings(config("pbee", weighting="adaloss"), "vector")
     assert kept.weighting == "adaloss"
-    assert settled(config("msdnet", head="vector"), "maps").head == "vector"
+    assert with_method_settings(config("msdnet", head="vector"), "maps").head == "vector"
 
 
 def test_the_loss_of_pabee():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError, RunConfig
-from eestudy.methods import settled
+from eestudy.methods import with_method_settings
 from eestudy.methods.ztw import EnsembleHead
 
 from .tiny import assert_same, batch, cross_entropy, gradients, plan, shaken, states, step
@@ -80,7 +80,7 @@ def test_an_ensemble_starts_as_the_mean():
 @pytest.mark.parametrize(("kind", "head"), [("tokens", "token"), ("maps", "pooled"), ("vector", "vector")])
 def test_it_cascades(kind, head):
     config = RunConfig(architecture="mlp", dataset="digits", strategy="joint", method="ztw")
-    assert settled(config, kind).head == f"cascading-{head}"
+    assert with_method_settings(config, kind).head == f"cascading-{head}"
 
 
 def test_a_regression_has_no_probabilities():

@@ -135,8 +135,8 @@ def _traced(model: nn.Module, opened: frozenset[str] | None, x: Tensor, training
         try:
             graph = tracer.trace(whole)
         except Exception as error:
-            place = tracer.inside[-1] if tracer.inside else ""
-            raise Untraceable(place, str(error).strip().split("\n")[0]) from error
+            module = tracer.inside[-1] if tracer.inside else ""
+            raise Untraceable(module, str(error).strip().split("\n")[0]) from error
         if not torch.equal(state, torch.get_rng_state()):
             raise Untraceable("", "it draws random numbers, which would be drawn once and for all")
     for name, buffer in whole.named_buffers():

@@ -151,21 +151,15 @@ def _pooled_classifier(width: int, num_classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)]
 
 
-def _cifar_resnet(depth: int) -> Callable[..., Backbone]:
-    def build(
-        input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = (depth - 2) // 6
-    ) -> Backbone:
-        """He et al.'s networks for CIFAR: 3 x 3 stem, three groups `width`, 2 and 4 times as wide, no projections.
+def cifar_resnet(input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = 3) -> Backbone:
+    """He et al.'s networks for CIFAR: 3 x 3 stem, three groups `width`, 2 and 4 times as wide, no projections.
 
-        blocks: of each group, for shallower networks of the same family.
-        """
-        groups = [(blocks, width * 2**group) for group in range(3)]
-        stages = _stages(conv_norm_relu(input_shape[0], width, 3), width, groups, partial(basic, shortcut=padding))
-        return Backbone(
-            stages, nn.Sequential(*_pooled_classifier(4 * width, num_classes)), input_shape, num_classes, "maps"
-        )
-
-    return build
+    blocks: of each group; 6 * blocks + 2 layers.
+    """
+    groups = [(blocks, width * 2**group) for group in range(3)]
+    stages = _stages(conv_norm_relu(input_shape[0], width, 3), width, groups, partial(basic, shortcut=padding))
+    classifier = nn.Sequential(*_pooled_classifier(4 * width, num_classes))
+    return Backbone(stages, classifier, input_shape, num_classes, "maps")
 
 
 def _imagenet_resnet(block: Callable[..., nn.Module], blocks: tuple[int, ...]) -> Callable[..., Backbone]:
@@ -207,10 +201,10 @@ def wide_resnet(input_shape: tuple[int, ...], num_classes: int, depth: int = 28,
 
 # name -> builder for images
 RESNETS: dict[str, Callable[..., Backbone]] = {
-    "resnet20": _cifar_resnet(20),
-    "resnet32": _cifar_resnet(32),
-    "resnet56": _cifar_resnet(56),
-    "resnet110": _cifar_resnet(110),
+    "resnet20": partial(cifar_resnet, blocks=3),
+    "resnet32": partial(cifar_resnet, blocks=5),
+    "resnet56": partial(cifar_resnet, blocks=9),
+    "resnet110": partial(cifar_resnet, blocks=18),
     "resnet18": _imagenet_resnet(basic, (2, 2, 2, 2)),
     "resnet34": _imagenet_resnet(basic, (3, 4, 6, 3)),
     "resnet50": _imagenet_resnet(bottleneck, (3, 4, 6, 3)),

@@ -479,6 +479,12 @@ def test_kind_head_and_end_can_be_given():
     ]
 
 
+def test_what_differs_in_training_keeps_its_name_in_the_code():
+    """The code of what is cut out is in the ids of runs, which may change with SCHEMA alone."""
+    code = "".join(str(stage.code) for stage in made("functional")[1].backbone.stages)
+    assert "eestudy_models_tracing_either(" in code
+
+
 def test_stages_of_ones_own():
     conv = nn.Conv2d(1, 3, 3)
     flat = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
