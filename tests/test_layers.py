@@ -166,6 +166,18 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_families_and_the_cut_stand_on_the_core_of_models_and_not_on_each_other() -> None:
+    for module, source in sources():
+        if module.startswith("eestudy.models.") and module != "eestudy.models.__init__":
+            names = [name for _, name in imported(module, source)]
+            wings = {
+                name.split(".")[2]
+                for name in names
+                if name.startswith(("eestudy.models.families", "eestudy.models.cut"))
+            }
+            assert wings <= {module.split(".")[2]}, module
+
+
 def test_every_file_belongs_to_a_room() -> None:
     rooms = {room_of(module) for module, _ in sources()}
     assert {"config", "store", "models"} <= rooms, "the package was not found: every test here would pass on nothing"

@@ -42,16 +42,16 @@ class ExitProgram(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given, previous = (tensors, None) if self.exit == 1 else (tensors[:-1], tensors[-1])
         state = self.model.advance(self.exit, given[0] if len(given) == 1 else given)
-        logits, handed_on = self.model.answer(self.exit, state, previous)
+        logits, for_next = self.model.answer(self.exit, state, previous)
         if self.exit == self.model.num_exits:
             self.outputs = ["logits"]
             return (logits,)
         flat = (state,) if isinstance(state, Tensor) else tuple(state)
         self.outputs = [*(f"next_state_{number}" for number in range(len(flat))), "logits"]
-        if handed_on is logits:
+        if for_next is logits:
             return (*flat, logits)
         self.outputs.append("next_previous")
-        return (*flat, logits, handed_on)
+        return (*flat, logits, for_next)
 
 
 def _needed(model: MultiExit, exit: int) -> MultiExit:
@@ -81,7 +81,10 @@ def write(model: MultiExit, folder: Path, rule: ExitRule) -> Path:
         old.unlink(missing_ok=True)
     plain = copy.deepcopy(model).cpu().requires_grad_(False).to(memory_format=torch.contiguous_format)
     costs = exit_costs(plain)
-    given: tuple[Tensor, ...] = (_example(plain),)
+    example = plain.backbone.dry_input(EXAMPLE)
+    if example.dtype == torch.float32:
+        example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    given: tuple[Tensor, ...] = (example,)
     names, exits = ["state_0"], []
     for number, program in enumerate(programs(plain), 1):
         with torch.no_grad():
@@ -121,13 +124,6 @@ def _check(model: MultiExit, rule: ExitRule) -> None:
     other = {str(tensor.dtype) for tensor in model.parameters() if tensor.dtype != torch.float32}
     if other:
         raise EestudyError(f"export: weights are {', '.join(sorted(other))}; export float32: model.float()")
-
-
-def _example(model: MultiExit) -> Tensor:
-    zeros = model.backbone.dry_input(EXAMPLE)
-    return (
-        zeros if zeros.dtype != torch.float32 else torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0))
-    )
 
 
 def _save(exit_program: ExitProgram, given: tuple[Tensor, ...], inputs: list[str], path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.models import MultiExit
+from eestudy.models.backbone import counted
 from eestudy.training.keeping import FISHER_SAMPLES
 from eestudy.training.objective import exit_gradients
 from eestudy.training.phase_network import PhaseNetwork, exit_logits, phase_logits
@@ -44,8 +45,9 @@ def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
     """FLOPs that a phase on so many samples spends once, whatever its epochs: BatchNorm statistics, importances."""
     flops = 0.0
     if phase.settings.batchnorm == "reestimate":
-        frozen = replace(phase, trains=(), keeps="none", turns=()).having(batchnorm="train", gradient_combination="sum")
-        flops += samples * _forward_flops(model, phase_exits(model, frozen))
+        copied = copy.deepcopy(model).cpu()
+        _, of_two = counted(exit_logits, copied, phase_exits(model, phase), copied.backbone.dry_input(2))
+        flops += samples * of_two / 2
     if phase.keeps == "ewc":
         earlier = tuple(range(1, phase_exits(model, phase)[0]))
         # As a phase that trains all stages up to the last earlier exit, with every exit's backward pass by itself.
@@ -53,10 +55,3 @@ def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
         alike = Phase("fisher", ("backbone",), earlier, stages=reached).having(gradient_combination="pcgrad")
         flops += min(samples, FISHER_SAMPLES) * step_flops(model, alike)
     return flops
-
-
-def _forward_flops(model: MultiExit, exits: list[int]) -> float:
-    copied = copy.deepcopy(model).cpu().requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
-        exit_logits(copied, exits, copied.backbone.dry_input(2))
-    return counter.get_total_flops() / 2
