@@ -23,10 +23,11 @@ from eestudy.plan import prepare
 from eestudy.training.batches import training_batches
 from eestudy.training.eager_step import EagerStep, Step
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer
+from eestudy.training.phase_network import PhaseNetwork
 from eestudy.training.resume import State
+from eestudy.training.trainable import phase_exits, set_trainable
 from eestudy.training.whole_step import WholeStep, fits
 
 BLOCKS, SECONDS = 9, 1.5  # in turn; processor seconds of each, about

@@ -22,13 +22,14 @@ _NAMES = {
     "Backbone": "models",
     "MultiExit": "models",
     "add_exits": "models",
+    "from_model": "models",
     "Run": "study",
     "run": "study",
     "budgets": "study",
     "tradeoffs": "study",
 }
 _MODULES = (
-    "config", "grids", "store", "data", "models", "heads", "methods", "training", "evaluation", "dynamics", "study",
+    "config", "grids", "store", "data", "models", "methods", "training", "evaluation", "dynamics", "study",
     "probing", "trajectories", "runner", "report", "export",
 )  # fmt: skip
 

@@ -16,10 +16,10 @@ from eestudy.data.augmentation import check as check_augmentation
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.cost import once_flops, step_flops
-from eestudy.training.freezing import check_batch_norms
 from eestudy.training.phases import Phase, resolve
 from eestudy.training.settings import configured
 from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
+from eestudy.training.trainable import check_batch_norms
 
 
 @dataclass(frozen=True)

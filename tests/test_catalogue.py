@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eestudy import data, heads
+from eestudy import data
 from eestudy.config import EestudyError
 from eestudy.data import catalogue as data_sets
 from eestudy.models.catalogue import USUAL, catalogue
-from eestudy.registry import ARCHITECTURES, DATASETS
+from eestudy.registry import ARCHITECTURES, DATASETS, HEADS
 from eestudy.report import measured, pictures
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def test_the_committed_costs_are_those_of_the_code() -> None:
 
 def test_every_backbone_stands_there_with_every_head_that_reads_it() -> None:
     assert {name for names, _, _ in USUAL for name in names} == set(ARCHITECTURES) == set(COMMITTED["architecture"])
-    assert set(COMMITTED["head"]) == set(heads.HEADS)
+    assert set(COMMITTED["head"]) == set(HEADS)
     for _, rows in COMMITTED.groupby(["architecture", "input"]):
         assert rows["head"].nunique() >= 2
         assert rows.loc[rows["default"], "head"].nunique() == 1

@@ -127,10 +127,10 @@ def test_every_name_is_made_somewhere(table):
 
 
 def test_heads_and_augmentations_are_those_that_there_are():
-    from eestudy import heads
     from eestudy.data import augmentation
+    from eestudy.models.heads import HEADS
 
-    assert list(registry.HEADS) == list(heads.HEADS)
+    assert list(registry.HEADS) == list(HEADS)
     made = (*augmentation.ON_RAW, *augmentation.ON_NORMAL, *augmentation.BLENDS)
     assert made == config.AUGMENTATIONS  # which are joined in the order in which they are done
 

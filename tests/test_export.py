@@ -17,10 +17,10 @@ from torch import Tensor
 
 from eestudy import EestudyError, export
 from eestudy import evaluation as ev
-from eestudy.deployed import handed_on, score
 from eestudy.evaluation.score_table import rule_for
+from eestudy.export.runner import handed_on, score
+from eestudy.export.writer import programs
 from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs
-from eestudy.programs import parts
 from eestudy.registry import EXIT_RULES
 from tests.test_predict import in_gaps, inputs, network, randomized, stored
 
@@ -178,7 +178,7 @@ def test_a_regression_with_patience_and_token_ids(tmp_path: Path) -> None:
 
 def test_a_part_holds_its_own_weights_alone() -> None:
     model = MultiExit(build_backbone("mlp", (4,), 3, depth=6), exits=[2, 5])
-    sizes = [sum(tensor.numel() for tensor in part.parameters()) for part in parts(model)]
+    sizes = [sum(tensor.numel() for tensor in program.parameters()) for program in programs(model)]
     assert np.cumsum(sizes).tolist() == list(exit_costs(model).params)
     assert len(model.heads) == 2, "the network keeps them all"
     assert [type(stage) for stage in model.backbone.stages].count(torch.nn.Identity) == 0
@@ -186,7 +186,7 @@ def test_a_part_holds_its_own_weights_alone() -> None:
 
 def test_stages_without_an_exit_join_the_next_one() -> None:
     model = MultiExit(build_backbone("mlp", (4,), 3, depth=6), exits=[2, 5])
-    assert [list(part.stages) for part in parts(model)] == [[1, 2], [3, 4, 5], [6]]
+    assert [list(program.stages) for program in programs(model)] == [[1, 2], [3, 4, 5], [6]]
 
 
 def test_a_failed_export_leaves_no_folder_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from eestudy.config import EestudyError
-from eestudy.heads import CASCADING, HEADS, build_head
 from eestudy.models import MultiExit, build_backbone, exit_costs
-from eestudy.models.cost import stage_flops
+from eestudy.models.backbone import stage_flops
+from eestudy.models.heads import CASCADING, HEADS, build_head
 
 SHAPES = {"maps": (6, 9, 10), "sequence": (6, 12), "tokens": (5, 8), "vector": (7,)}
+
+
+def test_every_kind_of_features_has_heads():
+    assert {kind for kinds, _ in HEADS.values() for kind in kinds} == set(SHAPES)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 5])
@@ -56,6 +60,7 @@ def test_cascade_reads_the_shape_of_the_logits_not_their_scale():
     [
         (lambda: build_head("token", "maps", (6, 9, 9), 4), "head: 'token' does not read maps; valid: auto, pooled"),
         (lambda: build_head("vector", "vector", (7,), 4, 0), "head_layers: 0 is out of range; it must be 1 to 5"),
+        (lambda: build_head("vector", "vector", (7,), 4, 6), "head_layers: 6 is out of range; it must be 1 to 5"),
         (lambda: build_head("vector", "vector", (7,), 4, 2, {"widht": 3}), "head_args: unknown key 'widht' for vector"),
         (lambda: build_head("vector", "vector", (7,), 4, 2, {"width": 0}), "head_args: width: 0 is not valid"),
         (lambda: build_head("vector", "vector", (7,), 4, 1, {"width": 3}), "width: 3 has no effect on one layer"),

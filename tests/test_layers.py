@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "eestudy"
 # Room (a module or folder of eestudy/) -> the rooms it may import. A new room gets its line here.
 _GROUND = {"config", "registry"}
 _STORED = _GROUND | {"grids", "store", "pretrained"}
-_BUILT = _STORED | {"data", "models", "heads"}
+_BUILT = _STORED | {"data", "models"}
 _TRAINED = _BUILT | {"training", "evaluation"}
 _STUDIED = _TRAINED | {"methods", "dynamics", "environment"}
 _RUN = _STUDIED | {"notebooks", "report", "plan", "study", "records", "recording", "progress"}
@@ -35,8 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundles": _STORED | {"environment", "records"},
     "notebooks": _STORED,
     "data": _STORED,
-    "heads": _STORED,
-    "models": _STORED | {"heads"},  # never data: a model gets input_shape and num_classes
+    "models": _STORED,  # never data: a model gets input_shape and num_classes
     "training": _BUILT | {"environment"},  # never evaluation, and evaluation never training: study joins them
     "evaluation": _BUILT | {"sweeps"},
     "methods": _TRAINED,
@@ -47,9 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recording": _STUDIED | {"plan", "study", "records"},
     "probing": _STUDIED | {"plan"},
     "trajectories": _STUDIED | {"plan", "study", "probing", "records", "progress"},
-    "deployed": _GROUND,
-    "programs": _GROUND | {"deployed", "models", "evaluation"},
-    "export": _GROUND | {"deployed", "programs"},
+    "export": _GROUND | {"models", "evaluation"},
     "evaluating": _STUDIED | {"study", "records", "progress"},
     "runner": _RUN,
     "jobs": _RUN | {"runner"},
@@ -74,11 +71,11 @@ WITHOUT_TORCH = (
     "bundles",
     "notebooks",
     "report",
-    "deployed",
     "export",
     "cli",
     "__init__",
 )
+WITH_TORCH = {"eestudy.export.writer"}  # in a room without; imported when it is asked to work
 CATCH_ALL = {"utils", "util", "helpers", "misc", "common"}
 # What writes or reads pickles, or runs what it loads.
 UNSAFE = (
@@ -160,6 +157,31 @@ def test_the_rule_has_no_circle() -> None:
     graphlib.TopologicalSorter(MAY_IMPORT).prepare()
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Not even inside a room, or inside a function."""
+    files = dict(sources())
+
+    def file_of(name: str) -> str:
+        while name and name not in files and f"{name}.__init__" not in files:
+            name = name.rpartition(".")[0]
+        return name if name in files else f"{name}.__init__"
+
+    graph = {file: {file_of(name) for _, name in imported(file, source)} - {file} for file, source in files.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_families_and_the_cut_stand_on_the_core_of_models_and_not_on_each_other() -> None:
+    for module, source in sources():
+        if module.startswith("eestudy.models.") and module != "eestudy.models.__init__":
+            names = [name for _, name in imported(module, source)]
+            wings = {
+                name.split(".")[2]
+                for name in names
+                if name.startswith(("eestudy.models.families", "eestudy.models.cut"))
+            }
+            assert wings <= {module.split(".")[2]}, module
+
+
 def test_every_file_belongs_to_a_room() -> None:
     rooms = {room_of(module) for module, _ in sources()}
     assert {"config", "store", "models"} <= rooms, "the package was not found: every test here would pass on nothing"
@@ -186,7 +208,7 @@ def test_no_module_is_a_catch_all() -> None:
         ("eestudy.models.vit", "from eestudy.data import load", ["data"]),
         ("eestudy.models.vit", "from ..data.small import digits", ["data"]),
         ("eestudy.models.__init__", "from .. import data", ["data"]),
-        ("eestudy.models.vit", "from . import backbone\nfrom .. import heads", []),
+        ("eestudy.models.vit", "from . import backbone\nfrom .. import config", []),
         ("eestudy.training.loop", "def f():\n    import eestudy.evaluation.budgets", ["evaluation"]),
         ("eestudy.evaluation.budgets", "from eestudy import training", ["training"]),
         ("eestudy.report.plots", "import importlib\nimportlib.import_module('eestudy.study')", ["study"]),
@@ -232,7 +254,8 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 
 def test_the_light_rooms_load_no_torch() -> None:
-    light = [module.removesuffix(".__init__") for module, _ in sources() if room_of(module) in WITHOUT_TORCH]
+    names = {module.removesuffix(".__init__") for module, _ in sources() if room_of(module) in WITHOUT_TORCH}
+    light = sorted(names - WITH_TORCH)
     assert len(light) > 3
     assert "torch" not in loaded_modules(f"import {', '.join(light)}")
 

@@ -17,11 +17,12 @@ from eestudy.training.batches import Batches
 from eestudy.training.combination import min_norm, pcgrad
 from eestudy.training.continual import Penalty
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import phase_logits, set_trainable, walked
 from eestudy.training.losses import exit_losses, soft_losses, softened, teachers_of
 from eestudy.training.objective import Objective, combine
+from eestudy.training.phase_network import exit_logits, phase_logits
 from eestudy.training.phases import Phase
 from eestudy.training.strategies import heads_phase, together_phase
+from eestudy.training.trainable import set_trainable
 from eestudy.training.weighting import RAMP_START, AdaLoss, exit_shares, weighting_of
 
 CPU = Execution(torch.device("cpu"))
@@ -199,7 +200,7 @@ def test_some_exits_alone_are_the_same_as_among_all(architecture, head):
     count = model.num_exits
     for exits in ([1], [2], [count], [1, count], list(range(2, count + 1)), list(range(1, count + 1))):
         for scaling in ("none", "equilibrium", "boosting"):
-            for number, logits in zip(exits, walked(model, exits, x, scaling), strict=True):
+            for number, logits in zip(exits, exit_logits(model, exits, x, scaling), strict=True):
                 torch.testing.assert_close(logits, everything[number - 1])
 
 
@@ -215,7 +216,7 @@ def test_gradient_scalings(architecture):
     flat = [*itertools.chain(*parameters), *own]
 
     def gradients(scaling: str, exits: list[int]) -> list[Tensor]:
-        logits = walked(model, list(range(1, count + 1)), x, scaling)
+        logits = exit_logits(model, list(range(1, count + 1)), x, scaling)
         loss = torch.stack([torch.nn.functional.cross_entropy(logits[k - 1], y) for k in exits]).sum()
         return list(torch.autograd.grad(loss, flat, materialize_grads=True))
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from eestudy.config import EestudyError
-from eestudy.evaluation import margin, max_probability, patience, simulate
-from eestudy.heads import HEADS, SDNPool, build_head
-from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs
+from eestudy.evaluation import max_probability
+from eestudy.models import MultiExit, build_backbone, exit_costs
+from eestudy.models.heads import SDNPool
 
 SHAPES = {"mlp": (1, 8, 8), "resnet-tiny": (1, 8, 8), "resnet1d": (1, 40), "vit1d": (1, 40)}
 
@@ -68,14 +68,6 @@ def test_wrong_backbones(name, shape, args, wanted):
         build_backbone(name, shape, 10, **args)
 
 
-def test_a_head_that_cannot_read_the_features():
-    with pytest.raises(EestudyError, match="head: 'pooled' does not read tokens; valid: auto, token"):
-        MultiExit(build_backbone("vit1d", (1, 40), 10), head="pooled")
-    with pytest.raises(EestudyError, match="head_layers: 6 is out of range; it must be 1 to 5"):
-        build_head("vector", "vector", (8,), 10, layers=6)
-    assert {kind for kinds, _ in HEADS.values() for kind in kinds} == {"maps", "sequence", "tokens", "vector"}
-
-
 def test_sdn_pooling_is_a_learned_mix():
     pool = SDNPool((2, 8, 8))
     assert pool.share is not None
@@ -87,25 +79,6 @@ def test_sdn_pooling_is_a_learned_mix():
     pool(x).sum().backward()
     assert pool.share.grad is not None
     assert pool(x).shape == (3, 2 * 16)
-
-
-class Own(nn.Module):
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(before, after)
-
-    def forward(self, x):
-        return torch.relu(self.linear(x))
-
-
-def test_a_users_own_stages():
-    backbone = Backbone.from_stages([Own(4, 6), Own(6, 5)], nn.Linear(5, 3), input_shape=(4,))
-    assert (backbone.kind, backbone.num_classes) == ("vector", 3)
-    assert [logits.shape for logits in MultiExit(backbone)(torch.randn(2, 4))] == [(2, 3), (2, 3)]
-    with pytest.raises(EestudyError, match="stage 2 does not take"):
-        Backbone.from_stages([Own(4, 6), Own(7, 5)], nn.Linear(5, 3), input_shape=(4,))
-    with pytest.raises(EestudyError, match="kind: cannot be told"):
-        Backbone.from_stages([nn.Identity(), nn.Identity()], nn.Flatten(), input_shape=(4, 5))
 
 
 def linear(before: int, after: int) -> int:
@@ -153,22 +126,6 @@ def test_counting_leaves_the_model_as_it_was():
     exit_costs(model)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("batch", [1, 7, 64])
-@pytest.mark.parametrize("rule", [max_probability(0.12), margin(0.02), patience(1), max_probability(0.0),
-                                  max_probability(1.0)])  # fmt: skip
-def test_predict_equals_the_simulation(name, batch, rule):
-    """Untrained networks with thresholds amid their confidences; batches down to one; all and none leaving."""
-    model, x = small(name), torch.randn(64, *SHAPES[name], generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        stored = torch.stack(model(x))
-    expected = torch.as_tensor(simulate(stored.numpy(), rule))
-    parts = [model.predict(part, rule) for part in x.split(batch)]
-    logits, exit_index = (torch.cat(values) for values in zip(*parts))
-    assert torch.equal(exit_index.cpu(), expected)
-    torch.testing.assert_close(logits, stored[expected - 1, torch.arange(64)], atol=1e-5, rtol=1e-4)
 
 
 def test_predict_really_stops():

@@ -11,8 +11,8 @@ from torchvision import models as torchvision_models
 from eestudy.config import EestudyError
 from eestudy.evaluation import max_probability, simulate
 from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs
-from eestudy.models.cost import stage_flops
-from eestudy.models.msdnet import LAYOUTS
+from eestudy.models.backbone import stage_flops
+from eestudy.models.families.msdnet import LAYOUTS
 
 # Number of stages, from the papers: one for each block, or for each convolution of VGG.
 STAGES = {

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModel
 from eestudy.config import EestudyError
 from eestudy.evaluation import max_probability, simulate
 from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs
-from eestudy.models.encoder import SUPPORTED, Embed, cut_encoder, sentence_numbers
-from eestudy.models.vit import Embed1d, EncoderBlock
+from eestudy.models.families.encoder import SUPPORTED, Embed, cut_encoder, sentence_numbers
+from eestudy.models.families.vit import Embed1d, EncoderBlock
 from eestudy.pretrained import load_tokenizer, locate
 
 SMALL_VIT: dict[str, object] = {"width": 24, "depth": 3, "heads": 3}
@@ -350,5 +350,5 @@ def test_attention_of_few_tokens_equals_the_fused_one(monkeypatch):
     torch.manual_seed(0)
     block, x = EncoderBlock(8, 2, 16), torch.randn(3, 5, 8)
     plain = block(x)
-    monkeypatch.setattr("eestudy.models.vit.FEW_TOKENS", 0)
+    monkeypatch.setattr("eestudy.models.families.vit.FEW_TOKENS", 0)
     torch.testing.assert_close(plain, block(x))

@@ -15,7 +15,7 @@ from torch import Tensor
 from eestudy.config import EestudyError, named_seed
 from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
-from eestudy.models.tracing import mode
+from eestudy.models.backbone import mode
 
 Activations = Tensor | np.ndarray
 FEATURES = 8000  # of a stage, at most: drawn by a fixed seed where it has more

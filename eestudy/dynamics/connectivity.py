@@ -39,7 +39,7 @@ from eestudy.dynamics.points import (
 )
 from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
-from eestudy.models.tracing import mode
+from eestudy.models.backbone import mode
 from eestudy.training.losses import exit_losses
 
 # What distances are taken over: every parameter, or those of the backbone's stages.

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from eestudy.config import EestudyError, check_name
 from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
-from eestudy.models.tracing import mode
+from eestudy.models.backbone import mode
 from eestudy.training.losses import FIXED, exit_losses, exit_weights
 
 DOMINANCE = ["exit", "stage", "norm_share", "signed_share", "cosine", "norm"]

@@ -12,7 +12,7 @@ from eestudy.config import EestudyError, named_seed
 from eestudy.dynamics.normalization import Tensors
 from eestudy.dynamics.points import Data, split_rows, splits_of, tensors_of
 from eestudy.models import MultiExit
-from eestudy.models.tracing import mode
+from eestudy.models.backbone import mode
 
 
 def landscape(model: MultiExit, data: Data, span: float = 1.0, points: int = 21, seed: int = 0) -> pd.DataFrame:

@@ -28,24 +28,18 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from eestudy.config import RunConfig
-from eestudy.heads import Head
 from eestudy.methods.method import Args, Argument, Method
 from eestudy.models import MultiExit
+from eestudy.models.heads import Head, WrappedHead
 from eestudy.training.phases import Phase
 
 
-class BoostedHead(Head):
+class BoostedHead(WrappedHead):
     """A head whose logits (B, C) come on top of the answer of the exit before, (B, C)."""
 
-    reads_previous = True
-
     def __init__(self, base: Head, reweight: float) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.reweight = reweight
-
-    def reduce(self, features: Tensor) -> Tensor:
-        return self.base.reduce(features)
 
     def read(self, reduced: Tensor, previous: Tensor | None = None) -> Tensor:
         logits = self.base.read(reduced, previous)
@@ -58,7 +52,7 @@ def boosted(network: MultiExit, config: RunConfig, args: Args, phases: Sequence[
         network.heads[str(stage)] = BoostedHead(network.head(stage), args["reweight"])
     last = network.num_exits
     if any(phase.uses_heads and last in phase.exit_numbers(last) for phase in phases):
-        network.added = args["reweight"]
+        network.last_exit_boost = args["reweight"]
 
 
 METHOD = Method(

@@ -38,38 +38,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eestudy.config import RunConfig, named_seed
-from eestudy.heads import CASCADING, Head, build_head
 from eestudy.methods.method import Args, Argument, Method
 from eestudy.models import MultiExit
+from eestudy.models.heads import CASCADING, Head, WrappedHead, build_head
 from eestudy.training.batches import Inputs
 from eestudy.training.loop import Hooks
 from eestudy.training.objective import Objective
 from eestudy.training.phases import Phase
 
 
-class PastFutureHead(Head):
+class PastFutureHead(WrappedHead):
     """Exit k of `heads` internal ones: its state (B, d), those before and guesses of those behind -> logits (B, C).
 
-    It passes on the states so far, (B, k, d), and leaves its state and guesses (B, heads - k, d) beside its logits.
+    It hands on the states so far, (B, k, d). state_and_guesses: of the last forward pass in training, its own state and
+    its guesses (B, heads - k, d), if it guesses; the loss, `Imitation`, reads them and takes them away.
     """
-
-    reads_previous = True
 
     def __init__(self, base: Head, number: int, heads: int, width: int, num_classes: int) -> None:
         """base: features -> d numbers; number: k, from 1."""
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.number = number
+        self.state_and_guesses: list[Tensor] | None = None
         self.imitators = nn.ModuleList(nn.Linear(width, width) for _ in range(heads - number))
         self.past = nn.Linear(number * width, num_classes)
         if number < heads:
             self.gate = nn.Linear(number * width, num_classes)
             self.future = nn.Linear((heads - number) * width, num_classes)
 
-    def reduce(self, features: Tensor) -> Tensor:
-        return self.base.reduce(features)
-
-    def passing(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def answer(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
         state = F.relu(self.base.read(reduced))
         own = state.unsqueeze(1)
         states = own if previous is None else torch.cat([previous.detach(), own], 1)
@@ -81,7 +77,7 @@ class PastFutureHead(Head):
             logits = gate * logits + (1 - gate) * self.future(guesses.flatten(1))
             left.append(guesses)
         if self.training and torch.is_grad_enabled():
-            self.beside = left
+            self.state_and_guesses = left
         return logits, states
 
 
@@ -103,17 +99,17 @@ class Imitation(Objective):
 def imitation_distance(heads: Sequence[nn.Module]) -> Tensor | None:
     """Mean over heads of the mean distance 1 - cos of their guesses from the states behind; None: nobody guesses.
 
-    Takes away what the heads left beside their logits.
+    Takes away the heads' `state_and_guesses`.
     """
     states: dict[int, Tensor] = {}
     guesses: dict[int, Tensor] = {}
     for head in heads:
         assert isinstance(head, PastFutureHead)
-        assert head.beside is not None
-        states[head.number], *rest = head.beside
+        assert head.state_and_guesses is not None
+        states[head.number], *rest = head.state_and_guesses
         if rest:
             (guesses[head.number],) = rest
-        head.beside = None
+        head.state_and_guesses = None
     distances = []
     for number, guess in guesses.items():
         behind = [other for other in states if other > number]

@@ -51,13 +51,14 @@ from eestudy.methods.method import Args, Argument, Method, classes_only
 from eestudy.models import MultiExit
 from eestudy.training.batches import Inputs
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import PhaseNetwork, set_trainable
 from eestudy.training.loop import Hooks
 from eestudy.training.losses import sample_losses
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer, lr_factor
+from eestudy.training.phase_network import PhaseNetwork
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State
+from eestudy.training.trainable import set_trainable
 
 HIDDEN = 500
 
@@ -141,8 +142,8 @@ def meta_loss(
 ) -> Tensor:  # fmt: skip
     """The loss of the second half of a batch after an imagined step on the first; differentiable by the weigher."""
     module, half = PhaseNetwork(model, phase), len(targets) // 2
-    first = x[:half] if isinstance(x, Tensor) else [part[:half] for part in x]
-    second = x[half:] if isinstance(x, Tensor) else [part[half:] for part in x]
+    first = x[:half] if isinstance(x, Tensor) else [each[:half] for each in x]
+    second = x[half:] if isinstance(x, Tensor) else [each[half:] for each in x]
     turn = "all" if phase.turns else None
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     start = {name: p.detach().requires_grad_() for name, p in trained.items()}

@@ -34,32 +34,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eestudy.config import RunConfig
-from eestudy.heads import Head, heads_for
 from eestudy.methods.method import Args, Argument, Method, classes_only
 from eestudy.models import MultiExit
+from eestudy.models.heads import Head, WrappedHead, heads_for
 from eestudy.training.phases import Phase
 
 
-class EnsembleHead(Head):
+class EnsembleHead(WrappedHead):
     """Exit k: its head's logits and those of the heads before -> logits (B, C) of the ensemble.
 
-    It passes on the heads' logits so far, (B, k, C).
+    It hands on the heads' logits so far, (B, k, C).
     """
-
-    reads_previous = True
 
     def __init__(self, base: Head, number: int, num_classes: int, geometric: bool) -> None:
         """number: k, from 1."""
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.geometric = geometric
         self.log_weights = nn.Parameter(torch.full((number,), -math.log(number)))
         self.log_bias = nn.Parameter(torch.zeros(num_classes))
 
-    def reduce(self, features: Tensor) -> Tensor:
-        return self.base.reduce(features)
-
-    def passing(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def answer(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
         own = self.base.read(reduced, None if previous is None else previous[:, -1]).unsqueeze(1)
         logits = own if previous is None else torch.cat([previous.detach(), own], 1)
         return self.ensemble(logits), logits

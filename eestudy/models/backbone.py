@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.config import EestudyError, check_name
 
@@ -89,20 +91,6 @@ class Backbone(nn.Module):
         backbone.input_dtype = input_dtype
         return backbone
 
-    @classmethod
-    def from_model(
-        cls,
-        model: nn.Module,
-        nodes: Iterable[str],
-        input_shape: Iterable[int] | None = None,
-        kind: str | None = None,
-        classifier_after: str | None = None,
-    ) -> Backbone:
-        """Any model, cut after the modules or torch.fx nodes named; see `adapters.from_model`."""
-        from eestudy.models.adapters import from_model
-
-        return from_model(model, nodes, input_shape, kind, classifier_after)
-
     def dry_input(self, batch: int = 1) -> Tensor:
         """Zeros (batch, *input_shape) of the type the first stage takes, on the backbone's device."""
         device = next((tensor.device for tensor in self.parameters()), torch.device("cpu"))
@@ -125,23 +113,48 @@ class Backbone(nn.Module):
         """The shape of the features after each stage, without the batch, found by one dry run."""
         shapes = []
         state: Any = self.dry_input()
-        for stage in self.stages:
-            state = _evaluated(stage, state)
-            shapes.append(tuple(self.features(state).shape[1:]))
+        with mode(self, False), torch.no_grad():
+            for stage in self.stages:
+                state = stage(state)
+                shapes.append(tuple(self.features(state).shape[1:]))
         return shapes
 
 
-def _tried(module: nn.Module, state: Any, name: str) -> Any:
-    try:
-        return _evaluated(module, state)
-    except Exception as error:
-        raise EestudyError(f"{name} does not take what it is given: {error}") from error
+def stage_flops(backbone: Backbone) -> list[int]:
+    """FLOPs of one sample in each stage, and in the classifier, which comes last."""
+    state: Any = backbone.dry_input()
+    counts = []
+    with mode(backbone, False):
+        for module in (*backbone.stages, backbone.classifier):
+            state, flops = counted(module, state)
+            counts.append(flops)
+    return counts
 
 
 @torch.no_grad()
-def _evaluated(module: nn.Module, state: Any) -> Any:
-    training = module.training
+def counted(call: Callable[..., Any], *inputs: Any) -> tuple[Any, int]:
+    """What a call gives, and its FLOPs by torch's own counter: a multiply and an add count as two."""
+    with FlopCounterMode(display=False) as counter:
+        result = call(*inputs)
+    return result, counter.get_total_flops()
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """All of `model` in one mode; afterwards each module in the one it had."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
     try:
-        return module.eval()(state)
+        yield
     finally:
-        module.train(training)
+        for module, was in before:
+            module.training = was
+
+
+@torch.no_grad()
+def _tried(module: nn.Module, state: Any, name: str) -> Any:
+    try:
+        with mode(module, False):
+            return module(state)
+    except Exception as error:
+        raise EestudyError(f"{name} does not take what it is given: {error}") from error

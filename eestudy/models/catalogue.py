@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from eestudy.config import check_name
-from eestudy.heads import heads_for
 from eestudy.models import MultiExit, build_backbone, exit_costs
+from eestudy.models.heads import heads_for
 from eestudy.registry import ARCHITECTURES
 
 # Exits after all stages but the last up to so many of them; deeper backbones have theirs at these shares of the FLOPs.

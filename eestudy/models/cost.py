@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from eestudy.models.backbone import Backbone
-
-if TYPE_CHECKING:
-    from eestudy.models.multi_exit import MultiExit
+from eestudy.models.backbone import counted, mode, stage_flops
+from eestudy.models.multi_exit import MultiExit
 
 
 @dataclass(frozen=True)
@@ -39,52 +35,20 @@ class ExitCosts:
 
 @torch.no_grad()
 def exit_costs(model: MultiExit) -> ExitCosts:
-    """Counts one forward pass of one sample, part by part, in eval mode. The model is left as it was."""
-    training = model.training
-    model.eval()
+    """Counted on one sample, part by part, in eval mode. The model is left as it was."""
+    *stages, _ = stage_flops(model.backbone)
+    answers, flops, params = [], [], []  # of each exit alone
     state: Any = model.backbone.dry_input()
-    stages, heads, flops, params = [], [], [], []
-    spent = size = 0
     previous: Any = None
-    for number, stage in enumerate(model.backbone.stages, 1):
-        state, cost = _counted(stage, state)
-        stages.append(cost)
-        spent += cost
-        size += _size(stage)
-        if str(number) in model.heads:
-            head = model.head(number)
-            (_, previous), cost = _counted(model.passed, number, state, previous)
-            heads.append(cost)
-            spent += cost
-            size += _size(head)
-            flops.append(spent)
-            params.append(size)
-    _, classifier = _counted(model.backbone.classifier, state)
-    flops.append(spent + classifier)
-    params.append(size + _size(model.backbone.classifier))
-    model.train(training)
-    return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(flops), tuple(params))
-
-
-@torch.no_grad()
-def stage_flops(backbone: Backbone) -> list[int]:
-    """FLOPs of one sample in each stage, and in the classifier, which comes last."""
-    training = backbone.training
-    backbone.eval()
-    state: Any = backbone.dry_input()
-    counts = []
-    for part in (*backbone.stages, backbone.classifier):
-        state, cost = _counted(part, state)
-        counts.append(cost)
-    backbone.train(training)
-    return counts
-
-
-def _counted(call: Callable, *inputs: Any) -> tuple[Any, int]:
-    with FlopCounterMode(display=False) as counter:
-        result = call(*inputs)
-    return result, counter.get_total_flops()
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    with mode(model, False):
+        for exit in range(1, model.num_exits + 1):
+            state = model.advance(exit, state)
+            (_, previous), answer = counted(model.answer, exit, state, previous)
+            between = model.stages_to(exit)
+            head = model.head(between[-1]) if exit < model.num_exits else model.backbone.classifier
+            modules = [*(model.backbone.stages[stage - 1] for stage in between), head]
+            answers.append(answer)
+            flops.append(sum(stages[stage - 1] for stage in between) + answer)
+            params.append(sum(weight.numel() for module in modules for weight in module.parameters()))
+    *heads, classifier = answers
+    return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(accumulate(flops)), tuple(accumulate(params)))

@@ -1,4 +1,8 @@
-"""A backbone with heads: all exits at once for training, one after another for use."""
+"""A backbone with heads: all exits at once for training, one after another for use.
+
+`MultiExit.advance` and `MultiExit.answer` are the one definition of the way from exit to exit: every forward pass,
+early exit, the count of FLOPs, the cached features of a frozen backbone and exported programs go it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
-from eestudy.heads import Head, build_head
-from eestudy.models.backbone import Backbone
-from eestudy.models.cost import stage_flops
+from eestudy.models.backbone import Backbone, stage_flops
+from eestudy.models.heads import Head, build_head
 
 # Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
 Placement = Iterable[int] | str | Mapping[str, Any]
@@ -24,7 +27,10 @@ class MultiExit(nn.Module):
 
     exits: a Placement; head, layers, head_args: see `build_head`. Raises EestudyError for a stage that is not there,
     for the last one (its exit is the classifier) and for a backbone of one stage, which has no place for a head.
+    last_exit_boost: share of the answer before that comes on top of the classifier's (a boosted network's; 0 without).
     """
+
+    last_exit_boost: float = 0.0
 
     def __init__(
         self,
@@ -38,7 +44,6 @@ class MultiExit(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
-        self.added = 0.0  # see `closing`
         shapes = backbone.feature_shapes()
         if head == "auto":
             head = backbone.default_head or head
@@ -75,46 +80,40 @@ class MultiExit(nn.Module):
         """The head after a stage (from 1)."""
         return cast(Head, self.heads[str(stage)])
 
+    def stages_to(self, exit: int) -> range:
+        """The numbers of the stages between the exit before and this one, both counted from 1."""
+        ends = (0, *self.exit_stages, len(self.backbone.stages))
+        return range(ends[exit - 1] + 1, ends[exit] + 1)
+
+    def advance(self, exit: int, state: Any) -> Any:
+        """The state at the exit before, for exit 1 the input (B, *input_shape) -> the state at this one."""
+        for stage in self.stages_to(exit):
+            state = self.backbone.stages[stage - 1](state)
+        return state
+
+    def answer(self, exit: int, state: Any, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) of an exit from its state, and what it hands on to the next as `previous` (`Head.answer`)."""
+        if exit == self.num_exits:
+            logits = self.boosted(self.backbone.classifier(state), previous)
+            return logits, logits
+        head = self.head(self.exit_stages[exit - 1])
+        return head.answer(head.reduce(self.backbone.features(state)), previous)
+
+    def boosted(self, logits: Tensor, previous: Tensor | None) -> Tensor:
+        """The last exit's logits (B, C) from the classifier's own and what the last head handed on."""
+        if not self.last_exit_boost or previous is None:
+            return logits
+        return logits + self.last_exit_boost * previous.detach()
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, *input_shape) -> K logits (B, C), one an exit."""
         logits: list[Tensor] = []
         state, previous = x, None
-        for number, stage in enumerate(self.backbone.stages, 1):
-            state = stage(state)
-            if str(number) in self.heads:
-                each, previous = self.passed(number, state, previous)
-                logits.append(each)
-        return [*logits, self.closing(self.backbone.classifier(state), previous)]
-
-    def passed(self, stage: int, state: Any, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) of the head after a stage, from the stage's state, and what it passes on (`Head.passing`)."""
-        head = self.head(stage)
-        return head.passing(head.reduce(self.backbone.features(state)), previous)
-
-    def closing(self, logits: Tensor, previous: Tensor | None) -> Tensor:
-        """The last exit's logits (B, C): the classifier's own, and `added` times what the last head passed on."""
-        return logits + self.added * previous.detach() if self.added and previous is not None else logits
-
-    def reduced_features(self, x: Tensor) -> list[Tensor]:
-        """x (B, *input_shape) -> what each head reads of its stage (`Head.reduce`), K-1 tensors, batch first."""
-        reduced, state = [], x
-        for number, stage in enumerate(self.backbone.stages[: self.exit_stages[-1]], 1):
-            state = stage(state)
-            if str(number) in self.heads:
-                reduced.append(self.head(number).reduce(self.backbone.features(state)))
-        return reduced
-
-    def head_logits(self, reduced: list[Tensor], last: Tensor | None = None) -> list[Tensor]:
-        """What `reduced_features` gave -> logits (B, C) of the internal exits, K-1 of them.
-
-        last: what the backbone's classifier gave; then the last exit's logits come after them.
-        """
-        logits: list[Tensor] = []
-        previous = None
-        for stage, features in zip(self.exit_stages, reduced, strict=True):
-            each, previous = self.head(stage).passing(features, previous)
+        for exit in range(1, self.num_exits + 1):
+            state = self.advance(exit, state)
+            each, previous = self.answer(exit, state, previous)
             logits.append(each)
-        return logits if last is None else [*logits, self.closing(last, previous)]
+        return logits
 
     @torch.no_grad()
     def predict(self, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
@@ -138,31 +137,30 @@ class MultiExit(nn.Module):
         history: list[Tensor] = []
         previous: Tensor | None = None
         state: Tensor | tuple[Tensor, ...] = x
-        for number, stage in enumerate(self.backbone.stages, 1):
-            state = stage(state)
-            if str(number) not in self.heads:
-                continue
-            logits, previous = self.passed(number, state, previous)
+        for exit in range(1, self.num_exits + 1):
+            state = self.advance(exit, state)
+            logits, previous = self.answer(exit, state, previous)
             history.append(logits)
+            if exit == self.num_exits:
+                left.append((exit, inside, logits))
+                break
             leaves = rule(history)
             # The one look at the result that decides: where nobody or everybody leaves, nothing is copied.
             count = int(leaves.sum())
             if count == len(inside):
-                left.append((len(history), inside, history[-1]))
+                left.append((exit, inside, logits))
                 break
             if count:
-                left.append((len(history), inside[leaves], history[-1][leaves]))
+                left.append((exit, inside[leaves], logits[leaves]))
                 stays = leaves.logical_not().nonzero().squeeze(1)
                 inside, state = inside[stays], _kept(state, stays)
                 history, previous = [logits[stays] for logits in history], previous[stays]
-        else:
-            left.append((self.num_exits, inside, self.closing(self.backbone.classifier(state), previous)))
         return _in_order(left)
 
 
 def _kept(state: Tensor | tuple[Tensor, ...], stays: Tensor) -> Tensor | tuple[Tensor, ...]:
     """The samples `stays` of a state. Indexing keeps the memory format; index_select would not."""
-    return state[stays] if isinstance(state, Tensor) else tuple(part[stays] for part in state)
+    return state[stays] if isinstance(state, Tensor) else tuple(tensor[stays] for tensor in state)
 
 
 def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -208,7 +206,7 @@ def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
     spent = [100 * sum(stages[:number]) / whole for number in range(1, len(stages))]
     taken: dict[int, float] = {}
     for share in shares:
-        stage = 1 + min(range(len(spent)), key=lambda place: abs(spent[place] - share))
+        stage = 1 + min(range(len(spent)), key=lambda index: abs(spent[index] - share))
         if stage in taken:
             raise EestudyError(
                 f"exits: flops: {taken[stage]:g} % and {share:g} % both fall on stage {stage} "

@@ -17,7 +17,7 @@ from eestudy.data import DataSet, Split
 from eestudy.data.augmentation import augment, check
 from eestudy.models import MultiExit
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import frozen_features, heads_alone
+from eestudy.training.phase_network import frozen_features, heads_alone
 from eestudy.training.phases import Phase
 
 EVALUATION_BATCH = 512

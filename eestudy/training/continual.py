@@ -15,9 +15,10 @@ from eestudy.data import Split
 from eestudy.models import MultiExit
 from eestudy.training.batches import in_layout
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import set_trainable, walked
 from eestudy.training.losses import exit_losses, soft_losses, softened
+from eestudy.training.phase_network import exit_logits
 from eestudy.training.phases import Phase
+from eestudy.training.trainable import set_trainable
 
 FISHER_SAMPLES = 256  # whose gradients tell how much a weight matters
 
@@ -37,7 +38,7 @@ class Answers:
     def values(self, losses: Tensor, logits: Tensor, x: Tensor) -> Tensor:
         """Losses by the labels and logits of the phase's exits -> what is minimized, (K,)."""
         with torch.no_grad(), self.execution.precision(self.phase.settings.precision):
-            before = torch.stack(walked(self.model, self.earlier, x))
+            before = torch.stack(exit_logits(self.model, self.earlier, x))
         temperature = self.phase.settings.distillation_temperature
         kept = soft_losses(logits[:-1], softened(before, temperature), temperature)
         return torch.cat([self.phase.settings.stability * kept, losses[-1:]])
@@ -86,7 +87,7 @@ def fisher(
         raw = raw.to(execution.device)
         x = in_layout(split.normalization(raw) if split.normalization else raw, model.memory_format)
         y = split.y[numbers.to(split.y.device)].to(execution.device)
-        logits = walked(model, exits, x)
+        logits = exit_logits(model, exits, x)
         for place, each in enumerate(logits):
             loss = exit_losses(each[None], y).squeeze(0)
             more = place + 1 < len(logits)

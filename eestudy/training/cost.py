@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.models import MultiExit
+from eestudy.models.backbone import counted
 from eestudy.training.continual import FISHER_SAMPLES
-from eestudy.training.freezing import PhaseNetwork, phase_exits, phase_logits, set_trainable, walked
 from eestudy.training.objective import exit_gradients
+from eestudy.training.phase_network import PhaseNetwork, exit_logits, phase_logits
 from eestudy.training.phases import Phase
+from eestudy.training.trainable import phase_exits, set_trainable
 
 
 def step_flops(model: MultiExit, phase: Phase) -> float:
@@ -30,15 +31,13 @@ def step_flops(model: MultiExit, phase: Phase) -> float:
     x = copied.backbone.dry_input(2)
     with FlopCounterMode(display=False) as counter:
         if phase.settings.gradient_combination == "sum":
-            loss = PhaseNetwork(copied, phase)(x).float().sum()
-            beside = [each for stage in copied.exit_stages for each in copied.head(stage).beside or ()]
-            torch.stack([loss, *(each.float().sum() for each in beside)]).sum().backward()
+            PhaseNetwork(copied, phase)(x).float().sum().backward()
         else:  # every exit's backward pass by itself
             outputs = phase_logits(copied, phase, x)
             exit_gradients(outputs, [each.new_ones(each.shape) for each in outputs], trained)
         if phase.keeps == "lwf":  # what the earlier exits said before
             set_trainable(copied, replace(phase, trains=()))
-            walked(copied, phase_exits(copied, phase)[:-1], x)
+            exit_logits(copied, phase_exits(copied, phase)[:-1], x)
     return counter.get_total_flops() / 2
 
 
@@ -46,8 +45,9 @@ def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
     """FLOPs that a phase on so many samples spends once, whatever its epochs: BatchNorm statistics, importances."""
     flops = 0.0
     if phase.settings.batchnorm == "reestimate":
-        frozen = replace(phase, trains=(), keeps="none", turns=()).having(batchnorm="train", gradient_combination="sum")
-        flops += samples * _forward_flops(model, phase_exits(model, frozen))
+        copied = copy.deepcopy(model).cpu()
+        _, of_two = counted(exit_logits, copied, phase_exits(model, phase), copied.backbone.dry_input(2))
+        flops += samples * of_two / 2
     if phase.keeps == "ewc":
         earlier = tuple(range(1, phase_exits(model, phase)[0]))
         # As a phase that trains all stages up to the last earlier exit, with every exit's backward pass by itself.
@@ -55,10 +55,3 @@ def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
         alike = Phase("fisher", ("backbone",), earlier, stages=reached).having(gradient_combination="pcgrad")
         flops += min(samples, FISHER_SAMPLES) * step_flops(model, alike)
     return flops
-
-
-def _forward_flops(model: MultiExit, exits: list[int]) -> float:
-    copied = copy.deepcopy(model).cpu().requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
-        walked(copied, exits, copied.backbone.dry_input(2))
-    return counter.get_total_flops() / 2

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from eestudy.training.batches import Inputs
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import phase_logits
 from eestudy.training.losses import exit_hits, exit_losses, is_regression
 from eestudy.training.objective import Objective, combine
 from eestudy.training.optim import learning_rate
+from eestudy.training.phase_network import phase_logits
 from eestudy.training.resume import State
 
 

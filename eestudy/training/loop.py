@@ -25,12 +25,13 @@ from eestudy.store import Folder
 from eestudy.training.batches import Batches, Inputs, training_batches
 from eestudy.training.eager_step import EagerStep, Step
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import PhaseNetwork, phase_exits, set_trainable, trained_tensors
 from eestudy.training.normalization import reestimate
 from eestudy.training.objective import Objective
 from eestudy.training.optim import build_optimizer, learning_rate
+from eestudy.training.phase_network import PhaseNetwork
 from eestudy.training.phases import Phase
 from eestudy.training.resume import Progress, State, arrays, state_files
+from eestudy.training.trainable import phase_exits, set_trainable, trained_tensors
 from eestudy.training.validation import Validation, scores
 from eestudy.training.whole_step import WholeStep
 

@@ -7,8 +7,9 @@ import torch
 from eestudy.models import MultiExit
 from eestudy.training.batches import Batches
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import batch_norms, phase_exits, trained_parts, walked
+from eestudy.training.phase_network import exit_logits
 from eestudy.training.phases import Phase
+from eestudy.training.trainable import batch_norms, phase_exits, trained_modules
 
 
 @torch.no_grad()
@@ -19,7 +20,7 @@ def reestimate(model: MultiExit, phase: Phase, batches: Batches, execution: Exec
     (Wu and Johnson 2021, PreciseBN).
     """
     model.eval()
-    norms = [norm for part in trained_parts(model, phase).values() for norm in batch_norms(part)]
+    norms = [norm for part in trained_modules(model, phase).values() for norm in batch_norms(part)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -27,7 +28,7 @@ def reestimate(model: MultiExit, phase: Phase, batches: Batches, execution: Exec
         norm.train()
     with execution.precision(phase.settings.precision):
         for x in batches.clean("batchnorm"):
-            walked(model, phase_exits(model, phase), x)
+            exit_logits(model, phase_exits(model, phase), x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

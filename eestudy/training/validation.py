@@ -14,9 +14,10 @@ from eestudy.data import DataSet
 from eestudy.models import MultiExit
 from eestudy.training.batches import EVALUATION_BATCH, Inputs, cached_features, clean_batches, placed
 from eestudy.training.execution import Execution
-from eestudy.training.freezing import PhaseNetwork, phase_exits
 from eestudy.training.losses import exit_hits, exit_losses
+from eestudy.training.phase_network import PhaseNetwork
 from eestudy.training.phases import Phase
+from eestudy.training.trainable import phase_exits
 
 
 class Validation:

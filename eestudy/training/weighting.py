@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.models import MultiExit
-from eestudy.models.cost import stage_flops
+from eestudy.models.backbone import stage_flops
 from eestudy.registry import WEIGHTINGS
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_weights

@@ -80,11 +80,11 @@ def test_the_loss_takes_what_the_heads_left():
     model(batch()[0])
     heads = [model.head(1), model.head(2)]
     assert imitation_distance(heads) is not None
-    assert [head.beside for head in heads] == [None, None]
+    assert [head.state_and_guesses for head in heads] == [None, None]
     with torch.no_grad():
         model(batch()[0])
     model.eval()(batch()[0])
-    assert [head.beside for head in heads] == [None, None]
+    assert [head.state_and_guesses for head in heads] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import nn
 
 from eestudy.models.backbone import Backbone
-from eestudy.models.resnet import LARGE, conv_norm_relu
+from eestudy.models.families.resnet import LARGE, conv_norm_relu
 
 CONVOLUTIONS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, how many), each group before a pool
 SMALLEST = 32  # pixels of the shorter side: five halvings leave one

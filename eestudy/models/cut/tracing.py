@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,8 +135,8 @@ def _traced(model: nn.Module, opened: frozenset[str] | None, x: Tensor, training
         try:
             graph = tracer.trace(whole)
         except Exception as error:
-            place = tracer.inside[-1] if tracer.inside else ""
-            raise Untraceable(place, str(error).strip().split("\n")[0]) from error
+            module = tracer.inside[-1] if tracer.inside else ""
+            raise Untraceable(module, str(error).strip().split("\n")[0]) from error
         if not torch.equal(state, torch.get_rng_state()):
             raise Untraceable("", "it draws random numbers, which would be drawn once and for all")
     for name, buffer in whole.named_buffers():
@@ -159,21 +157,13 @@ def _attributes(graph: fx.Graph, model: nn.Module, whole: Any) -> dict[str, Any]
     return found
 
 
-@contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """All of `model` in one mode; afterwards each module in the one it had."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
-
-
 def either(training: bool, in_training: Any, otherwise: Any) -> Any:
     """A setting that is not the same in training and in evaluation, such as functional dropout's."""
     return in_training if training else otherwise
+
+
+# Its full name stands in the code of what is cut out, which is part of a run's id: it stays what it was first.
+either.__module__ = "eestudy.models.tracing"
 
 
 def _join(graph: fx.Graph, trained: fx.Graph) -> None:

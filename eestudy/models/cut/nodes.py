@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from eestudy.config import EestudyError, nearest
-from eestudy.models.cutting import DRY_BATCH, Step, Uncuttable, split
-from eestudy.models.tracing import Tracing, Untraceable, trace
+from eestudy.models.cut.splitting import DRY_BATCH, Step, Uncuttable, split
+from eestudy.models.cut.tracing import Tracing, Untraceable, trace
 
 
 def trace_around(model: nn.Module, names: list[str], x: Tensor) -> Tracing:
@@ -45,10 +45,10 @@ def _traced(model: nn.Module, opened: frozenset[str], names: list[str], x: Tenso
     # With that module whole, which places are there?
     rest = frozenset(name for name in opened if name != failed and not name.startswith(f"{failed}."))
     places = list(_traced(model, rest, names, x).outputs)
-    place = places.index(failed) if failed in places else 0
+    at = places.index(failed) if failed in places else 0
     raise EestudyError(
         f"nodes: {inside!r} cannot be cut out of {failed!r}, as torch.fx cannot follow the forward of {kind}: "
-        f"{reason}; nearest: {', '.join(places[max(0, place - 1) : place + 2])}"
+        f"{reason}; nearest: {', '.join(places[max(0, at - 1) : at + 2])}"
     ) from reason
 
 

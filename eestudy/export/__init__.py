@@ -11,10 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eestudy.deployed import MANIFEST, Runner, needed
+from eestudy.export.runner import MANIFEST, Runner, needed
 
 if TYPE_CHECKING:
-    from eestudy.programs import ExitRule, MultiExit
+    from eestudy.evaluation import ExitRule
+    from eestudy.models import MultiExit
 
 __all__ = ["MANIFEST", "Runner", "export"]
 
@@ -28,6 +29,6 @@ def export(model: MultiExit, folder: str | Path, rule: ExitRule) -> Path:
     """
     for package in ("onnx", "onnxscript"):
         needed(package)
-    from eestudy.programs import write
+    from eestudy.export.writer import write
 
     return write(model, Path(folder), rule)

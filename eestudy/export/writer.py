@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,68 +17,60 @@ from torch._dynamo.exc import UserError
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
 from eestudy.config import EestudyError
-from eestudy.deployed import FORMAT, MANIFEST, handed_on
 from eestudy.evaluation import ExitRule
+from eestudy.export.runner import FORMAT, MANIFEST, handed_on
 from eestudy.models import MultiExit, exit_costs
-
-__all__ = ["ExitRule", "MultiExit", "Part", "parts", "write"]
 
 EXAMPLE = 3  # samples in the batch that is traced: sizes 0 and 1 would be taken for constants
 
 
-class Part(nn.Module):
-    """From the state (and what the head before passed on) to the next state, what is passed on, and the logits.
+class ExitProgram(nn.Module):
+    """What computes an exit from where the one before left: state in, next state and logits out.
 
-    stages: their numbers, from 1. exit_stage: the one that the head reads; None: the classifier ends it.
     Tensors in and out stand in a row: those of the state, then `previous` if there was a head before. `outputs` names
-    what comes out, "next_" before what is an input of the next part; what is passed on is left out where it is the
-    logits themselves.
+    what comes out, "next_" before what is an input of the next program; what the head hands on is left out where it is
+    the logits themselves. The last exit gives logits alone.
     """
 
-    def __init__(self, model: MultiExit, stages: range, exit_stage: int | None, first: bool) -> None:
+    def __init__(self, model: MultiExit, exit: int) -> None:
         super().__init__()
-        self.model = _needed(model, stages, exit_stage)
-        self.stages, self.exit_stage, self.first = stages, exit_stage, first
+        self.model = _needed(model, exit)
+        self.exit = exit
+        self.stages = model.stages_to(exit)
         self.outputs: list[str] = []
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        state, previous = (tensors, None) if self.first else (tensors[:-1], tensors[-1])
-        current: Any = state[0] if len(state) == 1 else state
-        for number in self.stages:
-            current = self.model.backbone.stages[number - 1](current)
-        if self.exit_stage is None:
+        given, previous = (tensors, None) if self.exit == 1 else (tensors[:-1], tensors[-1])
+        state = self.model.advance(self.exit, given[0] if len(given) == 1 else given)
+        logits, for_next = self.model.answer(self.exit, state, previous)
+        if self.exit == self.model.num_exits:
             self.outputs = ["logits"]
-            return (self.model.closing(self.model.backbone.classifier(current), previous),)
-        logits, passed = self.model.passed(self.exit_stage, current, previous)
-        flat = (current,) if isinstance(current, Tensor) else tuple(current)
-        self.outputs = [*(f"next_state_{place}" for place in range(len(flat))), "logits"]
-        if passed is logits:
+            return (logits,)
+        flat = (state,) if isinstance(state, Tensor) else tuple(state)
+        self.outputs = [*(f"next_state_{number}" for number in range(len(flat))), "logits"]
+        if for_next is logits:
             return (*flat, logits)
         self.outputs.append("next_previous")
-        return (*flat, logits, passed)
+        return (*flat, logits, for_next)
 
 
-def _needed(model: MultiExit, stages: range, exit_stage: int | None) -> MultiExit:
-    """The same modules, without those that a part does not run: a program holds the weights of all it is given."""
-    kept, backbone = copy.copy(model), copy.copy(model.backbone)
+def _needed(model: MultiExit, exit: int) -> MultiExit:
+    """The same modules, without those that an exit does not run: a program holds the weights of all it is given."""
+    kept, backbone, stages = copy.copy(model), copy.copy(model.backbone), model.stages_to(exit)
     kept._modules, backbone._modules = dict(model._modules), dict(model.backbone._modules)
     backbone.stages = nn.ModuleList(
         stage if number in stages else nn.Identity() for number, stage in enumerate(model.backbone.stages, 1)
     )
-    if exit_stage is not None:
+    if exit < model.num_exits:
         backbone.classifier = nn.Identity()
     kept.backbone = backbone
-    kept.heads = nn.ModuleDict({name: head for name, head in model.heads.items() if name == str(exit_stage)})
+    kept.heads = nn.ModuleDict({name: head for name, head in model.heads.items() if int(name) in stages})
     return kept
 
 
-def parts(model: MultiExit) -> list[Part]:
-    """One an exit: the stages since the exit before it, and its head; the last has the classifier."""
-    ends = [0, *model.exit_stages, len(model.backbone.stages)]
-    return [
-        Part(model, range(start + 1, end + 1), end if place < model.num_exits else None, first=place == 1)
-        for place, (start, end) in enumerate(zip(ends, ends[1:]), 1)  # noqa: RUF007
-    ]
+def programs(model: MultiExit) -> list[ExitProgram]:
+    """One an exit, in order."""
+    return [ExitProgram(model, exit) for exit in range(1, model.num_exits + 1)]
 
 
 def write(model: MultiExit, folder: Path, rule: ExitRule) -> Path:
@@ -90,18 +81,21 @@ def write(model: MultiExit, folder: Path, rule: ExitRule) -> Path:
         old.unlink(missing_ok=True)
     plain = copy.deepcopy(model).cpu().requires_grad_(False).to(memory_format=torch.contiguous_format)
     costs = exit_costs(plain)
-    given: tuple[Tensor, ...] = (_example(plain),)
+    example = plain.backbone.dry_input(EXAMPLE)
+    if example.dtype == torch.float32:
+        example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    given: tuple[Tensor, ...] = (example,)
     names, exits = ["state_0"], []
-    for number, part in enumerate(parts(plain), 1):
+    for number, program in enumerate(programs(plain), 1):
         with torch.no_grad():
-            gives = part(*given)
-        _save(part, given, names, part.outputs, folder / f"exit_{number}")
+            gives = program(*given)
+        _save(program, given, names, folder / f"exit_{number}")
         exits.append({
-            "onnx": f"exit_{number}.onnx", "program": f"exit_{number}.pt2", "stages": list(part.stages),
-            "inputs": names, "outputs": list(part.outputs),
+            "onnx": f"exit_{number}.onnx", "program": f"exit_{number}.pt2", "stages": list(program.stages),
+            "inputs": names, "outputs": list(program.outputs),
             "flops": costs.flops[number - 1], "params": costs.params[number - 1],
         })  # fmt: skip
-        following = handed_on(dict(zip(part.outputs, gives, strict=True)))
+        following = handed_on(dict(zip(program.outputs, gives, strict=True)))
         names, given = list(following), tuple(following.values())
     thresholds = [rule.threshold(k) for k in range(1, model.num_exits + 1)]
     facts = {
@@ -132,20 +126,15 @@ def _check(model: MultiExit, rule: ExitRule) -> None:
         raise EestudyError(f"export: weights are {', '.join(sorted(other))}; export float32: model.float()")
 
 
-def _example(model: MultiExit) -> Tensor:
-    zeros = model.backbone.dry_input(EXAMPLE)
-    return (
-        zeros if zeros.dtype != torch.float32 else torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0))
-    )
-
-
-def _save(part: Part, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], path: Path) -> None:
-    batch = torch.export.Dim("batch", min=1)
+def _save(exit_program: ExitProgram, given: tuple[Tensor, ...], inputs: list[str], path: Path) -> None:
+    batch, outputs = torch.export.Dim("batch", min=1), list(exit_program.outputs)
     with _quiet():
         try:
-            program = torch.export.export(part, given, dynamic_shapes={"tensors": tuple({0: batch} for _ in given)})
+            program = torch.export.export(
+                exit_program, given, dynamic_shapes={"tensors": tuple({0: batch} for _ in given)}
+            )
         except (UserError, ConstraintViolationError) as error:
-            stages = ", ".join(map(str, part.stages))
+            stages = ", ".join(map(str, exit_program.stages))
             raise EestudyError(
                 f"export: {path.name} (stages {stages}) cannot be followed with a free batch; write x.shape[0] for "
                 f"len(x), no Python if on values ({str(error).splitlines()[0]})"

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError, check_name
-from eestudy.heads import build_head
 from eestudy.models.backbone import Backbone
-from eestudy.models.resnet import LARGE
+from eestudy.models.families.resnet import LARGE
+from eestudy.models.heads import build_head
 
 State = tuple[Tensor, ...]
 
@@ -111,7 +111,7 @@ class Squeeze(nn.Module):
     def __init__(self, before: int, after: list[int], bottleneck: int) -> None:
         super().__init__()
         self.widths = [min(before, bottleneck * width) for width in after]
-        self.body = conv(before, sum(self.widths), 1, parts=self.widths)
+        self.body = conv(before, sum(self.widths), 1, several=self.widths)
 
     def forward(self, x: Tensor) -> State:
         return self.body(x).split(self.widths, 1)
@@ -145,11 +145,11 @@ class Layer(nn.Module):
         narrow = [squeeze(x) for squeeze, x in zip(self.squeeze, state, strict=True)]
         kept = state[self.drop :]
         added: list[list[Tensor]] = [[x] for x in kept]
-        for place, down in self.down.items():
-            added[int(place)].append(down(narrow[int(place) + self.drop - 1][-1]))
-        for place, same in self.same.items():
-            added[int(place)].append(same(narrow[int(place) + self.drop][0]))
-        return tuple(torch.cat(parts, 1) for parts in added)
+        for scale, down in self.down.items():
+            added[int(scale)].append(down(narrow[int(scale) + self.drop - 1][-1]))
+        for scale, same in self.same.items():
+            added[int(scale)].append(same(narrow[int(scale) + self.drop][0]))
+        return tuple(torch.cat(maps, 1) for maps in added)
 
 
 class Transition(nn.Module):
@@ -169,14 +169,14 @@ def factor(scale: int) -> int:
 
 
 def conv(
-    before: int, after: int, kernel: int, stride: int = 1, bias: bool = False, parts: list[int] | None = None
+    before: int, after: int, kernel: int, stride: int = 1, bias: bool = False, several: list[int] | None = None
 ) -> nn.Sequential:
     """Convolution, BatchNorm, ReLU; started as published, normal with variance 2 / (kernel^2 * channels given).
 
-    parts: the convolution stands for several of so many channels; each starts as it would alone.
+    several: the convolution stands for several of so many channels; each starts as it would alone.
     """
     layer = nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=bias)
-    for weight in layer.weight.detach().split(parts or [after]):
+    for weight in layer.weight.detach().split(several or [after]):
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(layer, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
 
@@ -218,18 +218,18 @@ def msdnet(
     finest = [0, *layout.finest()]  # of what comes in to each layer, and of what the last one gives
     number = 0
     for size in layout.layers():
-        parts: list[nn.Module] = []
+        layers: list[nn.Module] = []
         if not stages:
-            parts.append(Stem(_first(input_shape[0], width, large), width, layout.scales))
+            layers.append(Stem(_first(input_shape[0], width, large), width, layout.scales))
         for _ in range(size):
             number += 1
             drop = finest[number] > finest[number - 1]
-            parts.append(Layer(width, layout.growth, finest[number], layout.scales, drop))
+            layers.append(Layer(width, layout.growth, finest[number], layout.scales, drop))
             width += layout.growth
             if drop:
-                parts.append(Transition(width, width // 2, finest[number], layout.scales))
+                layers.append(Transition(width, width // 2, finest[number], layout.scales))
                 width //= 2
-        stages.append(nn.Sequential(*parts))
+        stages.append(nn.Sequential(*layers))
     coarsest = width * factor(layout.scales - 1)
     # No head reads anything but the coarsest maps' channels, so their height and width do not matter here.
     head = build_head(layout.head, "maps", (coarsest, 1, 1), num_classes)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.models.backbone import Backbone
-from eestudy.models.vgg import enlarged
+from eestudy.models.families.vgg import enlarged
 
 # name -> (torchvision's constructor, its classes of blocks)
 NETWORKS = {
@@ -39,12 +39,12 @@ def _builder(name: str) -> Callable[..., Backbone]:
 
         model = getattr(models, constructor)(weights=None, num_classes=num_classes)
         _take_channels(model, input_shape[0])
-        parts: list[list[nn.Module]] = [enlarged(input_shape)]
+        groups: list[list[nn.Module]] = [enlarged(input_shape)]
         for module in _opened(model.features, blocks):
-            parts[-1].append(module)
+            groups[-1].append(module)
             if type(module).__name__ in blocks:
-                parts.append([])
-        *ended, behind = parts
+                groups.append([])
+        *ended, behind = groups
         ended[-1] += behind
         stages = [nn.Sequential(*stage) for stage in ended]
         if name == "swin-v2-t":
@@ -59,11 +59,11 @@ def _builder(name: str) -> Callable[..., Backbone]:
 
 def _opened(features: nn.Module, blocks: tuple[str, ...]) -> Iterator[nn.Module]:
     """The parts of `features` in the order they run: groups of blocks opened, everything else whole."""
-    for part in features.children():
-        if any(type(inner).__name__ in blocks for inner in part.children()):
-            yield from part.children()
+    for group in features.children():
+        if any(type(inner).__name__ in blocks for inner in group.children()):
+            yield from group.children()
         else:
-            yield part
+            yield group
 
 
 def _take_channels(model: nn.Module, channels: int) -> None:
@@ -74,5 +74,5 @@ def _take_channels(model: nn.Module, channels: int) -> None:
         first.in_channels = channels
 
 
-# name -> builder for images
+# By the names of NETWORKS, in their order.
 efficientnet_v2_s, convnext_tiny, swin_v2_t, mobilenet_v3_large = (_builder(name) for name in NETWORKS)

@@ -23,8 +23,10 @@ class Head(nn.Sequential):
     A phase that trains heads alone runs `reduce` once for all its epochs and keeps what it gives.
     """
 
-    # What a method's loss reads beside the logits: left by the last forward pass of training, taken away by the loss.
-    beside: list[Tensor] | None = None
+    @property
+    def reads_previous(self) -> bool:
+        """Whether its logits depend on what the head before hands on."""
+        return any(isinstance(module, Cascade) for module in self)
 
     def reduce(self, features: Tensor) -> Tensor:
         """What of the features the head reads at all, batch first. No parameters, no randomness."""
@@ -32,10 +34,10 @@ class Head(nn.Sequential):
         return first.reduce(features) if isinstance(first, Reader) else features
 
     def read(self, reduced: Tensor, previous: Tensor | None = None) -> Tensor:
-        """What `reduce` gave and the logits (B, C) of the exit before, if there is one -> logits (B, C)."""
+        """What `reduce` gave and what the head before handed on, if there is one -> logits (B, C)."""
         x = reduced
-        for place, module in enumerate(self):
-            if place == 0 and isinstance(module, Reader):
+        for number, module in enumerate(self):
+            if number == 0 and isinstance(module, Reader):
                 x = module.read(x)
             elif isinstance(module, Cascade):
                 x = module(x, previous)
@@ -43,13 +45,26 @@ class Head(nn.Sequential):
                 x = module(x)
         return x
 
-    def passing(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def answer(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`read`, and what the next head gets as `previous`, batch first: the logits, unless a method says else."""
         logits = self.read(reduced, previous)
         return logits, logits
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return self.passing(self.reduce(features), previous)[0]
+        return self.answer(self.reduce(features), previous)[0]
+
+
+class WrappedHead(Head):
+    """A head that makes its answer of another's, `base`, and of what the head before handed on: see `methods`."""
+
+    reads_previous = True
+
+    def __init__(self, base: Head) -> None:
+        super().__init__()
+        self.base = base
+
+    def reduce(self, features: Tensor) -> Tensor:
+        return self.base.reduce(features)
 
 
 class Reader(nn.Module):

@@ -337,7 +337,7 @@ def test_it_leaves_the_model_as_it_was():
     model[1].eval()
     model.requires_grad_(False)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    backbone = Backbone.from_model(model, nodes=["2"], input_shape=(1, 6, 6))
+    backbone = eestudy.from_model(model, nodes=["2"], input_shape=(1, 6, 6))
     assert torch.equal(state, torch.get_rng_state())
     assert backbone.training
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -477,6 +477,12 @@ def test_kind_head_and_end_can_be_given():
         2,
         6,
     ]
+
+
+def test_what_differs_in_training_keeps_its_name_in_the_code():
+    """The code of what is cut out is in the ids of runs, which may change with SCHEMA alone."""
+    code = "".join(str(stage.code) for stage in made("functional")[1].backbone.stages)
+    assert "eestudy_models_tracing_either(" in code
 
 
 def test_stages_of_ones_own():

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from eestudy.config import EestudyError, nearest
-from eestudy.models.backbone import KINDS, Backbone
-from eestudy.models.cutting import DRY_BATCH, Step, part, record, split
+from eestudy.models.backbone import KINDS, Backbone, mode
+from eestudy.models.cut.nodes import find, last_stage_end, trace_around
+from eestudy.models.cut.splitting import DRY_BATCH, Step, cut_out, record, split
+from eestudy.models.cut.tracing import Tracing
 from eestudy.models.multi_exit import MultiExit
-from eestudy.models.nodes import find, last_stage_end, trace_around
-from eestudy.models.tracing import Tracing, mode
 
 # Features whose channels come last, and the kind that heads see once they are moved to the front.
 CHANNELS_LAST = {"maps-last": "maps", "sequence-last": "sequence"}
@@ -89,7 +89,7 @@ def from_model(
         else:
             end = last_stage_end(tracing, steps, cuts[-1], named[cuts[-1]])
         kind = _kind(steps, named, kind)
-        *stages, classifier = _checked_parts(model, tracing, steps, [*cuts, end], x, logits)
+        *stages, classifier = _checked_modules(model, tracing, steps, [*cuts, end], x, logits)
         backbone = CutBackbone(stages, classifier, x.shape[1:], logits.shape[1], kind)
         backbone.input_dtype = x.dtype
         return backbone.train(training)
@@ -175,18 +175,18 @@ def _kind(steps: dict[fx.Node, Step], cuts: dict[fx.Node, str], given: str | Non
     if given is not None and given not in kinds:
         raise EestudyError(f"kind: unknown name {given!r}; {nearest(given, kinds)}")
     found: dict[str, str] = {}
-    for cut, place in cuts.items():
+    for cut, name in cuts.items():
         shape = (steps[cut].shape or ())[1:]
-        fitting = [name for name, dims in kinds.items() if dims == len(shape) + 1]
+        fitting = [each for each, dims in kinds.items() if dims == len(shape) + 1]
         if given is not None and given not in fitting:
-            raise EestudyError(f"kind: {given!r} does not fit features of shape (B, {_list(shape)}) after {place!r}")
+            raise EestudyError(f"kind: {given!r} does not fit features of shape (B, {_list(shape)}) after {name!r}")
         told = given or _told(shape, steps[cut].made_by)
         if told is None:
             raise EestudyError(
-                f"kind: cannot be told from features of shape (B, {_list(shape)}) after {place!r}; "
+                f"kind: cannot be told from features of shape (B, {_list(shape)}) after {name!r}; "
                 f"give one of {', '.join(fitting)}"
             )
-        found.setdefault(told, place)
+        found.setdefault(told, name)
     if len(found) > 1:
         raise EestudyError(f"nodes: one backbone has features of one kind, found {found}; leave some nodes out")
     return next(iter(found))
@@ -211,7 +211,7 @@ def _list(shape: Sequence[int]) -> str:
     return ", ".join(map(str, shape))
 
 
-def _checked_parts(
+def _checked_modules(
     model: nn.Module, tracing: Tracing, steps: dict[fx.Node, Step], cuts: list[fx.Node], x: Tensor, logits: Tensor
 ) -> list[fx.GraphModule]:
     """The stages and the classifier. Raises EestudyError if their last exit were not the model's own output."""
@@ -220,29 +220,29 @@ def _checked_parts(
     ends = [0, *(body.index(cut) for cut in cuts), len(body) - 1]
     gives = [*(tuple(state) if len(state) > 1 else state[0] for state in states), output.args[0]]
 
-    def parts(changed: list[set[int]]) -> list[fx.GraphModule]:
+    def modules(changed: list[set[int]]) -> list[fx.GraphModule]:
         return [
-            part(tracing, body[start + 1 : end + 1], given, result, copied)
+            cut_out(tracing, body[start + 1 : end + 1], given, result, copied)
             for start, end, given, result, copied in zip(ends, ends[1:], [body[:1], *states], gives, changed)
         ]
 
-    # Heads read a state, and need it again for their gradients: what the next part changes in place, it copies first.
-    made = parts([set() for _ in gives])
+    # Heads read a state, and need it again for their gradients: what the next stage changes in place, it copies first.
+    made = modules([set() for _ in gives])
     changed = _changed_in_place(model, made, x, logits)
     if any(changed):
-        made = parts(changed)
+        made = modules(changed)
         if any(_changed_in_place(model, made, x, logits)):
             raise EestudyError("model: its parts change one tensor in place; give them with Backbone.from_stages")
     return made
 
 
 @torch.no_grad()
-def _changed_in_place(model: nn.Module, parts: list[fx.GraphModule], x: Tensor, logits: Tensor) -> list[set[int]]:
-    """Which places of its state each part changes in place. In both modes; checks there that the parts are exact."""
-    changed: list[set[int]] = [set() for _ in parts]
+def _changed_in_place(model: nn.Module, modules: list[fx.GraphModule], x: Tensor, logits: Tensor) -> list[set[int]]:
+    """Which tensors of its state each module changes in place. In both modes; checks there that they are exact."""
+    changed: list[set[int]] = [set() for _ in modules]
     for training in (False, True):
         # Copies: a forward pass in training moves BatchNorm's statistics, spectral norm's vectors and the like.
-        chain = copy.deepcopy(nn.ModuleList(parts)).train(training)
+        chain = copy.deepcopy(nn.ModuleList(modules)).train(training)
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             wanted = _in_training(model, x) if training else logits
             torch.manual_seed(0)
@@ -252,7 +252,7 @@ def _changed_in_place(model: nn.Module, parts: list[fx.GraphModule], x: Tensor, 
                 before = [tensor._version for tensor in given]
                 state = step(state)
                 if number:
-                    changed[number] |= {place for place, old in enumerate(before) if given[place]._version != old}
+                    changed[number] |= {index for index, old in enumerate(before) if given[index]._version != old}
         if not torch.equal(state, wanted):
             raise EestudyError(
                 f"model: cut there, its parts do not give in {'training' if training else 'evaluation'} what it gives "

@@ -6,6 +6,7 @@ The stem belongs to the first stage. Heads read what a block gives: after its Re
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -117,36 +118,20 @@ def bottleneck(before: int, after: int, stride: int) -> Residual:
     return Residual(nn.Sequential(*body), projection(before, after, stride))
 
 
-def resnet_tiny(input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = 2) -> Backbone:
-    """Three groups of `blocks` blocks, `width`, 2 and 4 times as wide, each half the size. Features: maps."""
-    return _resnet(input_shape, num_classes, width, blocks, nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, "maps")
+def small_resnet(input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = 2) -> Backbone:
+    """Three groups of `blocks` blocks, `width`, 2 and 4 times as wide, each half the size, with PyTorch's own weights.
 
-
-def resnet1d(input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = 2) -> Backbone:
-    """The same over a sequence (C, L). Features: sequences."""
-    return _resnet(input_shape, num_classes, width, blocks, nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, "sequence")
-
-
-def _resnet(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    width: int,
-    blocks: int,
-    conv: Callable[..., nn.Module],
-    norm: type[nn.Module],
-    pool: Callable[[int], nn.Module],
-    kind: str,
-) -> Backbone:
+    Features: maps of images (C, H, W), sequences of sequences (C, L).
+    """
+    conv, norm, pool, kind = (
+        (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, "sequence")
+        if len(input_shape) == 2
+        else (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, "maps")
+    )
     stem = nn.Sequential(conv(input_shape[0], width, 3, padding=1, bias=False), norm(width), nn.ReLU())
-    stages: list[nn.Module] = []
-    before = width
-    for group in range(3):
-        after = width * 2**group
-        for block in range(blocks):
-            stages.append(Block(conv, norm, before, after, stride=2 if group and not block else 1))
-            before = after
-    stages[0] = nn.Sequential(stem, stages[0])
-    classifier = nn.Sequential(pool(1), nn.Flatten(), nn.Linear(before, num_classes))
+    groups = [(blocks, width * 2**group) for group in range(3)]
+    stages = _stages([stem], width, groups, partial(Block, conv, norm))
+    classifier = nn.Sequential(pool(1), nn.Flatten(), nn.Linear(4 * width, num_classes))
     return Backbone(stages, classifier, input_shape, num_classes, kind)
 
 
@@ -166,24 +151,15 @@ def _pooled_classifier(width: int, num_classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)]
 
 
-def _cifar_resnet(depth: int) -> Callable[..., Backbone]:
-    def build(
-        input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = (depth - 2) // 6
-    ) -> Backbone:
-        """He et al.'s networks for CIFAR: 3 x 3 stem, three groups `width`, 2 and 4 times as wide, no projections.
+def cifar_resnet(input_shape: tuple[int, ...], num_classes: int, width: int = 16, blocks: int = 3) -> Backbone:
+    """He et al.'s networks for CIFAR: 3 x 3 stem, three groups `width`, 2 and 4 times as wide, no projections.
 
-        blocks: of each group, for shallower networks of the same family.
-        """
-        groups = [(blocks, width * 2**group) for group in range(3)]
-        stages = _stages(
-            conv_norm_relu(input_shape[0], width, 3), width, groups,
-            lambda before, after, stride: basic(before, after, stride, padding),
-        )  # fmt: skip
-        return Backbone(
-            stages, nn.Sequential(*_pooled_classifier(4 * width, num_classes)), input_shape, num_classes, "maps"
-        )
-
-    return build
+    blocks: of each group; 6 * blocks + 2 layers.
+    """
+    groups = [(blocks, width * 2**group) for group in range(3)]
+    stages = _stages(conv_norm_relu(input_shape[0], width, 3), width, groups, partial(basic, shortcut=padding))
+    classifier = nn.Sequential(*_pooled_classifier(4 * width, num_classes))
+    return Backbone(stages, classifier, input_shape, num_classes, "maps")
 
 
 def _imagenet_resnet(block: Callable[..., nn.Module], blocks: tuple[int, ...]) -> Callable[..., Backbone]:
@@ -223,7 +199,7 @@ def wide_resnet(input_shape: tuple[int, ...], num_classes: int, depth: int = 28,
     return Backbone(stages, classifier, input_shape, num_classes, "maps")
 
 
-resnet20, resnet32, resnet56, resnet110 = (_cifar_resnet(depth) for depth in (20, 32, 56, 110))
+resnet20, resnet32, resnet56, resnet110 = (partial(cifar_resnet, blocks=blocks) for blocks in (3, 5, 9, 18))
 resnet18 = _imagenet_resnet(basic, (2, 2, 2, 2))
 resnet34 = _imagenet_resnet(basic, (3, 4, 6, 3))
 resnet50 = _imagenet_resnet(bottleneck, (3, 4, 6, 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from eestudy.models.backbone import Backbone
 EPS = 1e-6  # of the layer norms, as published; vit1d keeps torch's
 # Up to so many tokens, attention is two plain products: torch's fused one takes longer to set up than to compute.
 FEW_TOKENS = 16
+PATCHES = ((128, 16), (48, 8), (16, 4), (0, 2))  # images of so many pixels -> side of their patches
 
 
 class Embed1d(nn.Module):
@@ -93,7 +96,7 @@ def vit1d(
     return Backbone(stages, classifier, input_shape, num_classes, "tokens")
 
 
-def vit_tiny(
+def vit(
     input_shape: tuple[int, ...],
     num_classes: int,
     width: int = 192,
@@ -104,44 +107,14 @@ def vit_tiny(
 ) -> Backbone:
     """ViT-Ti/16 of DeiT (Touvron et al. 2021) for images (C, H, W): 5,717,416 parameters at 224 pixels, 1,000 classes.
 
+    vit_small: ViT-S/16 of DeiT, 22,050,664 parameters; vit_base: ViT-B/16 (Dosovitskiy et al. 2021), 86,567,656.
     patch: side of a patch in pixels; default 16 from 128 pixels on, 8 from 48, 4 from 16, else 2. mlp: how many times
     as wide as the tokens. Width 96, depth 8 makes a small one for 28 and 32 pixels, of 50 and 65 tokens.
     Features: tokens (B, 1 + H/patch * W/patch, width), the class token first.
     """
-    return _vit2d(input_shape, num_classes, width, depth, heads, patch, mlp)
-
-
-def vit_small(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    width: int = 384,
-    depth: int = 12,
-    heads: int = 6,
-    patch: int | None = None,
-    mlp: int = 4,
-) -> Backbone:
-    """ViT-S/16 of DeiT: as vit_tiny, with 22,050,664 parameters at 224 pixels and 1,000 classes."""
-    return _vit2d(input_shape, num_classes, width, depth, heads, patch, mlp)
-
-
-def vit_base(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    width: int = 768,
-    depth: int = 12,
-    heads: int = 12,
-    patch: int | None = None,
-    mlp: int = 4,
-) -> Backbone:
-    """ViT-B/16 (Dosovitskiy et al. 2021): as vit_tiny, with 86,567,656 parameters at 224 pixels and 1,000 classes."""
-    return _vit2d(input_shape, num_classes, width, depth, heads, patch, mlp)
-
-
-def _vit2d(
-    input_shape: tuple[int, ...], num_classes: int, width: int, depth: int, heads: int, patch: int | None, mlp: int
-) -> Backbone:
     channels, rows, columns = input_shape
-    patch = patch or default_patch(min(rows, columns))
+    # 16 to 64 tokens at 8, 28, 32 and 64 pixels.
+    patch = patch or next(size for least, size in PATCHES if min(rows, columns) >= least)
     if rows % patch or columns % patch:
         fitting = [size for size in range(1, min(rows, columns) + 1) if not (rows % size or columns % size)]
         raise EestudyError(
@@ -158,9 +131,8 @@ def _vit2d(
     return backbone
 
 
-def default_patch(side: int) -> int:
-    """Side of a patch for images whose shorter side is `side` pixels: 16 to 64 tokens at 8, 28, 32 and 64 pixels."""
-    return next(patch for least, patch in ((128, 16), (48, 8), (16, 4), (0, 2)) if side >= least)
+vit_small = partial(vit, width=384, heads=6)
+vit_base = partial(vit, width=768, heads=12)
 
 
 def _start(backbone: Backbone) -> None:

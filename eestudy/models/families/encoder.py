@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eestudy.config import EestudyError
 from eestudy.models.backbone import Backbone
-from eestudy.models.vit import ClassToken
+from eestudy.models.families.vit import ClassToken
 from eestudy.pretrained import PACKAGED, first_line, has_tokenizer, load_tokenizer, locate, quiet
 
 State = tuple[Tensor, Tensor]

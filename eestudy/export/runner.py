@@ -59,7 +59,7 @@ class Runner:
             runtime.InferenceSession(str(folder / exit["onnx"]), options, providers=["CPUExecutionProvider"])
             for exit in facts["exits"]
         ]
-        # An input that a part does not use is no input of its file.
+        # An input that an exit does not use is no input of its file.
         self._inputs = [[given.name for given in session.get_inputs()] for session in self._sessions]
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +75,7 @@ class Runner:
         logits = np.empty((len(x), self.num_classes), np.float32)
         exit_index = np.full(len(x), self.num_exits)
         inside = np.arange(len(x))
-        # By name: the state, and what the heads pass on.
+        # By name: the state, and what the heads hand on.
         values: dict[str, np.ndarray] = {"state_0": np.ascontiguousarray(x, self._dtype)}
         history: list[np.ndarray] = []
         for number in range(1, self.num_exits + 1):
@@ -99,7 +99,7 @@ class Runner:
 
 
 def handed_on(gives: dict[str, Any]) -> dict[str, Any]:
-    """The outputs of a part, by name -> the inputs of the next one: the state's tensors, then `previous`."""
+    """The outputs of an exit, by name -> the inputs of the next one: the state's tensors, then `previous`."""
     following = {name.removeprefix("next_"): value for name, value in gives.items() if name != "logits"}
     return {**following, "previous": following.get("previous", gives["logits"])}
 

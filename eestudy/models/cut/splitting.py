@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eestudy.models.tracing import Tracing
+from eestudy.models.cut.tracing import Tracing
 
 DRY_BATCH = 2  # samples of the runs that find what each node gives
 
@@ -32,7 +32,7 @@ class Step:
     of_samples: bool
 
 
-# Layers that tell where the channels of what they give stand; see `adapters._told`.
+# Layers that tell where the channels of what they give stand; see `any_model._told`.
 _LAYERS = (
     nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.Embedding
 )  # fmt: skip
@@ -108,24 +108,24 @@ def carried(node: fx.Node, steps: dict[fx.Node, Step]) -> set[fx.Node]:
 def split(tracing: Tracing, steps: dict[fx.Node, Step], cuts: Iterable[fx.Node]) -> list[list[fx.Node]]:
     """What travels over each cut, the cut's own node first. Raises Uncuttable. `cuts` are in the order they run."""
     nodes = list(tracing.graph.nodes)
-    place = {node: number for number, node in enumerate(nodes)}
+    order = {node: number for number, node in enumerate(nodes)}
     states = []
     for cut in cuts:
         live: set[fx.Node] = set()
-        for node in nodes[place[cut] + 1 :]:
+        for node in nodes[order[cut] + 1 :]:
             for source in node.all_input_nodes:
-                if place[source] <= place[cut]:
+                if order[source] <= order[cut]:
                     live |= carried(source, steps)
-        states.append([cut, *sorted(live - {cut}, key=place.__getitem__)])
+        states.append([cut, *sorted(live - {cut}, key=order.__getitem__)])
     return states
 
 
-def part(
+def cut_out(
     tracing: Tracing, nodes: list[fx.Node], given: list[fx.Node], gives: Any, copied: Iterable[int] = ()
 ) -> fx.GraphModule:
     """The module that runs `nodes` on a state of `given` and returns `gives`.
 
-    copied: places in the state that the part would change in place; it works on a copy of them, as heads read them.
+    copied: numbers of the tensors of the state that it would change in place; it works on a copy, as heads read them.
     """
     graph = fx.Graph()
     state = graph.placeholder("state")

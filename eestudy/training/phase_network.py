@@ -1,0 +1,136 @@
+"""The forward passes of a phase: through a network of which parts may be frozen, to the exits that its loss reads.
+
+B batch, C classes, K exits of the phase's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eestudy.models import MultiExit
+from eestudy.training.phases import Phase
+
+
+class PhaseNetwork(nn.Module):
+    """What a phase computes: inputs -> logits (K, B, C) of the exits its loss is taken over, in order.
+
+    With `Phase.frozen_teacher` those of the last exit come after them.
+    """
+
+    def __init__(self, model: MultiExit, phase: Phase) -> None:
+        super().__init__()
+        self.model = model
+        self.phase = phase
+
+    def forward(self, x: Tensor | list[Tensor], turn: str | None = None) -> Tensor:
+        """x: (B, *input_shape); in a phase of heads alone also what `frozen_features` gave for it.
+
+        turn: the exits of this step, in a phase that takes turns.
+        """
+        return torch.stack(phase_logits(self.model, self.phase, x, turn))
+
+
+def phase_logits(model: MultiExit, phase: Phase, x: Tensor | list[Tensor], turn: str | None = None) -> list[Tensor]:
+    """As PhaseNetwork, one tensor (B, C) an exit."""
+    if heads_alone(phase):
+        if isinstance(x, Tensor):
+            with torch.no_grad():  # the frozen backbone
+                x = frozen_features(model, phase, x)
+        return _from_features(model, x)
+    assert isinstance(x, Tensor)
+    if turn is not None:
+        phase = replace(phase, exits=turn)
+    if phase.exits == "last":
+        return [model.backbone(x)]
+    if phase.exits == "all" and phase.settings.gradient_scaling == "none":
+        return model(x)
+    return exit_logits(model, phase.exit_numbers(model.num_exits), x, phase.settings.gradient_scaling)
+
+
+def heads_alone(phase: Phase) -> bool:
+    """Whether the phase reads a frozen backbone and nothing behind its last head, but for a frozen teacher."""
+    return phase.exits == "internal" and "backbone" not in phase.trains
+
+
+def frozen_features(model: MultiExit, phase: Phase, x: Tensor) -> list[Tensor]:
+    """x (B, *input_shape) -> what each head reads of its stage (`Head.reduce`), K-1 tensors, batch first.
+
+    With a frozen teacher its logits (B, C), those of the backbone's classifier, come after them.
+    """
+    features: list[Tensor] = []
+    state: Any = x
+    for exit, stage in enumerate(model.exit_stages, 1):
+        state = model.advance(exit, state)
+        features.append(model.head(stage).reduce(model.backbone.features(state)))
+    if phase.frozen_teacher:
+        features.append(model.backbone.classifier(model.advance(model.num_exits, state)))
+    return features
+
+
+def _from_features(model: MultiExit, features: Sequence[Tensor]) -> list[Tensor]:
+    """What `frozen_features` gave -> the logits (B, C) of the internal exits, after them those of the teacher."""
+    logits: list[Tensor] = []
+    previous = None
+    for stage, reduced in zip(model.exit_stages, features):
+        each, previous = model.head(stage).answer(reduced, previous)
+        logits.append(each)
+    if len(features) > len(logits):
+        logits.append(model.boosted(features[-1], previous))
+    return logits
+
+
+def exit_logits(model: MultiExit, exits: Sequence[int], x: Tensor, scaling: str = "none") -> list[Tensor]:
+    """Logits (B, C) of some exits alone; nothing behind the last of them runs.
+
+    Heads in between run only if a later one reads their logits. scaling: how the gradients that K exits send into the
+    backbone are scaled, i counting these exits from 0:
+    equilibrium (Li et al. 2019, IMTA): what comes back into the stages before exit i from it and from the K-i-1 behind
+    is their mean, not their sum (times 1/(K-i) before the exit, K-i-1 after it; the authors do so for MSDNet's coarsest
+    scale, here for the whole state). Heads get their gradients unscaled.
+    boosting: exit i's own gradient enters the backbone times 1/(K-i), so that deeper exits count more. After BoostNet
+    (Yu et al. 2023), whose public code has the first one; this definition is ours.
+    """
+    reading = [model.head(model.exit_stages[exit - 1]).reads_previous for exit in exits if exit < model.num_exits]
+    all_answer = any(reading) or (exits[-1] == model.num_exits and bool(model.last_exit_boost))
+    logits: list[Tensor] = []
+    previous: Tensor | None = None
+    state: Any = x
+    for exit in range(1, exits[-1] + 1):
+        state = model.advance(exit, state)
+        if exit not in exits:
+            if all_answer:
+                _, previous = model.answer(exit, state, previous)
+            continue
+        left = len(exits) - len(logits)  # exits from here on
+        if scaling == "equilibrium":
+            state = _scaled(state, 1 / left)
+        own = scaling == "boosting" and exit < model.num_exits
+        each, previous = model.answer(exit, _scaled(state, 1 / left) if own else state, previous)
+        logits.append(each)
+        if scaling == "equilibrium" and left > 1:
+            state = _scaled(state, left - 1)
+    return logits
+
+
+class _Scale(torch.autograd.Function):
+    """x as it is; its gradient times `factor`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()  # no view: what comes next may work in place
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+def _scaled(state: Any, factor: float) -> Any:
+    if isinstance(state, tuple):
+        return tuple(_Scale.apply(each, factor) for each in state)
+    return _Scale.apply(state, factor)
