@@ -52,17 +52,12 @@ def over_cells(comparisons: pd.DataFrame) -> pd.DataFrame:
         for a, b in pairs:
             here = (comparisons["a"] == a) & (comparisons["b"] == b) & (comparisons["budget"] == budget)
             rows = comparisons[here]
-            record = {
-                "a": a,
-                "b": b,
-                "pair": f"{a} − {b}",
-                "budget": budget,
-                "unit": "seeds" if single else "cells",
-            }
+            unit = "seeds" if single else "cells"
+            record = {"a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, "unit": unit}
             if single:
                 record |= rows.iloc[0][["mean", "low", "high", "n", "p", "note"]].to_dict()
             else:
-                d = st.paired_difference(rows.set_index("cell")["mean"], pd.Series(0.0, index=rows["cell"]))
+                d = st.mean_difference(rows["mean"].dropna())
                 note = d.note.replace("seed", "cell")
                 record |= {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": note}
             records.append(record)

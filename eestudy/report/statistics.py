@@ -8,12 +8,13 @@ warns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from pandas.core.groupby import SeriesGroupBy
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -44,9 +45,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean of the paired differences a - b over n common seeds, its 95 % t interval and the paired t test's
-    p.
-    """
+    """Mean of the paired differences a - b over n common seeds, its 95 % t interval, the paired t test's p."""
 
     mean: float
     low: float
@@ -93,17 +92,26 @@ def mean_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float
     return Interval(mean, mean - half, mean + half, int(x.size))
 
 
-def paired_difference(a: Seeds, b: Seeds, level: float = LEVEL) -> Paired:
-    """Differences a - b over the seeds that both have (seed -> value; NaN counts as missing), with t interval
-    and test.
+def intervals(values: SeriesGroupBy) -> pd.DataFrame:
+    """`mean_interval` of each group, a row each: mean, low, high, n, note, half (NaN where there is no interval)."""
+    found = pd.DataFrame({key: asdict(mean_interval(group)) for key, group in values}).T.infer_objects()
+    return found.assign(half=(found["high"] - found["low"]) / 2)
 
-    Two-sided paired t test. When every difference is the same the test is not defined: p and the interval are
-    NaN.
-    """
+
+def paired_difference(a: Seeds, b: Seeds, level: float = LEVEL) -> Paired:
+    """`mean_difference` of a - b over the seeds that both have (seed -> value; NaN counts as missing)."""
     left, right = (pd.Series(x, dtype=float).dropna() for x in (a, b))
     common = left.index.intersection(right.index)
     unpaired = len(left.index.union(right.index)) - len(common)
-    d = (left.loc[common] - right.loc[common]).to_numpy()
+    return mean_difference((left.loc[common] - right.loc[common]).to_numpy(), unpaired, level)
+
+
+def mean_difference(differences: np.ndarray | pd.Series, unpaired: int = 0, level: float = LEVEL) -> Paired:
+    """Mean of the differences (n,) of n pairs, with t interval and two-sided t test against 0.
+
+    When every difference is the same the test is not defined: p and the interval are NaN.
+    """
+    d = np.asarray(differences, dtype=float)
     interval = mean_interval(d, level)
     note = interval.note.replace("value", "common seed")
     if math.isnan(interval.low):
@@ -169,10 +177,24 @@ def smallest_difference(n: int, sd: float, alpha: float = ALPHA) -> float:
     return float(stats.t.ppf(1 - alpha / 2, n - 1) * sd / math.sqrt(n))
 
 
+def signed(value: float) -> str:
+    """A number with its sign and one decimal; a zero has none."""
+    return f"{value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+
+
 def points(value: float) -> str:
     """A difference of two fractions in percentage points, signed, with one decimal: 0.0123 -> "+1.2"."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+    return signed(100 * value)
+
+
+def with_interval(row: Any, write: Callable[[float], str] = points, star: str = "", to: str = ", ") -> str:
+    """ "mean [low, high]" of a row with mean, low, high and note, or "mean (note)" where there is no interval.
+
+    star: stands after the mean, `to` between the ends.
+    """
+    if math.isnan(row.low):
+        return f"{write(row.mean)} ({row.note or 'no interval'})"
+    return f"{write(row.mean)}{star} [{write(row.low)}{to}{write(row.high)}]"
 
 
 def spread(low: float, high: float, note: str = "") -> str:
@@ -210,16 +232,16 @@ def verdict(mean: float, low: float, high: float, p_corrected: float, note: str 
     return f"no difference seen ({points(mean)} points, {interval})"
 
 
-def difficulty(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """How hard each sample is: the share of (seed, exit) pairs that classify it wrongly, (N,) in [0, 1].
-    Ours. In regression (C = 1): whose error is larger than the median of all of them.
+def share_wrong(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The share of (seed, exit) pairs that classify a sample wrongly, (N,) in [0, 1]: how hard it is. Ours.
 
+    In regression (C = 1): whose error is larger than the median of all of them.
     `logits`: one array (K, N, C) a seed, on the same samples; `labels` (N,).
     """
     if not len(logits):
         raise EestudyError("difficulty: needs the logits of at least one seed")
-    if np.asarray(logits[0]).shape[-1] == 1:
-        errors = np.concatenate([np.abs(np.asarray(z)[:, :, 0] - np.asarray(labels)) for z in logits], axis=0)
+    every, labels = np.concatenate([np.asarray(each) for each in logits]), np.asarray(labels)
+    if every.shape[-1] == 1:
+        errors = np.abs(every[:, :, 0] - labels)
         return (errors > np.median(errors)).mean(axis=0)
-    wrong = [np.asarray(z).argmax(axis=-1) != np.asarray(labels)[None, :] for z in logits]
-    return np.concatenate(wrong, axis=0).mean(axis=0)
+    return (every.argmax(axis=-1) != labels).mean(axis=0)

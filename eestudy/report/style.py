@@ -101,7 +101,9 @@ class Plot(Figure):
 
 @contextmanager
 def context() -> Iterator[None]:
-    """The settings above and nothing of the user's matplotlibrc; what was set before comes back after."""
+    """The settings above and nothing of the user's matplotlibrc; what was set before comes back after. Also a decorator
+    of what draws.
+    """
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS)
@@ -116,6 +118,11 @@ def colour(strategy: str) -> str:
 def marker(strategy: str) -> str:
     """The marker of a strategy, the same in every figure."""
     return MARKERS[strategy] if strategy in MARKERS else _other(strategy)[1]
+
+
+def look(strategy: str) -> dict[str, Any]:
+    """Colour, marker and label of a strategy's line."""
+    return {"color": colour(strategy), "marker": marker(strategy), "label": strategy}
 
 
 def _other(strategy: str) -> tuple[str, str]:

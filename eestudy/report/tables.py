@@ -7,6 +7,7 @@ Numbers come first (`comparisons`, ...: DataFrames of fractions), then the same 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -53,16 +54,33 @@ def table(frame: pd.DataFrame, caption: str, name: str) -> Table:
     return styled
 
 
-def percent(interval: st.Interval, expected: int | None = None) -> str:
-    """Accuracy in %: "81.3 ± 0.8", "81.3 (one seed)", "81.3 (1 of 2 seeds)" or a dash."""
+def texts(frame: pd.DataFrame, caption: str, name: str) -> Table:
+    """A `table` of words: to the left, and on several lines where they are long."""
+    made = table(frame, caption, name)
+    words = [("text-align", "left"), ("white-space", "normal")]
+    made.set_table_styles([{"selector": "td, th", "props": words}], overwrite=False)
+    return made
+
+
+def plus_minus(interval: st.Interval, write: Callable[[float], str] = "{:.1f}".format) -> str:
+    """A mean x 100 and half of its interval: "81.3 ± 0.8", "81.3" where there is no interval, or a dash."""
     if interval.n == 0:
         return DASH
-    text = f"{100 * interval.mean:.1f}"
-    if not math.isnan(interval.low):
-        text += f" ± {100 * interval.half:.1f}"
-    if expected is not None and interval.n < expected:
+    return write(100 * interval.mean) + ("" if math.isnan(interval.low) else f" ± {100 * interval.half:.1f}")
+
+
+def percent(interval: st.Interval, expected: int | None = None) -> str:
+    """Accuracy in %: "81.3 ± 0.8", "81.3 (one seed)", "81.3 (1 of 2 seeds)" or a dash."""
+    text = plus_minus(interval)
+    if expected is not None and 0 < interval.n < expected:
         return f"{text} ({interval.n} of {expected} seeds)"
     return f"{text} (one seed)" if interval.n == 1 else text
+
+
+def why(frame: pd.DataFrame, value: str) -> str:
+    """The reasons of the rows without a `value`, each once, for a caption; "" when every row has one."""
+    reasons = dict.fromkeys(str(reason) for reason in frame[frame[value].isna()]["reason"] if reason)
+    return f" {DASH}: {'; '.join(reasons)}." if reasons else ""
 
 
 def select(frame: pd.DataFrame, protocol: str, rule: str | None, allocation: str | None = None) -> pd.DataFrame:
@@ -107,28 +125,41 @@ def budget_name(budget: str) -> str:
     return budget if budget == "max" else f"{budget} %"
 
 
-def _ordered(frame: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
+def ordered(frame: pd.DataFrame, cells: Iterable[str]) -> pd.DataFrame:
     """Rows (cell, strategy) in the order used everywhere."""
-    rows = [(c, s) for c in cells for s in in_order(frame.index.get_level_values("strategy")) if (c, s) in frame.index]
-    return frame.loc[rows]
+    strategies = in_order(frame.index.get_level_values("strategy"))
+    return frame.loc[[(c, s) for c in dict.fromkeys(cells) for s in strategies if (c, s) in frame.index]]
+
+
+def rows(found: Mapping[Any, Mapping[str, Any]], *names: str) -> pd.DataFrame:
+    """Key -> its row, as a frame; names: of the parts of a key."""
+    return pd.DataFrame(list(found.values()), index=pd.MultiIndex.from_tuples(found, names=names))
+
+
+def by_budget(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The column `text` with a row for each of `keys`, as they come, and a column for each `budget`."""
+    wide = frame.pivot(index=keys, columns="budget", values="text").fillna(DASH)
+    wide = wide.loc[list(frame[keys].drop_duplicates().itertuples(index=False, name=None))]
+    wide = wide[[budget for budget in BUDGETS if budget in wide.columns]]
+    wide.columns = pd.Index([budget_name(budget) for budget in wide.columns], name="budget")
+    return wide
+
+
+def tested(frame: pd.DataFrame) -> str:
+    """In how many tests a table's stars were decided, for its caption."""
+    return f"* decided by Holm's correction over {int(frame['p'].notna().sum())} tests."
 
 
 def budget_means(
     results: Results, protocol: str = "calibrated", rule: str | None = None, score: str = "accuracy"
 ) -> pd.DataFrame:
-    """One row a cell x strategy x budget: mean, low, high (fractions, over seeds), n seeds that reach it, of
+    """One row per cell, strategy and budget: mean, low, high, half (fractions, over seeds), n seeds that reach it, of
     `seeds`.
     """
     rows, _ = _scored(select(results.budgets, protocol, rule), score)
-    records = []
-    for (cell, strategy, budget), group in rows.groupby(["cell", "strategy", "budget"], sort=False):
-        interval = st.mean_interval(group["value"])
-        records.append(
-            {"cell": cell, "strategy": strategy, "budget": str(budget), "seeds": group["seed"].nunique()}
-            | {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
-            | {"note": interval.note, "flops": group["flops"].mean()}
-        )
-    return pd.DataFrame(records)
+    groups = rows.groupby(["cell", "strategy", "budget"], sort=False)
+    facts = groups.agg(seeds=("seed", "nunique"), flops=("flops", "mean"))
+    return st.intervals(groups["value"]).rename_axis(facts.index.names).join(facts).reset_index()
 
 
 def budget_table(
@@ -139,10 +170,8 @@ def budget_table(
     Regression: R2, or what `score` asks for: "pearson" or "spearman".
     """
     means = budget_means(results, protocol, rule, score)
-    means["text"] = [percent(_interval(r), r.seeds) for r in means.itertuples()]
-    frame = means.pivot(index=["cell", "strategy"], columns="budget", values="text").fillna(DASH)
-    frame = _ordered(frame[[b for b in BUDGETS if b in frame.columns]], results.cells)
-    frame.columns = pd.Index([budget_name(b) for b in frame.columns], name="budget")
+    means["text"] = [percent(st.Interval(r.mean, r.low, r.high, r.n), r.seeds) for r in means.itertuples()]
+    frame = ordered(by_budget(means, ["cell", "strategy"]), results.cells)
     rows, name = _scored(select(results.budgets, protocol, rule), score)
     text = f"{name}, at a mean cost within the budget. {_protocol(results, protocol, rule)} "
     text += _seeds(results)
@@ -159,17 +188,10 @@ def budget_table(
 def exit_table(results: Results, score: str = "accuracy") -> Table:
     """Accuracy of every exit when all samples take it: rows cell x strategy, columns exits. `score`: see above."""
     rows, name = _scored(results.exits, score)
-    records = [
-        {
-            "cell": cell,
-            "strategy": strategy,
-            "exit": number,
-            "text": percent(st.mean_interval(group["value"]), len(group)),
-        }
-        for (cell, strategy, number), group in rows.groupby(["cell", "strategy", "exit"], sort=False)
-    ]
-    frame = pd.DataFrame(records).pivot(index=["cell", "strategy"], columns="exit", values="text").sort_index(axis=1)
-    frame = _ordered(frame, results.cells)
+    texts = rows.groupby(["cell", "strategy", "exit"])["value"].agg(
+        lambda seeds: percent(st.mean_interval(seeds), len(seeds))
+    )
+    frame = ordered(texts.unstack("exit"), results.cells)
     frame.columns = pd.Index([f"exit {k}" for k in frame.columns], name="all samples take")
     empty = " Empty: the backbone has fewer exits." if frame.isna().any(axis=None) else ""
     text = f"{name}, of each exit by itself; no rule, no threshold. {_seeds(results)}{empty}"
@@ -185,7 +207,7 @@ def _undefined() -> str:
 def comparisons(results: Results, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
     """Paired differences between strategies at each budget, Holm-corrected over all rows.
 
-    One row a cell x pair x budget: `a`, `b`, mean, low, high, sd (of a - b, fractions of accuracy), n common
+    One row per cell, pair and budget: `a`, `b`, mean, low, high, sd (of a - b, fractions of accuracy), n common
     seeds, unpaired seeds, p, p_holm, `decision` ("better": a is; "worse"; "" undecided), `verdict` in words.
     A budget that neither strategy reaches makes no row. With regression, the column `score` of its cells is "r2".
     """
@@ -210,10 +232,6 @@ def comparison_table(results: Results, protocol: str = "calibrated", rule: str |
     """`comparisons` for a reader: rows cell x pair, columns budgets: points, interval, corrected p."""
     frame = comparisons(results, protocol, rule)
     frame["text"] = [_difference(r) for r in frame.itertuples()]
-    wide = frame.pivot(index=["cell", "pair"], columns="budget", values="text").fillna(DASH)
-    order = [(c, p) for c in results.cells for p in dict.fromkeys(frame["pair"]) if (c, p) in wide.index]
-    wide = wide.loc[order, [b for b in BUDGETS if b in wide.columns]]
-    wide.columns = pd.Index([budget_name(b) for b in wide.columns], name="budget")
     tested = int(frame["p"].notna().sum())
     text = (
         f"Difference in {score_name(frame)}, points [95 % interval], paired over seeds; p of the paired t test, "
@@ -223,7 +241,7 @@ def comparison_table(results: Results, protocol: str = "calibrated", rule: str |
     )
     if frame["text"].str.contains("no spread").any():
         text += " No spread: the difference is the same in all seeds, so there is neither interval nor test."
-    return table(wide, text, f"comparisons-{protocol}")
+    return table(by_budget(frame, ["cell", "pair"]), text, f"comparisons-{protocol}")
 
 
 def friedman_table(results: Results, protocol: str = "calibrated", rule: str | None = None) -> Table:
@@ -255,8 +273,9 @@ def runs_table(results: Results) -> Table:
         hardware=("hardware", lambda s: "; ".join(sorted(set(s.astype(str))))),
         commit=("commit", lambda s: ", ".join(sorted({str(v)[:10] for v in s}))),
     )
-    frame = _ordered(frame, results.cells)
-    frame = frame.rename(columns={"training": "training FLOPs", "backbone": "backbone FLOPs a sample"})
+    frame = ordered(frame, results.cells).rename(
+        columns={"training": "training FLOPs", "backbone": "backbone FLOPs a sample"}
+    )
     text = f"{len(runs)} runs. Seconds and training FLOPs are sums over seeds. FLOPs: multiply and add apart."
     return table(frame, text, "runs")
 
@@ -292,17 +311,12 @@ def _pairs(strategies: list[str]) -> list[tuple[str, str]]:
     return named + others
 
 
-def _interval(row: Any) -> st.Interval:
-    return st.Interval(row.mean, row.low, row.high, row.n, row.note)
-
-
 def _difference(row: Any) -> str:
     if math.isnan(row.mean):
         return DASH
-    text = st.points(row.mean)
     if math.isnan(row.p):
-        return f"{text} (no spread)" if row.n > 1 else f"{text} (one seed)"
-    text += f"{'*' if row.decision else ''} [{st.points(row.low)}, {st.points(row.high)}] p {row.p_holm:.2g}"
+        return f"{st.points(row.mean)} {'(no spread)' if row.n > 1 else '(one seed)'}"
+    text = f"{st.with_interval(row, star='*' if row.decision else '')} p {row.p_holm:.2g}"
     return f"{text}, {row.n} of {row.n + row.unpaired} seeds" if row.unpaired else text
 
 

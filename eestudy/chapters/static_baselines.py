@@ -14,17 +14,17 @@ from typing import Any
 import pandas as pd
 
 from eestudy.config import EestudyError
+from eestudy.report import panels, style
 from eestudy.report import statistics as st
-from eestudy.report import style
 from eestudy.report.frames import Results, in_order
 from eestudy.report.plots import tradeoff_lines, value_limits
-from eestudy.report.tables import Table, select, table
+from eestudy.report.tables import DASH, Table, select, table
 
 WHOLE = "whole"
 
 
 def plain_networks(results: Results) -> pd.DataFrame:
-    """One row a run of plain networks: place (architecture / data set), name, seed, flops (its backbone's), accuracy.
+    """One row per run of plain networks: cell (architecture / data set), name, seed, flops (its backbone's), accuracy.
 
     name: what makes it smaller, such as "width 24", or "whole".
     """
@@ -35,7 +35,7 @@ def plain_networks(results: Results) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "run": runs["run"],
-            "place": _place(runs),
+            "cell": _cell(runs),
             "name": [named(each.get("architecture_args", {})) for each in settings],
             "seed": runs["seed"],
             "flops": runs["backbone_flops"],
@@ -44,7 +44,7 @@ def plain_networks(results: Results) -> pd.DataFrame:
     )
 
 
-def _place(frame: pd.DataFrame) -> pd.Series:
+def _cell(frame: pd.DataFrame) -> pd.Series:
     return frame["architecture"] + " / " + frame["dataset"]
 
 
@@ -69,38 +69,38 @@ def at_equal_cost(fine: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
 
     fine: of `finest_curves`. The point taken of each seed's curve is the last whose mean cost on test is not above the
     plain network's, so early exits are given no more than that cost, and up to one step of the curve less.
-    Columns: place, strategy, name, flops, spent (the point's share of the plain network's cost, mean over seeds),
+    Columns: cell, strategy, name, flops, spent (the point's share of the plain network's cost, mean over seeds),
     early, plain (accuracies), and those of `statistics.tested` ("better": early exits), one family.
     EestudyError where the two studies have no cell in common.
     """
-    curves = fine.assign(place=_place(fine)).dropna(subset="accuracy")
+    curves = fine.assign(cell=_cell(fine)).dropna(subset="accuracy")
     tests = []
-    for (place, name), networks in plain.groupby(["place", "name"], sort=False):
-        own = curves[curves["place"] == place]
+    for (cell, name), networks in plain.groupby(["cell", "name"], sort=False):
+        own = curves[curves["cell"] == cell]
         for strategy in in_order(own["strategy"]):
             cost = float(networks["flops"].iloc[0])
             within = own[(own["strategy"] == strategy) & (own["flops"] <= cost)].sort_values("flops")
             point = within.groupby("seed")[["accuracy", "flops"]].last()
             early = point["accuracy"]
             alone = networks.set_index("seed")["accuracy"]
-            names = {"place": place, "strategy": strategy, "name": name, "flops": cost}
+            names = {"cell": cell, "strategy": strategy, "name": name, "flops": cost}
             means = {"spent": point["flops"].mean() / cost, "early": early.mean(), "plain": alone.mean()}
             tests.append((names | means, early, alone))
     if not tests:
         raise EestudyError(
             "study: the plain networks and the early-exit networks have no architecture and data set in common"
         )
-    return st.tested((), tests).sort_values(["place", "flops"], kind="stable", ignore_index=True)
+    return st.tested((), tests).sort_values(["cell", "flops"], kind="stable", ignore_index=True)
 
 
 def equal_cost_table(frame: pd.DataFrame, whole: dict[str, float]) -> Table:
-    """`at_equal_cost` as a reader sees it. whole: FLOPs of the whole backbone by place."""
+    """`at_equal_cost` as a reader sees it. whole: FLOPs of the whole backbone by cell."""
     texts = frame.assign(
-        text=[_difference(row) for row in frame.to_dict("records")],
-        cost=[f"{100 * row['flops'] / whole[row['place']]:.0f} %" for row in frame.to_dict("records")],
+        text=[_difference(row) for row in frame.itertuples()],
+        cost=[f"{100 * row.flops / whole[row.cell]:.0f} %" for row in frame.itertuples()],
         alone=[f"{100 * value:.1f}" for value in frame["plain"]],
     )
-    wide = texts.pivot(index=["place", "flops", "name", "cost", "alone"], columns="strategy", values="text")
+    wide = texts.pivot(index=["cell", "flops", "name", "cost", "alone"], columns="strategy", values="text")
     wide = wide[in_order(wide.columns)].droplevel("flops")
     wide.index.names = ["cell", "plain network", "cost", "accuracy, %"]
     wide.columns.name = None
@@ -113,19 +113,16 @@ def equal_cost_table(frame: pd.DataFrame, whole: dict[str, float]) -> Table:
     )
 
 
-def _difference(row: dict[str, Any]) -> str:
-    if math.isnan(row["mean"]):
-        return "–"
-    star, spent = "*" if row["decision"] else "", f"({row['spent']:.0%})"
-    if math.isnan(row["low"]):
-        return f"{st.points(row['mean'])} ({row['note']}) {spent}"
-    return f"{st.points(row['mean'])}{star} [{st.points(row['low'])} to {st.points(row['high'])}] {spent}"
+def _difference(row: Any) -> str:
+    if math.isnan(row.mean):
+        return DASH
+    return f"{st.with_interval(row, star='*' if row.decision else '', to=' to ')} ({row.spent:.0%})"
 
 
 def verdict(frame: pd.DataFrame) -> list[str]:
-    """Where plain networks win, where early exits do, in sentences; one a place."""
+    """Where plain networks win, where early exits do, in sentences; one a cell."""
     lines = []
-    for place, rows in frame.groupby("place", sort=False):
+    for cell, rows in frame.groupby("cell", sort=False):
         parts = []
         for word, who in (("worse", "plain networks win"), ("better", "early exits win")):
             won = rows[rows["decision"] == word]
@@ -135,100 +132,96 @@ def verdict(frame: pd.DataFrame) -> list[str]:
                 parts.append(f"{who} at the cost of {'; '.join(names)}")
         open_ones = int((rows["decision"] == "").sum())
         parts.append(f"no difference seen in {open_ones} of {len(rows)} comparisons")
-        lines.append(f"**{place}**: {'; '.join(parts)}.")
+        lines.append(f"**{cell}**: {'; '.join(parts)}.")
     return lines
 
 
+@style.context()
 def plot(tradeoff: pd.DataFrame, plain: pd.DataFrame, whole: dict[str, float]) -> style.Plot:
     """The trade-off curves of every cell with the plain networks on them: crosses, with seeds' 95 % intervals."""
-    places = [place for place in dict.fromkeys(_place(tradeoff)) if place in set(plain["place"])]
-    with style.context():
-        figure = style.Plot(3.3 * len(places) + 0.7, "accuracy against mean cost; plain networks beside early exits")
-        panels = figure.subplots(len(places), 1, squeeze=False)[:, 0]
-        for axes, place in zip(panels, places, strict=True):
-            rows = tradeoff[_place(tradeoff) == place]
-            rows = rows.assign(flops=100 * rows["flops"] / whole[place])
-            tradeoff_lines(axes, rows, 1.0)
-            own = plain[plain["place"] == place]
-            by_cost = sorted(own.groupby("name"), key=lambda pair: pair[1]["flops"].iloc[0])
-            for number, (name, group) in enumerate(by_cost):
-                interval = st.mean_interval(group["accuracy"])
-                x = 100 * float(group["flops"].iloc[0]) / whole[place]
-                half = 0.0 if math.isnan(interval.low) else interval.half
-                axes.errorbar(x, interval.mean, half, color=style.INK, marker="X", markersize=7, capsize=3, zorder=5,
-                              linestyle="", label="plain network")  # fmt: skip
-                axes.annotate(
-                    str(name),
-                    (x, interval.mean),
-                    textcoords="offset points",
-                    xytext=(6, (-14, 8)[number % 2]),
-                    fontsize=8,
-                )
-            axes.set_ylim(*value_limits(pd.concat([rows["accuracy"], own["accuracy"]])))
-            axes.set_xlim(left=0)
-            axes.set_title(place)
-            style.percent_axis(axes)
-        panels[-1].set_xlabel("mean cost of a sample, % of the whole plain backbone")
-        handles = {label: h for a in panels for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
-        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles))
+    tradeoff = tradeoff.assign(cell=_cell(tradeoff))
+    cells = [cell for cell in dict.fromkeys(tradeoff["cell"]) if cell in set(plain["cell"])]
+    shows = "accuracy against mean cost; plain networks beside early exits"
+    figure, shown = panels.of_cells(cells, shows, (0.7, 3.3), columns=1)
+    for cell, axes in shown.items():
+        rows = tradeoff[tradeoff["cell"] == cell]
+        tradeoff_lines(axes, rows, whole[cell] / 100)
+        own = plain[plain["cell"] == cell]
+        by_cost = sorted(own.groupby("name"), key=lambda pair: pair[1]["flops"].iloc[0])
+        for number, (name, group) in enumerate(by_cost):
+            x = 100 * group["flops"] / whole[cell]
+            look: dict[str, Any] = {
+                "color": style.INK,
+                "marker": "X",
+                "markersize": 7,
+                "capsize": 3,
+                "zorder": 5,
+                "linestyle": "",
+            }
+            panels.bars(axes, group["accuracy"].groupby(x), label="plain network", **look)
+            at, beside = (x.iloc[0], group["accuracy"].mean()), (6, (-14, 8)[number % 2])
+            axes.annotate(str(name), at, textcoords="offset points", xytext=beside, fontsize=8)
+        axes.set_ylim(*value_limits(pd.concat([rows["accuracy"], own["accuracy"]])))
+        axes.set_xlim(left=0)
+        style.percent_axis(axes)
+    figure.axes[-1].set_xlabel("mean cost of a sample, % of the whole plain backbone")
+    panels.legend(figure)
     return figure
 
 
 def on_the_clock(tradeoff: pd.DataFrame, plain: pd.DataFrame, milliseconds: dict[str, Any], batch: int) -> pd.DataFrame:
     """Accuracy beside measured time: one row a network, or a strategy at a budget.
 
-    milliseconds: of `benchmarks/static.json`. Columns: place, kind ("plain" or the strategy), name (the network, or the
+    milliseconds: of `benchmarks/static.json`. Columns: cell, kind ("plain" or the strategy), name (the network, or the
     budget in %), ms (a sample, in batches of `batch`), accuracy, low, high (over seeds).
     """
-    curves = tradeoff.assign(place=_place(tradeoff)).dropna(subset="accuracy")
+    curves = tradeoff.assign(cell=_cell(tradeoff)).dropna(subset="accuracy")
     rows: list[dict[str, Any]] = []
 
-    def add(place: str, kind: str, name: str, times: dict[str, float], accuracy: pd.Series) -> None:
+    def add(cell: str, kind: str, name: str, times: dict[str, float], accuracy: pd.Series) -> None:
         interval = st.mean_interval(accuracy)
-        row = {"place": place, "kind": kind, "name": name, "ms": times[str(batch)]}
+        row = {"cell": cell, "kind": kind, "name": name, "ms": times[str(batch)]}
         rows.append({**row, "accuracy": interval.mean, "low": interval.low, "high": interval.high})
 
-    for place, found in milliseconds.items():
-        for name, group in plain[plain["place"] == place].groupby("name", sort=False):
-            add(place, "plain", str(name), found["plain"][name], group["accuracy"])
+    for cell, found in milliseconds.items():
+        for name, group in plain[plain["cell"] == cell].groupby("name", sort=False):
+            add(cell, "plain", str(name), found["plain"][name], group["accuracy"])
         for strategy, budgets in found["early"].items():
-            own = curves[(curves["place"] == place) & (curves["strategy"] == strategy)]
+            own = curves[(curves["cell"] == cell) & (curves["strategy"] == strategy)]
             for budget, times in budgets.items():
                 at = own[(own["budget"] - float(budget)).abs() < 1e-6]
                 if len(at):
-                    add(place, strategy, f"{100 * float(budget):.0f} %", times, at["accuracy"])
+                    add(cell, strategy, f"{100 * float(budget):.0f} %", times, at["accuracy"])
     return pd.DataFrame(rows)
 
 
+@style.context()
 def clock_plot(frames: dict[int, pd.DataFrame]) -> style.Plot:
-    """`on_the_clock` by batch size: a row a place, a column a batch size; crosses are plain networks."""
-    places = list(dict.fromkeys(next(iter(frames.values()))["place"]))
-    with style.context():
-        figure = style.Plot(2.9 * len(places) + 0.7, "accuracy against measured time; plain networks and early exits")
-        panels = figure.subplots(len(places), len(frames), squeeze=False, sharey="row")
-        for column, (batch, frame) in enumerate(frames.items()):
-            for axes, place in zip(panels[:, column], places, strict=True):
-                rows = frame[frame["place"] == place]
-                for strategy in in_order(kind for kind in rows["kind"] if kind != "plain"):
-                    own = rows[rows["kind"] == strategy].sort_values("ms")
-                    axes.plot(own["ms"], own["accuracy"], color=style.colour(strategy), marker=style.marker(strategy),
-                              label=strategy)  # fmt: skip
-                own = rows[rows["kind"] == "plain"]
-                axes.plot(own["ms"], own["accuracy"], color=style.INK, marker="X", linestyle="", label="plain network")
-                axes.set_xlim(left=0)
-                axes.set_title(f"{place}, batch {batch}")
-                style.percent_axis(axes, "accuracy, %" if not column else "")
-        for axes in panels[-1]:
-            axes.set_xlabel("milliseconds a sample")
-        handles = {label: h for a in panels.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
-        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles))
+    """`on_the_clock` by batch size: a row a cell, a column a batch size; crosses are plain networks."""
+    cells = list(dict.fromkeys(next(iter(frames.values()))["cell"]))
+    figure = style.Plot(2.9 * len(cells) + 0.7, "accuracy against measured time; plain networks and early exits")
+    shown = figure.subplots(len(cells), len(frames), squeeze=False, sharey="row")
+    for column, (batch, frame) in enumerate(frames.items()):
+        for axes, cell in zip(shown[:, column], cells, strict=True):
+            plain = (frame["cell"] == cell) & (frame["kind"] == "plain")
+            early = frame[(frame["cell"] == cell) & ~plain].sort_values("ms").rename(columns={"kind": "strategy"})
+            for strategy, own in panels.by_strategy(early):
+                axes.plot(own["ms"], own["accuracy"], **style.look(strategy))
+            look: dict[str, Any] = {"color": style.INK, "marker": "X", "linestyle": "", "label": "plain network"}
+            axes.plot(frame["ms"][plain], frame["accuracy"][plain], **look)
+            axes.set_xlim(left=0)
+            axes.set_title(f"{cell}, batch {batch}")
+            style.percent_axis(axes, "accuracy, %" if not column else "")
+    for axes in shown[-1]:
+        axes.set_xlabel("milliseconds a sample")
+    panels.legend(figure)
     return figure
 
 
 def clock_findings(frame: pd.DataFrame) -> list[str]:
     """Which plain networks are not slower and not less accurate than some point of early exits, and the other way."""
     lines = []
-    for place, rows in frame.groupby("place", sort=False):
+    for cell, rows in frame.groupby("cell", sort=False):
         plain, early = rows[rows["kind"] == "plain"], rows[rows["kind"] != "plain"]
         beaten = [
             row["name"]
@@ -237,7 +230,7 @@ def clock_findings(frame: pd.DataFrame) -> list[str]:
         ]
         free = [name for name in plain["name"] if name not in beaten]
         lines.append(
-            f"**{place}**: for {len(beaten)} of {len(plain)} plain networks some early-exit point is as fast and as "
+            f"**{cell}**: for {len(beaten)} of {len(plain)} plain networks some early-exit point is as fast and as "
             f"accurate on average{'; not for ' + '; '.join(free) if free else ''}."
         )
     return lines

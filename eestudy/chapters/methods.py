@@ -1,6 +1,6 @@
-"""Cards of methods and strategies, made from the code's own docstrings and phases.
+"""Cards of methods and strategies, made from the code's own docstrings and phases; and methods and strategies compared.
 
-The docstrings are read from the source, so nothing here imports torch.
+Each method has its own exit rule. The docstrings are read from the source, so nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import pandas as pd
+
 from eestudy.config import METHODS, STRATEGIES
+from eestudy.report import statistics as st
+from eestudy.report.differences import REFERENCE, at_own_rule, tested
+from eestudy.report.frames import Results, in_order
+from eestudy.report.tables import BUDGETS, PAIRS, Table, budget_name, percent, table
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -152,3 +158,101 @@ def relative_cost(flops: Mapping[str, float], reference: str) -> dict[str, str]:
         name: f"{100 * value / flops[reference]:.0f} % of the training FLOPs of `{reference}`."
         for name, value in flops.items()
     }
+
+
+# Comparisons
+
+
+def same_as_reference(results: Results) -> list[str]:
+    """The methods that have SDN's accuracy in every run and at every budget: one training, one rule. They are no cases
+    of their own, so they are in the table of accuracies alone.
+    """
+    rows = at_own_rule(results)
+    wide = rows.pivot(index=["strategy", "seed", "budget"], columns="method", values="accuracy")
+    mine = wide[REFERENCE["method"]]
+    several = wide.loc[wide.drop(columns=REFERENCE["method"]).notna().any(axis=1)]
+    return [m for m in METHODS if m in wide and m != REFERENCE["method"] and several[m].equals(mine[several.index])]
+
+
+def _cases(results: Results) -> pd.DataFrame:
+    rows = at_own_rule(results)
+    return rows[~rows["method"].isin(same_as_reference(results))]
+
+
+def accuracy_table(results: Results, by: str) -> Table:
+    """Accuracy at every budget and what the training cost; by "method": rows strategy x method; by "strategy": rows
+    strategy, of SDN alone.
+    """
+    keys = ["strategy", "method"]
+    rows, runs = _part(at_own_rule(results), by), _part(results.runs, by)
+    flops = runs.groupby(keys)["training_flops"].mean()
+    texts = {}
+    for key in _in_order(flops.index):
+        mine = rows.set_index(keys).loc[key]
+        accuracies = [percent(st.mean_interval(mine.loc[mine["budget"] == budget, "accuracy"])) for budget in BUDGETS]
+        texts[key] = [*accuracies, f"{100 * flops[key] / flops[_reference(key, by)]:.0f}"]
+    columns = [*(budget_name(budget) for budget in BUDGETS), "FLOPs, %"]
+    made = pd.DataFrame(list(texts.values()), columns=columns, index=pd.MultiIndex.from_tuples(texts, names=keys))
+    seeds = runs.groupby(keys)["seed"].nunique().min()
+    return table(
+        made,
+        f"Accuracy on test, %, at budgets of the plain backbone's FLOPs, thresholds from validation data, each method "
+        f"with its own exit rule; mean ± half of the 95 % interval over {seeds} seeds. FLOPs: of training, in per cent "
+        f"of {REFERENCE[by]}'s.",
+        f"accuracy-by-{by}",
+    )
+
+
+def differences(results: Results, by: str) -> pd.DataFrame:
+    """Paired differences in accuracy from the reference, over seeds: methods less SDN under the same strategy, or
+    strategies of SDN less joint.
+
+    One row per strategy, method and budget: mean, low, high (95 %), n, p, p_holm (over all rows), decision, verdict.
+    """
+    groups = _by_seed(_part(_cases(results), by))
+    pairs = []
+    for key in _in_order(key[:2] for key in groups):
+        if _reference(key, by) != key:
+            for budget in BUDGETS:
+                here, there = (*key, budget), (*_reference(key, by), budget)
+                if here in groups and there in groups:
+                    pairs.append((*here, groups[here], groups[there]))
+    return tested(("strategy", "method"), pairs)
+
+
+def regimes(results: Results) -> pd.DataFrame:
+    """As `differences`: for every method, mixed less joint and so on (`PAIRS`), in the column `pair`."""
+    groups = _by_seed(_cases(results))
+    pairs = [
+        (f"{a} − {b}", method, budget, groups[a, method, budget], groups[b, method, budget])
+        for a, b in PAIRS
+        for method in METHODS
+        for budget in BUDGETS
+        if {(a, method, budget), (b, method, budget)} <= set(groups)
+    ]
+    return tested(("pair", "method"), pairs)
+
+
+def _part(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The rows that are compared: of strategies SDN's, of methods those under strategies that several have."""
+    if by == "strategy":
+        return frame[frame["method"] == REFERENCE["method"]]
+    several = frame.groupby("strategy")["method"].nunique()
+    return frame[frame["strategy"].map(several) > 1]
+
+
+def _by_seed(rows: pd.DataFrame) -> dict[tuple[str, str, str], pd.Series]:
+    """(strategy, method, budget) -> accuracy by seed."""
+    groups = rows.dropna(subset="accuracy").groupby(["strategy", "method", "budget"])
+    return {key: group.set_index("seed")["accuracy"] for key, group in groups}
+
+
+def _in_order(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    there = list(keys)
+    return [(s, m) for s in in_order(strategy for strategy, _ in there) for m in METHODS if (s, m) in there]
+
+
+def _reference(key: tuple[str, str], by: str) -> tuple[str, str]:
+    """What a (strategy, method) is compared with."""
+    strategy, method = key
+    return (strategy, REFERENCE["method"]) if by == "method" else (REFERENCE["strategy"], method)

@@ -18,7 +18,7 @@ from scipy import stats
 
 from eestudy.config import EestudyError, check_name
 from eestudy.report import statistics as st
-from eestudy.report.dynamics import exit_shares, part_of
+from eestudy.report.dynamics import exit_shares, third_of
 from eestudy.report.frames import in_order
 
 WHEN = ("run", "last phase")
@@ -37,7 +37,7 @@ def early_metrics(
     """Metrics at the last checkpoint within the first `per_cent` of the run, or of its last phase (`when`).
 
     Within the run it is the last checkpoint that all strategies of a (cell, seed) have: as much is trained of each.
-    Tidy: cell, seed, strategy, metric, value. middle share, evenness (`dynamics.competition`), conflicts (rate of the
+    Tidy: cell, seed, strategy, metric, value. middle share, evenness (`dynamics.exit_shares`), conflicts (rate of the
     whole backbone's pairs), rank of early and of late stages. In disjoint's last phase the backbone is frozen: its rank
     is that of the phase before. Raises EestudyError for an unknown `when`.
     """
@@ -48,7 +48,7 @@ def early_metrics(
 
     pairs = chosen(conflict[(conflict["stage"] == 0) & (conflict["kind"] == "exits")])
     stages = chosen(rank)
-    stages = stages.assign(part=part_of(stages, "stage"))
+    stages = stages.assign(part=third_of(stages, "stage"))
     keys = ["cell", "seed", "strategy"]
     found = [
         exit_shares(chosen(dominance[dominance["stage"] == 0])).melt(keys, ["middle", "evenness"], "metric"),
@@ -80,7 +80,7 @@ def _within_last_phase(frame: pd.DataFrame, per_cent: int) -> pd.DataFrame:
 def early_prediction(
     metrics: pd.DataFrame, outcomes: pd.DataFrame, fixed: str = "mixed", resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """How well each metric ranks, and chooses, the strategies at each budget: one row a metric x budget.
+    """How well each metric ranks, and chooses, the strategies at each budget: one row per metric and budget.
 
     metrics: cell, seed, strategy, metric, value (at an early checkpoint). outcomes: cell, seed, strategy, budget,
     accuracy. A NaN is a value that is not there. Used are the groups that have both the metric and the budget.

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pandas as pd
 
 from eestudy.config import check_name
-from eestudy.grids import project_root
+from eestudy.report.benchmarks import Measured, machine
 from eestudy.report.tables import DASH, Table, table
 
-Measured = dict[str, Any]
 # model -> times as fast as plain code, share of the matrix rate; of processors with bfloat16.
 AIMS = {
     "resnet34, 32x32": (2.5, 0.75),
@@ -21,26 +17,13 @@ AIMS = {
 }  # type: dict[str, tuple[float, float | None]]
 
 
-def read(name: str) -> Measured:
-    """benchmarks/<name>.json of this checkout."""
-    return json.loads((project_root() / "benchmarks" / f"{name}.json").read_text())
-
-
 def hardware(step: Measured) -> str:
     """What the numbers belong to, as a sentence."""
     return f"{machine(next(iter(step.values()))['hardware'])[:-1]}; weights and batches in memory."
 
 
-def machine(facts: Measured) -> str:
-    """A benchmark's hardware and date, as a sentence."""
-    return (
-        f"Measured on {facts['processor']}, {facts['cores']} cores, instructions for bfloat16: "
-        f"{facts['bfloat16 instructions']}; torch {facts['torch']}, {facts['date']}."
-    )
-
-
 def steps(step: Measured, memory: Measured, baseline: str) -> pd.DataFrame:
-    """One row a model x step: median, low, high (samples a second), ratio to `baseline`, share of the matrix rate."""
+    """One row per model and step: median, low, high (samples/s), ratio to `baseline`, share of the matrix rate."""
     frame = pd.DataFrame(
         {"model": model, "step": name, **row["samples_per_second"], "MiB": memory.get(model, {}).get(name),
          "share": row.get("share_of_float32_rate")}
