@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from eestudy.report import style
-from eestudy.report.tables import Table, engineering, table
+from eestudy.report.tables import Table, engineering, rows, table
 
 KINDS = ("pooled", "token", "vector")  # the heads made for a kind of features
 CASCADING = tuple(f"cascading-{kind}" for kind in KINDS)
@@ -14,7 +14,7 @@ CASCADING = tuple(f"cascading-{kind}" for kind in KINDS)
 def head_table(catalogue: pd.DataFrame) -> Table:
     """What backbones cost, and what each head adds: rows architecture x input, from `models.catalogue`."""
     ends = catalogue.groupby(["architecture", "input", "head"], sort=False).last()
-    rows = {}
+    found = {}
     for (name, shape), group in ends.groupby(level=[0, 1], sort=False):
         by_head = group.droplevel([0, 1])
         first = by_head.iloc[0]
@@ -26,13 +26,11 @@ def head_table(catalogue: pd.DataFrame) -> Table:
             column = str(head).replace(kind, "own kind") if kind in KINDS else str(head)
             shares = f"{_share(values['head_flops'], flops)} / {_share(values['head_params'], params)}"
             row[column] = f"{shares} (auto)" if values["default"] and kind not in KINDS else shares
-        rows[name, _input(shape)] = row
-    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+        found[name, _input(shape)] = row
+    frame = rows(found, "architecture", "input").fillna("")
     columns = ["classes", "stage", "exit", "params", "FLOPs", "own kind", "cascading-own kind"]
     frame = frame[[*columns, *(column for column in frame if column not in columns)]]
-    names = {"stage": "stages", "exit": "exits", "cascading-own kind": "cascading, own kind"}
-    frame = frame.rename(columns=names)
-    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["architecture", "input"])
+    frame = frame.rename(columns={"stage": "stages", "exit": "exits", "cascading-own kind": "cascading, own kind"})
     text = (
         "The plain backbone: parameters, FLOPs of one sample; then what all heads of a kind together add to it: % of "
         "its FLOPs / % of its parameters. Heads of one layer. Own kind: the head made for the features that the "
@@ -65,10 +63,10 @@ def head_findings(catalogue: pd.DataFrame) -> str:
 
 def exit_costs_table(catalogue: pd.DataFrame) -> Table:
     """The cumulative FLOPs at each exit with the heads that `auto` takes: rows architecture x input, columns exits."""
-    rows = _default_heads(catalogue)
-    frame = rows.assign(text=[_share(r.flops, r.backbone) for r in rows.itertuples()], input=rows["input"].map(_input))
-    order = list(dict.fromkeys(zip(frame["architecture"], frame["input"], strict=True)))
-    wide = frame.pivot(index=["architecture", "input"], columns="exit", values="text").loc[order].fillna("")
+    frame = _default_heads(catalogue)
+    texts = [_share(r.flops, r.backbone) for r in frame.itertuples()]
+    frame = frame.assign(text=texts, input=frame["input"].map(_input)).set_index(["architecture", "input"])
+    wide = frame.set_index("exit", append=True)["text"].unstack().loc[frame.index.unique()].fillna("")
     wide.columns = pd.Index([str(k) for k in wide.columns], name="leaving at exit")
     text = (
         "FLOPs of a sample that leaves there, backbone and heads so far, in % of the plain backbone's, with the heads "
@@ -80,19 +78,19 @@ def exit_costs_table(catalogue: pd.DataFrame) -> Table:
 @style.context()
 def exit_costs(catalogue: pd.DataFrame) -> style.Plot:
     """`exit_costs_table` as a figure: a line a backbone, a mark an exit, a square for its own classifier."""
-    rows = _default_heads(catalogue)
-    shades = style.depth_colours(int(rows["exit"].max()))
-    labels = list(dict.fromkeys(zip(rows["architecture"], rows["input"], strict=True)))
+    frame = _default_heads(catalogue)
+    shades = style.depth_colours(int(frame["exit"].max()))
+    labels = list(dict.fromkeys(zip(frame["architecture"], frame["input"], strict=True)))
     figure = style.Plot(0.9 + 0.235 * len(labels), f"cost of leaving at each exit, {len(labels)} backbones")
     axes = figure.subplots()
-    for place, (name, shape) in enumerate(labels):
-        own = rows[(rows["architecture"] == name) & (rows["input"] == shape)]
+    for row, (name, shape) in enumerate(labels):
+        own = frame[(frame["architecture"] == name) & (frame["input"] == shape)]
         share = 100 * own["flops"] / own["backbone"]
-        axes.plot([0, share.max()], [place, place], color="#d0d0d0", linewidth=1.0, zorder=1)
+        axes.plot([0, share.max()], [row, row], color="#d0d0d0", linewidth=1.0, zorder=1)
         for number, value in zip(own["exit"], share, strict=True):
             mark = "s" if number == own["exit"].max() else "o"
             shade = [shades[number - 1]]
-            axes.scatter(value, place, s=30, marker=mark, color=shade, edgecolor=style.INK, linewidth=0.5, zorder=2)
+            axes.scatter(value, row, s=30, marker=mark, color=shade, edgecolor=style.INK, linewidth=0.5, zorder=2)
     axes.set_yticks(range(len(labels)), [f"{name}, {_input(shape)}" for name, shape in labels])
     axes.axvline(100, color=style.FAINT, linestyle="--", linewidth=1.0, zorder=0)
     axes.set_xlim(left=0)

@@ -7,7 +7,6 @@ or "dynamic", the network that leaves early at half of the plain backbone's cost
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -108,13 +107,13 @@ def scaling_effects(reliability: pd.DataFrame, metric: str) -> pd.DataFrame:
     return against(wide, "after", "before", ("part", "strategy"))
 
 
-def strategy_effects(reliability: pd.DataFrame, metric: str, scaled: bool = False) -> pd.DataFrame:
-    """Paired differences of a metric between strategies at the `ends`: `effects`."""
-    chosen = ends(reliability[reliability["scaled"] == scaled])
+def strategy_effects(reliability: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Paired differences of a metric between strategies at the `ends`, before temperature scaling: `effects`."""
+    chosen = ends(reliability[reliability["scaled"].eq(False)])
     return effects(chosen[chosen[metric].notna()], metric)
 
 
-def metric_table(reliability: pd.DataFrame, metrics: Sequence[str] = ("ece", "ks", "brier", "auroc")) -> Table:
+def metric_table(reliability: pd.DataFrame) -> Table:
     """Rows cell x system x strategy: each metric before and after temperature scaling, means over seeds x 100."""
     chosen = ends(reliability)
     found: dict[tuple[str, ...], dict[str, str]] = {}
@@ -124,7 +123,7 @@ def metric_table(reliability: pd.DataFrame, metrics: Sequence[str] = ("ece", "ks
             for strategy, here in panels.by_strategy(own):
                 found[cell, system, strategy] = {
                     METRICS[metric]: " → ".join(_hundred(here[here["scaled"] == s][metric]) for s in (False, True))
-                    for metric in metrics
+                    for metric in ("ece", "ks", "brier", "auroc")
                 }
     text = "On test, x 100, mean over seeds: before → after temperature scaling (fitted on validation data)."
     return table(rows(found, "cell", "system", "strategy"), text + why(reliability, "ece"), "reliability")

@@ -88,9 +88,9 @@ def leaving_plot(leaving: pd.DataFrame) -> style.Plot:
     figure, shown = panels.of_pairs(known["cell"], in_order(known["strategy"]), shows, (0.8, 2.0), **look)
     for (cell, strategy), axes in shown.items():
         here = known[(known["cell"] == cell) & (known["strategy"] == strategy)]
-        for place, (group, shade) in enumerate(zip(GROUPS, ("#56B4E9", "#8c8c8c", "#D55E00"), strict=True)):
+        for number, (group, shade) in enumerate(zip(GROUPS, ("#56B4E9", "#8c8c8c", "#D55E00"), strict=True)):
             own = here[here["group"] == group].groupby("exit")["share"].mean()
-            axes.bar(own.index + 0.27 * (place - 1), own, width=0.27, color=shade, label=group)
+            axes.bar(own.index + 0.27 * (number - 1), own, width=0.27, color=shade, label=group)
         axes.grid(visible=False, axis="x")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_subplotspec().is_first_col():
@@ -135,16 +135,15 @@ def _wide(leaving: pd.DataFrame) -> pd.DataFrame:
 def examples_plot(examples: pd.DataFrame, cell: str, kind: str) -> style.Plot | str:
     """The examples of a kind as pictures, above each its class, and in brackets what most triples say if that differs.
 
-    A text that says why, where there are none.
+    Where there are none, a text that says why.
     """
     here = examples[examples["cell"] == cell]
-    rows = here[here["kind"] == kind] if "pixels" in here else here[:0]
-    rows = rows[rows["pixels"].notna()] if len(rows) else rows
-    if rows.empty:
+    chosen = here[here["kind"] == kind] if "pixels" in here else here[:0]
+    chosen = chosen[chosen["pixels"].notna()] if len(chosen) else chosen
+    if chosen.empty:
         return f"{cell}: {DASH} ({'; '.join(dict.fromkeys(here['reason'])) or 'no such samples'})"
-    shape = tuple(int(size) for size in rows["shape"].iloc[0].split("x"))
-    x = np.stack([np.asarray(pixels, dtype=np.float32).reshape(shape) for pixels in rows["pixels"]])
-    names = [
-        r.label_name if r.label == r.majority else f"{r.label_name}\n({r.majority_name})" for r in rows.itertuples()
-    ]
-    return pictures_of(x, names, f"{cell}. {KINDS[kind]}")
+    shape = tuple(int(size) for size in chosen["shape"].iloc[0].split("x"))
+    x = np.stack([np.asarray(pixels, dtype=np.float32).reshape(shape) for pixels in chosen["pixels"]])
+    same = chosen["label"] == chosen["majority"]
+    names = chosen["label_name"].where(same, chosen["label_name"] + "\n(" + chosen["majority_name"] + ")")
+    return pictures_of(x, list(names), f"{cell}. {KINDS[kind]}")

@@ -34,9 +34,7 @@ def early_exits(shares: Sequence[float]) -> style.Plot:
         _stage(axes, number, inside, share, colour, last=number == len(shares))
         inside -= share
     axes.annotate("input", (-0.6, HEIGHT / 2), (-0.72, HEIGHT / 2), ha="right", va="center", color=style.INK)
-    axes.set_xlim(-1.35, STEP * len(shares) + 0.15)
-    axes.set_ylim(-0.75, 3.45)
-    axes.set_aspect("equal")
+    axes.set(xlim=(-1.35, STEP * len(shares) + 0.15), ylim=(-0.75, 3.45), aspect="equal")
     axes.set_axis_off()
     return figure
 
@@ -61,8 +59,6 @@ def _stage(axes: Axes, number: int, inside: float, share: float, colour: object,
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, fill: str, text: str, y_text: float) -> None:
-    rounded = "round,pad=0,rounding_size=0.08"
-    axes.add_patch(
-        FancyBboxPatch((x, y), width, height, boxstyle=rounded, facecolor=fill, edgecolor=style.FAINT, lw=0.9)
-    )
+    look = {"boxstyle": "round,pad=0,rounding_size=0.08", "facecolor": fill, "edgecolor": style.FAINT, "lw": 0.9}
+    axes.add_patch(FancyBboxPatch((x, y), width, height, **look))
     axes.text(x + width / 2, y_text, text, ha="center", va="center", fontsize=9)

@@ -55,17 +55,16 @@ def _saved(found: Measured, by_stage: list[float], taken: list[float]) -> float:
 
 def hardware(measured: Measured) -> str:
     """Machine, threads and date, and how quiet it was, in words."""
-    sentences = {
-        f"{machine(found['hardware'])[:-1]}; {found['hardware']['threads']} threads." for found in measured.values()
-    }
+    machines = [found["hardware"] for found in measured.values()]
+    sentences = {f"{machine(facts)[:-1]}; {facts['threads']} threads." for facts in machines}
     worst = {name: max(found["others"].values()) for name, found in measured.items()}
     noisy = [f"{name} ({share:.0%})" for name, share in worst.items() if share > DISTURBED]
-    quiet = f"Other programs used at most {max(worst.values()):.0%} of the cores meanwhile."
-    if noisy:
-        quiet = (
-            f"**Other programs used the cores while these were timed: {', '.join(noisy)}.** Their times are not those "
-            "of a quiet machine; `python benchmarks/latency.py` measures again."
-        )
+    quiet = (
+        f"**Other programs used the cores while these were timed: {', '.join(noisy)}.** Their times are not those "
+        "of a quiet machine; `python benchmarks/latency.py` measures again."
+        if noisy
+        else f"Other programs used at most {max(worst.values()):.0%} of the cores meanwhile."
+    )
     return " ".join([*sorted(sentences), quiet])
 
 
@@ -86,20 +85,15 @@ def sources(measured: Measured) -> str:
 def figure(frame: pd.DataFrame) -> style.Plot:
     """Speed-up on the clock against FLOPs: a panel a network, a colour a strategy, a marker a batch size."""
     text = "speed-up on the clock against speed-up in FLOPs, with lines at equal, 0.9 and 0.8 of it"
-    plot, shown = panels.of_cells(
-        frame["network"], text, (0.6, 2.9), ylabel="on the clock, times", sharex=True, sharey=True
-    )
+    look: dict = {"ylabel": "on the clock, times", "sharex": True, "sharey": True}
+    plot, shown = panels.of_cells(frame["network"], text, (0.6, 2.9), **look)
     for name, panel in shown.items():
         _panel(panel, frame[frame["network"] == name], float(frame["flops_speedup"].max()))
         if panel.get_subplotspec().is_last_row():
             panel.set_xlabel("in FLOPs, times")
-    handles = [
-        Line2D([], [], color=style.colour(s), marker="o", linestyle="", label=s) for s in frame["strategy"].unique()
-    ]
-    handles += [
-        Line2D([], [], color=style.INK, marker=MARKERS.get(size, "x"), linestyle="", label=f"batch {size}")
-        for size in sorted(frame["batch_size"].unique())
-    ]
+    keys = [(s, style.colour(s), "o") for s in frame["strategy"].unique()]
+    keys += [(f"batch {n}", style.INK, MARKERS.get(n, "x")) for n in sorted(frame["batch_size"].unique())]
+    handles = [Line2D([], [], color=shade, marker=mark, linestyle="", label=name) for name, shade, mark in keys]
     plot.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return plot
 
@@ -142,19 +136,15 @@ def times_table(frame: pd.DataFrame, strategy: str, budget: int) -> Table:
     check_name("strategy", strategy, list(frame["strategy"].unique()))
     check_name("budget", str(budget), [str(each) for each in frame["budget"].unique()])
     chosen = frame[(frame["strategy"] == strategy) & (frame["budget"] == budget)]
-    enough = chosen["calls"] >= P95_CALLS
-    shown = pd.DataFrame(
-        {
-            "plain, median ms": chosen["plain_median_ms"].map("{:.1f}".format),
-            "p95": chosen["plain_p95_ms"].map("{:.1f}".format).where(enough, DASH),
-            "exits, median ms": chosen["median_ms"].map("{:.1f}".format),
-            "p95 ": chosen["p95_ms"].map("{:.1f}".format).where(enough, DASH),
-            "calls": chosen["calls"].astype(str),
-            "samples/s": chosen["samples_per_s"].map("{:.0f}".format),
-            "speed-up": chosen["speedup"].map("{:.2f}".format),
-            "in FLOPs": chosen["flops_speedup"].map("{:.2f}".format),
-        }
-    ).set_axis(pd.MultiIndex.from_frame(chosen[["network", "batch_size"]], names=["network", "batch"]))
+    columns = {
+        "plain, median ms": ("plain_median_ms", "{:.1f}"), "p95": ("plain_p95_ms", "{:.1f}"),
+        "exits, median ms": ("median_ms", "{:.1f}"), "p95 ": ("p95_ms", "{:.1f}"), "calls": ("calls", "{}"),
+        "samples/s": ("samples_per_s", "{:.0f}"), "speed-up": ("speedup", "{:.2f}"),
+        "in FLOPs": ("flops_speedup", "{:.2f}"),
+    }  # fmt: skip
+    shown = pd.DataFrame({name: chosen[column].map(form.format) for name, (column, form) in columns.items()})
+    shown.loc[chosen["calls"] < P95_CALLS, ["p95", "p95 "]] = DASH
+    shown.index = pd.MultiIndex.from_frame(chosen[["network", "batch_size"]], names=["network", "batch"])
     caption = (
         f"Time of one batch, {strategy} at {budget} % of the backbone's FLOPs; p95 over the calls, {DASH} where they "
         f"are fewer than {P95_CALLS}."

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from eestudy.config import METHODS, STRATEGIES
 from eestudy.report import statistics as st
-from eestudy.report.differences import REFERENCE, at_own_rule, tested
+from eestudy.report.differences import REFERENCE, at_own_rule, by_seed, tested
 from eestudy.report.frames import Results, in_order
 from eestudy.report.tables import BUDGETS, PAIRS, Table, budget_name, percent, table
 
@@ -127,8 +128,8 @@ def _minimum(phase: PhaseLike, exits: int) -> str:
             "all": r"\min_{\theta_b, \theta_c, \theta_h} \sum_{k \leq K} w_k L_k",
         }
         return r",\quad ".join(
-            rf"{steps[turn]} \;\text{{ in {place} steps}}"
-            for turn, place in zip(phase.turns, ("odd", "even"), strict=True)
+            rf"{steps[turn]} \;\text{{ in {odd_or_even} steps}}"
+            for turn, odd_or_even in zip(phase.turns, ("odd", "even"), strict=True)
         )
     numbers = () if isinstance(phase.exits, str) else phase.exits
     weights = []
@@ -209,25 +210,21 @@ def differences(results: Results, by: str) -> pd.DataFrame:
 
     One row per strategy, method and budget: mean, low, high (95 %), n, p, p_holm (over all rows), decision, verdict.
     """
-    groups = _by_seed(_part(_cases(results), by))
+    groups = by_seed(_part(_cases(results), by), ["strategy", "method", "budget"])
     pairs = []
-    for key in _in_order(key[:2] for key in groups):
-        if _reference(key, by) != key:
-            for budget in BUDGETS:
-                here, there = (*key, budget), (*_reference(key, by), budget)
-                if here in groups and there in groups:
-                    pairs.append((*here, groups[here], groups[there]))
+    for key, budget in product(_in_order((strategy, method) for strategy, method, _ in groups), BUDGETS):
+        here, there = (*key, budget), (*_reference(key, by), budget)
+        if here != there and here in groups and there in groups:
+            pairs.append((*here, groups[here], groups[there]))
     return tested(("strategy", "method"), pairs)
 
 
 def regimes(results: Results) -> pd.DataFrame:
     """As `differences`: for every method, mixed less joint and so on (`PAIRS`), in the column `pair`."""
-    groups = _by_seed(_cases(results))
+    groups = by_seed(_cases(results), ["strategy", "method", "budget"])
     pairs = [
         (f"{a} − {b}", method, budget, groups[a, method, budget], groups[b, method, budget])
-        for a, b in PAIRS
-        for method in METHODS
-        for budget in BUDGETS
+        for (a, b), method, budget in product(PAIRS, METHODS, BUDGETS)
         if {(a, method, budget), (b, method, budget)} <= set(groups)
     ]
     return tested(("pair", "method"), pairs)
@@ -239,12 +236,6 @@ def _part(frame: pd.DataFrame, by: str) -> pd.DataFrame:
         return frame[frame["method"] == REFERENCE["method"]]
     several = frame.groupby("strategy")["method"].nunique()
     return frame[frame["strategy"].map(several) > 1]
-
-
-def _by_seed(rows: pd.DataFrame) -> dict[tuple[str, str, str], pd.Series]:
-    """(strategy, method, budget) -> accuracy by seed."""
-    groups = rows.dropna(subset="accuracy").groupby(["strategy", "method", "budget"])
-    return {key: group.set_index("seed")["accuracy"] for key, group in groups}
 
 
 def _in_order(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

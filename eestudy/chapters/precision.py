@@ -6,6 +6,7 @@ Seeds pair the two. Both tables hold differences "a - b" of two `Results` with t
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -13,10 +14,11 @@ import pandas as pd
 from eestudy.config import EestudyError
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
+from eestudy.report.differences import by_seed
 from eestudy.report.frames import Results, in_order
 from eestudy.report.tables import BUDGETS, PAIRS, Table, budget_name, by_budget, comparisons, select, table
 
-Accuracies = dict[tuple[str, str, str], pd.Series]  # (cell, strategy, budget) -> seed -> accuracy
+Accuracies = dict[tuple[Any, ...], pd.Series]  # (cell, strategy, budget) -> seed -> accuracy
 
 
 def accuracies(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
@@ -25,10 +27,8 @@ def accuracies(a: Results, b: Results, protocol: str = "calibrated", rule: str =
     mean, low, high, sd (of a - b, fractions), n common seeds, p, note, p_holm, decision ("better": a is), verdict.
     """
     left, right = _by_seed(a, protocol, rule), _by_seed(b, protocol, rule)
-    names = ("cell", "strategy", "budget")
-    return st.tested(
-        names, ((dict(zip(names, key, strict=True)), left[key], right[key]) for key in _keys(a, left, right))
-    )
+    names, keys = ("cell", "strategy", "budget"), _keys(a, left, right)
+    return st.tested(names, ((dict(zip(names, key, strict=True)), left[key], right[key]) for key in keys))
 
 
 def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
@@ -43,17 +43,15 @@ def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str 
     keys = set(_keys(a, left, right))
     own = [comparisons(results, protocol, rule).set_index(["cell", "a", "b", "budget"]) for results in (a, b)]
     pairs = []
-    for cell in a.cells:
-        for first, second in PAIRS:
-            for budget in BUDGETS:
-                if not {(cell, first, budget), (cell, second, budget)} <= keys:
-                    continue
-                leads = [each[cell, first, budget] - each[cell, second, budget] for each in (left, right)]
-                decided = [frame.loc[(cell, first, second, budget), "decision"] for frame in own]
-                change = "" if decided[0] == decided[1] else "reversed" if all(decided) else "decided in one"
-                names = {"cell": cell, "pair": f"{first} − {second}", "budget": budget}
-                own_tests = {"decision_a": decided[0], "decision_b": decided[1], "change": change}
-                pairs.append((names | {"in_a": leads[0].mean(), "in_b": leads[1].mean()} | own_tests, *leads))
+    for cell, (first, second), budget in product(a.cells, PAIRS, BUDGETS):
+        if {(cell, first, budget), (cell, second, budget)} <= keys:
+            leads = [each[cell, first, budget] - each[cell, second, budget] for each in (left, right)]
+            decided = [frame.loc[(cell, first, second, budget), "decision"] for frame in own]
+            change = "" if decided[0] == decided[1] else "reversed" if all(decided) else "decided in one"
+            names = {"cell": cell, "pair": f"{first} − {second}", "budget": budget}
+            names |= {"in_a": leads[0].mean(), "in_b": leads[1].mean()}
+            names |= {"decision_a": decided[0], "decision_b": decided[1], "change": change}
+            pairs.append((names, *leads))
     return st.tested(("cell", "pair", "budget", "in_a", "in_b", "decision_a", "decision_b", "change"), pairs)
 
 
@@ -128,9 +126,9 @@ def accuracy_plot(frame: pd.DataFrame, a: str, b: str) -> style.Plot:
     look: dict = {"ylabel": f"{a} − {b}, points of accuracy", "sharey": True}
     figure, shown = panels.in_a_row(frame["cell"], f"accuracy with {a} less accuracy with {b}", 3.4, **look)
     for cell, axes in shown.items():
-        for place, strategy in enumerate(strategies):
+        for number, strategy in enumerate(strategies):
             rows = frame[(frame["cell"] == cell) & (frame["strategy"] == strategy)]
-            x = rows["budget"].map(budgets.index) + 0.2 * (place - (len(strategies) - 1) / 2)
+            x = rows["budget"].map(budgets.index) + 0.2 * (number - (len(strategies) - 1) / 2)
             half = 100 * (rows["high"] - rows["low"]).fillna(0.0) / 2
             bars = {"linestyle": "", "capsize": 2.5, "elinewidth": 1.3, **style.look(strategy)}
             axes.errorbar(x, 100 * rows["mean"], yerr=half, **bars)
@@ -142,15 +140,12 @@ def accuracy_plot(frame: pd.DataFrame, a: str, b: str) -> style.Plot:
 
 
 def _by_seed(results: Results, protocol: str, rule: str) -> Accuracies:
-    rows = select(results.budgets, protocol, rule).dropna(subset="value")
-    groups = rows.groupby(["cell", "strategy", "budget"], sort=False)
-    return {key: group.set_index("seed")["value"] for key, group in groups}
+    return by_seed(select(results.budgets, protocol, rule), ["cell", "strategy", "budget"], "value")
 
 
-def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[str, str, str]]:
+def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[Any, ...]]:
     """What both have, in the order used everywhere. EestudyError if that is nothing."""
-    order = [(cell, strategy, budget) for cell in a.cells for strategy in a.strategies for budget in BUDGETS]
-    keys = [key for key in order if key in left and key in right]
+    keys = [key for key in product(a.cells, a.strategies, BUDGETS) if key in left and key in right]
     if not keys:
         raise EestudyError(f"contrasts: the two parts of {a.study} have no cell, strategy and budget in common")
     return keys

@@ -26,9 +26,8 @@ def similarities(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> style
         wide = here.pivot_table(index="stage_a", columns="stage_b", values="cka")
         look = {"vmin": 0, "vmax": 1, "cmap": "cividis", "shading": "nearest"}
         drawn = axes.pcolormesh(wide.columns, wide.index, wide, **look)
-        axes.set_aspect("equal")
+        axes.set(aspect="equal", ylabel=a)
         axes.grid(visible=False)
-        axes.set_ylabel(a)
     figure.colorbar(drawn, ax=figure.axes, shrink=0.5, label="linear CKA")
     return figure
 

@@ -50,10 +50,8 @@ def _words(key: object) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
+    if isinstance(value, (int, float)):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(_text(each) for each in value)
     if isinstance(value, dict):

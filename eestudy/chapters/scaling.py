@@ -7,13 +7,14 @@ those of the calibrated protocol at the study's exit rule, at each budget; seeds
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pandas as pd
 
 from eestudy.config import EestudyError, RunConfig
 from eestudy.report import statistics as st
 from eestudy.report.claims import NOT_COMPARED, Claim
-from eestudy.report.differences import at_own_rule, tested
+from eestudy.report.differences import at_own_rule, by_seed, tested
 from eestudy.report.frames import Results
 from eestudy.report.tables import BUDGETS, Table, budget_name, by_budget, percent, table
 
@@ -74,13 +75,12 @@ def from_mixed(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _against(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """rows less reference, which has one value a cell, budget and seed."""
-    base = {key: group.set_index("seed")["accuracy"] for key, group in reference.groupby(["cell", "budget"])}
-    found = {key: group.set_index("seed")["accuracy"] for key, group in rows.groupby(["cell", "scaling", "budget"])}
+    base, found = by_seed(reference, ["cell", "budget"]), by_seed(rows, ["cell", "scaling", "budget"])
+    scalings = rows[["cell", "scaling"]].drop_duplicates().itertuples(index=False, name=None)
     pairs = [
-        (cell, scaling, budget, found[cell, scaling, budget], base[cell, budget])
-        for cell, scaling in rows[["cell", "scaling"]].drop_duplicates().itertuples(index=False)
-        for budget in BUDGETS
-        if (cell, scaling, budget) in found and (cell, budget) in base
+        (*key, budget, found[(*key, budget)], base[key[0], budget])
+        for key, budget in product(scalings, BUDGETS)
+        if (*key, budget) in found and (key[0], budget) in base
     ]
     return tested(("cell", "scaling"), pairs)
 

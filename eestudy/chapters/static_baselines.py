@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from eestudy.config import EestudyError
@@ -21,6 +22,7 @@ from eestudy.report.plots import tradeoff_lines, value_limits
 from eestudy.report.tables import DASH, Table, select, table
 
 WHOLE = "whole"
+PLAIN: dict[str, Any] = {"color": style.INK, "marker": "X", "linestyle": "", "label": "plain network"}
 
 
 def plain_networks(results: Results) -> pd.DataFrame:
@@ -31,17 +33,9 @@ def plain_networks(results: Results) -> pd.DataFrame:
     last = results.exits.groupby("run")["exit"].transform("max") == results.exits["exit"]
     accuracy = results.exits[last].set_index("run")["value"]
     runs = results.runs
-    settings = [json.loads(text) for text in runs["config"]]
-    return pd.DataFrame(
-        {
-            "run": runs["run"],
-            "cell": _cell(runs),
-            "name": [named(each.get("architecture_args", {})) for each in settings],
-            "seed": runs["seed"],
-            "flops": runs["backbone_flops"],
-            "accuracy": runs["run"].map(accuracy),
-        }
-    )
+    names = [named(json.loads(text).get("architecture_args", {})) for text in runs["config"]]
+    kept = runs[["run", "seed"]].assign(cell=_cell(runs), name=names, flops=runs["backbone_flops"])
+    return kept.assign(accuracy=runs["run"].map(accuracy))
 
 
 def _cell(frame: pd.DataFrame) -> pd.Series:
@@ -81,8 +75,7 @@ def at_equal_cost(fine: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
             cost = float(networks["flops"].iloc[0])
             within = own[(own["strategy"] == strategy) & (own["flops"] <= cost)].sort_values("flops")
             point = within.groupby("seed")[["accuracy", "flops"]].last()
-            early = point["accuracy"]
-            alone = networks.set_index("seed")["accuracy"]
+            early, alone = point["accuracy"], networks.set_index("seed")["accuracy"]
             names = {"cell": cell, "strategy": strategy, "name": name, "flops": cost}
             means = {"spent": point["flops"].mean() / cost, "early": early.mean(), "plain": alone.mean()}
             tests.append((names | means, early, alone))
@@ -150,15 +143,7 @@ def plot(tradeoff: pd.DataFrame, plain: pd.DataFrame, whole: dict[str, float]) -
         by_cost = sorted(own.groupby("name"), key=lambda pair: pair[1]["flops"].iloc[0])
         for number, (name, group) in enumerate(by_cost):
             x = 100 * group["flops"] / whole[cell]
-            look: dict[str, Any] = {
-                "color": style.INK,
-                "marker": "X",
-                "markersize": 7,
-                "capsize": 3,
-                "zorder": 5,
-                "linestyle": "",
-            }
-            panels.bars(axes, group["accuracy"].groupby(x), label="plain network", **look)
+            panels.bars(axes, group["accuracy"].groupby(x), markersize=7, capsize=3, zorder=5, **PLAIN)
             at, beside = (x.iloc[0], group["accuracy"].mean()), (6, (-14, 8)[number % 2])
             axes.annotate(str(name), at, textcoords="offset points", xytext=beside, fontsize=8)
         axes.set_ylim(*value_limits(pd.concat([rows["accuracy"], own["accuracy"]])))
@@ -170,29 +155,23 @@ def plot(tradeoff: pd.DataFrame, plain: pd.DataFrame, whole: dict[str, float]) -
 
 
 def on_the_clock(tradeoff: pd.DataFrame, plain: pd.DataFrame, milliseconds: dict[str, Any], batch: int) -> pd.DataFrame:
-    """Accuracy beside measured time: one row a network, or a strategy at a budget.
+    """Accuracy beside measured time: one row per network, or strategy at a budget.
 
     milliseconds: of `benchmarks/static.json`. Columns: cell, kind ("plain" or the strategy), name (the network, or the
-    budget in %), ms (a sample, in batches of `batch`), accuracy, low, high (over seeds).
+    budget in %), ms (a sample, in batches of `batch`), accuracy (mean over seeds).
     """
     curves = tradeoff.assign(cell=_cell(tradeoff)).dropna(subset="accuracy")
-    rows: list[dict[str, Any]] = []
-
-    def add(cell: str, kind: str, name: str, times: dict[str, float], accuracy: pd.Series) -> None:
-        interval = st.mean_interval(accuracy)
-        row = {"cell": cell, "kind": kind, "name": name, "ms": times[str(batch)]}
-        rows.append({**row, "accuracy": interval.mean, "low": interval.low, "high": interval.high})
-
-    for cell, found in milliseconds.items():
+    found = []
+    for cell, measured in milliseconds.items():
         for name, group in plain[plain["cell"] == cell].groupby("name", sort=False):
-            add(cell, "plain", str(name), found["plain"][name], group["accuracy"])
-        for strategy, budgets in found["early"].items():
+            found.append((cell, "plain", str(name), measured["plain"][name][str(batch)], group["accuracy"].mean()))
+        for strategy, budgets in measured["early"].items():
             own = curves[(curves["cell"] == cell) & (curves["strategy"] == strategy)]
             for budget, times in budgets.items():
-                at = own[(own["budget"] - float(budget)).abs() < 1e-6]
+                at = own[(own["budget"] - float(budget)).abs() < 1e-6]["accuracy"]
                 if len(at):
-                    add(cell, strategy, f"{100 * float(budget):.0f} %", times, at["accuracy"])
-    return pd.DataFrame(rows)
+                    found.append((cell, strategy, f"{100 * float(budget):.0f} %", times[str(batch)], at.mean()))
+    return pd.DataFrame(found, columns=["cell", "kind", "name", "ms", "accuracy"])
 
 
 @style.context()
@@ -207,8 +186,7 @@ def clock_plot(frames: dict[int, pd.DataFrame]) -> style.Plot:
             early = frame[(frame["cell"] == cell) & ~plain].sort_values("ms").rename(columns={"kind": "strategy"})
             for strategy, own in panels.by_strategy(early):
                 axes.plot(own["ms"], own["accuracy"], **style.look(strategy))
-            look: dict[str, Any] = {"color": style.INK, "marker": "X", "linestyle": "", "label": "plain network"}
-            axes.plot(frame["ms"][plain], frame["accuracy"][plain], **look)
+            axes.plot(frame["ms"][plain], frame["accuracy"][plain], **PLAIN)
             axes.set_xlim(left=0)
             axes.set_title(f"{cell}, batch {batch}")
             style.percent_axis(axes, "accuracy, %" if not column else "")
@@ -223,14 +201,10 @@ def clock_findings(frame: pd.DataFrame) -> list[str]:
     lines = []
     for cell, rows in frame.groupby("cell", sort=False):
         plain, early = rows[rows["kind"] == "plain"], rows[rows["kind"] != "plain"]
-        beaten = [
-            row["name"]
-            for row in plain.to_dict("records")
-            if ((early["ms"] <= row["ms"]) & (early["accuracy"] >= row["accuracy"])).any()
-        ]
-        free = [name for name in plain["name"] if name not in beaten]
+        beaten = [((early["ms"] <= row.ms) & (early["accuracy"] >= row.accuracy)).any() for row in plain.itertuples()]
+        free = list(plain["name"][~np.array(beaten, dtype=bool)])
         lines.append(
-            f"**{cell}**: for {len(beaten)} of {len(plain)} plain networks some early-exit point is as fast and as "
+            f"**{cell}**: for {sum(beaten)} of {len(plain)} plain networks some early-exit point is as fast and as "
             f"accurate on average{'; not for ' + '; '.join(free) if free else ''}."
         )
     return lines

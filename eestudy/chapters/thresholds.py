@@ -8,6 +8,7 @@ strategies are pooled.
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -42,9 +43,8 @@ def miss_table(allocation: pd.DataFrame, rule: str) -> Table:
         return f"{plus_minus(mean, st.signed)} ({(runs['miss'] > 0).sum()} of {len(runs)})"
 
     texts = chosen.groupby([*keys, "budget"])[["seed", "miss"]].apply(text).rename("text")
-    order = [(cell, method) for cell in dict.fromkeys(allocation["cell"]) for method in METHODS]
     made = by_budget(texts.reset_index(), keys)
-    made = made.loc[[key for key in order if key in made.index]]
+    made = made.loc[[key for key in product(dict.fromkeys(allocation["cell"]), METHODS) if key in made.index]]
     caption = (
         f"Realised mean cost on test less the budget, % of the budget: mean ± half of the 95 % interval over seeds "
         f"(how many of the runs spend more than the budget). Exit rule {rule}; thresholds from validation data, on "
@@ -61,10 +61,10 @@ def miss_plot(allocation: pd.DataFrame, rule: str) -> style.Plot:
     shows = "cost on test less the budget, % of the budget"
     figure, shown = panels.in_a_row(chosen["cell"], shows, 3.2, ylabel="miss, % of the budget", dpi=130)
     for cell, axes in shown.items():
-        for place, method in enumerate(METHODS):
+        for number, method in enumerate(METHODS):
             here = chosen[(chosen["cell"] == cell) & (chosen["allocation"] == method)]
             shade, mark = LOOKS[method]
-            x = here["budget"].map(budgets.index) + 0.24 * (place - 1)
+            x = here["budget"].map(budgets.index) + 0.24 * (number - 1)
             jitter = 0.05 * (here["seed"] % 4 - 1.5)
             axes.scatter(x + jitter, 100 * here["miss"], s=14, color=shade, marker=mark, alpha=0.6, label=method)
         axes.axhline(0, color=style.INK, linewidth=0.9)

@@ -27,6 +27,12 @@ def at_own_rule(results: Results) -> pd.DataFrame:
     return usual_allocation(rows[rows["rule"] == rows["run"].map(rules)])
 
 
+def by_seed(rows: pd.DataFrame, keys: list[str], value: str = "accuracy") -> dict[tuple[Any, ...], pd.Series]:
+    """The values of `keys` -> that column by seed, without those that are missing."""
+    groups = rows.dropna(subset=value).groupby(keys, sort=False)
+    return {key: group.set_index("seed")[value] for key, group in groups}
+
+
 def tested(keys: tuple[str, str], pairs: Iterable[tuple[str, str, str, pd.Series, pd.Series]]) -> pd.DataFrame:
     """Paired differences a - b over seeds. pairs: the values of the two keys, the budget, a and b by seed.
 
@@ -48,7 +54,7 @@ def _text(row: Any) -> str:
 
 
 def findings(frame: pd.DataFrame, what: str) -> str:
-    """What the corrected tests of a frame decide, and the widest interval of what they leave open; Markdown."""
+    """What the corrected tests of a frame decide, and how wide the intervals of the others are; Markdown."""
     decided, tests = frame[frame["decision"] != ""], int(frame["p"].notna().sum())
     open_ = frame[(frame["decision"] == "") & frame["low"].notna()]
     lines = [f"{what}: the corrected tests decide {len(decided)} of {tests} differences."]

@@ -1,7 +1,7 @@
 """The figures of the book. Each function takes tidy frames (see `frames.Results`) and returns a `Plot`.
 
-Bands and bars are 95 % t intervals over seeds; thin lines and small dots are single seeds. With two seeds an
-interval is 12.7 standard errors wide on each side; axes follow the seeds' own values, a band may leave them.
+Bands and bars are 95 % t intervals over seeds; thin lines and small dots are single seeds. With two seeds an interval
+is 12.7 standard errors wide on each side; axes follow the seeds' own values, a band may leave them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ DIFFICULTY_NAMES = ("0", "to 25 %", "to 50 %", "to 75 %", "above")
 
 @style.context()
 def training_curves(history: pd.DataFrame) -> style.Plot:
-    """Loss and accuracy by epoch: a column of panels a phase, a colour an exit, full line validation, dotted
-    train.
+    """Loss and accuracy by epoch: a column of panels a phase, a colour an exit, full line validation, dotted train.
 
-    `history`: run, phase, epoch, exit, split, loss, accuracy. Lines are means over runs, thin ones single
-    runs.
+    `history`: run, phase, epoch, exit, split, loss, accuracy. Lines are means over runs, thin ones single runs.
     """
     history = valued(history)
     phases = sorted(set(history["phase"]))  # "1-backbone", "2-together": in the order they ran
@@ -72,9 +70,8 @@ def accuracy_by_exit(exits: pd.DataFrame, title: str = "") -> style.Plot:
     figure = style.Plot(3.6, f"{name} by exit, a line for each of: " + ", ".join(in_order(exits["strategy"])))
     axes = figure.subplots()
     _exit_lines(axes, exits)
-    axes.set_xlabel("exit (the last is the backbone's own classifier)")
+    axes.set(xlabel="exit (the last is the backbone's own classifier)", title=title)
     style.percent_axis(axes, f"{name}, %")
-    axes.set_title(title)
     axes.legend()
     return figure
 
@@ -86,11 +83,9 @@ def exit_grid(exits: pd.DataFrame) -> style.Plot:
 
 @style.context()
 def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float, title: str = "") -> style.Plot:
-    """Accuracy against mean cost of a sample: lines are thresholds at the same nominal budget, averaged over
-    seeds.
+    """Accuracy against mean cost of a sample: lines are thresholds at the same nominal budget, averaged over seeds.
 
-    Markers are the exits taken by all samples (`exits`: flops, accuracy); the vertical line is the plain
-    backbone.
+    Markers are the exits taken by all samples (`exits`: flops, accuracy); the vertical line is the plain backbone.
     """
     tradeoff, exits = valued(tradeoff), valued(exits)
     name = score_name(exits)
@@ -103,11 +98,9 @@ def tradeoff(tradeoff: pd.DataFrame, exits: pd.DataFrame, backbone_flops: float,
         look = style.look(strategy) | {"label": f"{strategy}, one exit", "markerfacecolor": "white"}
         axes.plot(points["flops"] / size, points["value"], linestyle="", **look)
     axes.axvline(backbone_flops / size, color=style.FAINT, linestyle="--", linewidth=1.2, label="plain backbone")
-    axes.set_xlim(left=0)
-    axes.set_ylim(*value_limits(pd.concat([tradeoff["value"], exits["value"]])))
-    axes.set_xlabel(f"mean cost, {unit} a sample")
+    limits = value_limits(pd.concat([tradeoff["value"], exits["value"]]))
+    axes.set(xlim=(0, None), ylim=limits, xlabel=f"mean cost, {unit} a sample", title=title)
     style.percent_axis(axes, f"{name}, %")
-    axes.set_title(title)
     figure.legend(loc="outside upper right", ncols=4 if exits["strategy"].nunique() > 1 else 3)
     return figure
 
@@ -126,11 +119,10 @@ def tradeoff_grid(tradeoff: pd.DataFrame, runs: pd.DataFrame) -> style.Plot:
 
 
 @style.context()
-def flops_by_exit(exits: pd.DataFrame, heads: Sequence[float] | np.ndarray | None = None) -> style.Plot:
+def flops_by_exit(exits: pd.DataFrame, heads: Sequence[float] | np.ndarray) -> style.Plot:
     """Cost of a sample that leaves at each exit, stacked: backbone up to there, heads up to and including it.
 
-    `exits`: one run's frame (exit, flops cumulative). `heads`: FLOPs of each head (K,); without it one total
-    bar.
+    `exits`: one run's frame (exit, flops cumulative). `heads`: FLOPs of each head (K,).
     """
     one = exits.drop_duplicates("exit").sort_values("exit")
     total = one["flops"].to_numpy(float)
@@ -138,14 +130,13 @@ def flops_by_exit(exits: pd.DataFrame, heads: Sequence[float] | np.ndarray | Non
     axes = figure.subplots()
     size, unit = style.flops_unit(total.max())
     labels = [f"exit {k}" for k in one["exit"]]
-    spent = np.zeros_like(total) if heads is None else np.cumsum(np.asarray(heads, float))
-    axes.barh(labels, (total - spent) / size, color="#6c8ebf", label="backbone" if heads is not None else None)
-    if heads is not None:
-        axes.barh(labels, spent / size, left=(total - spent) / size, color="#E69F00", hatch="//", label="heads")
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    for place, value in enumerate(total):
+    backbone = (total - np.cumsum(np.asarray(heads, float))) / size
+    axes.barh(labels, backbone, color="#6c8ebf", label="backbone")
+    axes.barh(labels, total / size - backbone, left=backbone, color="#E69F00", hatch="//", label="heads")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    for row, value in enumerate(total):
         share = f" {value / size:.3g} ({100 * value / total[-1]:.0f} %)"
-        axes.annotate(share, (value / size, place), va="center", fontsize=9)
+        axes.annotate(share, (value / size, row), va="center", fontsize=9)
     axes.set_xlim(0, 1.18 * total.max() / size)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
@@ -163,9 +154,8 @@ def where_samples_exit(samples: pd.DataFrame, exits: int) -> style.Plot:
     numbers = np.arange(1, exits + 1)
     shades = style.depth_colours(exits)
     groups = pd.cut(samples["difficulty"], DIFFICULTY_EDGES, labels=DIFFICULTY_NAMES, include_lowest=True)
-    counts = pd.crosstab(groups, samples["exit_index"], dropna=False).reindex(
-        index=DIFFICULTY_NAMES, columns=numbers, fill_value=0
-    )
+    counts = pd.crosstab(groups, samples["exit_index"], dropna=False)
+    counts = counts.reindex(index=DIFFICULTY_NAMES, columns=numbers, fill_value=0)
     totals = counts.sum(axis=1)
     shares = counts.div(totals.where(totals > 0), axis=0).fillna(0.0)
     figure = style.Plot(3.6, "share of samples leaving at each exit, overall and by difficulty")
@@ -195,8 +185,7 @@ def forest(comparisons: pd.DataFrame) -> style.Plot:
     """Paired differences with 95 % intervals: a panel a pair, rows cell x budget. Filled and in the better
     strategy's colour where the corrected test decides, grey and hollow elsewhere.
 
-    `comparisons`: from `tables.comparisons`. Axes span four times the largest mean: longer intervals leave
-    the frame.
+    `comparisons`: from `tables.comparisons`. Axes span four times the largest mean: longer intervals leave the frame.
     """
     pairs = list(dict.fromkeys(comparisons["pair"]))
     keys = list(dict.fromkeys(zip(comparisons["cell"], comparisons["budget"], strict=True)))
@@ -231,9 +220,9 @@ def forest(comparisons: pd.DataFrame) -> style.Plot:
 
 def _exit_lines(axes: Axes, exits: pd.DataFrame) -> None:
     exits, many = valued(exits), exits["strategy"].nunique()
-    for place, (strategy, rows) in enumerate(panels.by_strategy(exits)):
+    for number, (strategy, rows) in enumerate(panels.by_strategy(exits)):
         # Moved apart a little, so that bars at the same exit do not hide each other.
-        shift = 0.08 * (place - (many - 1) / 2)
+        shift = 0.08 * (number - (many - 1) / 2)
         panels.bars(axes, rows.groupby("exit")["value"], shift, capsize=2.5, elinewidth=1.1, **style.look(strategy))
         # The seeds themselves: with two of them an interval says little.
         dots = {"color": style.colour(strategy), "alpha": 0.55, "linewidth": 0}

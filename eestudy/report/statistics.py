@@ -1,8 +1,7 @@
 """Means, paired differences and corrected tests over seeds, and the words a result may be told in.
 
-Intervals are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one seed, or with values that do
-not differ at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here
-warns.
+Intervals are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one seed, or with values that do not differ
+at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here warns.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ def _constant(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())))
 
 
-def mean_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float = LEVEL) -> Interval:
-    """Mean of `values` (n,), NaN left out, with its t interval at `level`."""
+def mean_interval(values: Sequence[float] | np.ndarray | pd.Series) -> Interval:
+    """Mean of `values` (n,), NaN left out, with its 95 % t interval."""
     x = _finite(values)
     if x.size == 0:
         return Interval(math.nan, math.nan, math.nan, 0, "no value")
@@ -88,7 +87,7 @@ def mean_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float
     mean = float(x.mean())
     if _constant(x):
         return Interval(mean, math.nan, math.nan, x.size, f"the same in all {x.size} seeds: no interval")
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     return Interval(mean, mean - half, mean + half, int(x.size))
 
 
@@ -98,21 +97,21 @@ def intervals(values: SeriesGroupBy) -> pd.DataFrame:
     return found.assign(half=(found["high"] - found["low"]) / 2)
 
 
-def paired_difference(a: Seeds, b: Seeds, level: float = LEVEL) -> Paired:
+def paired_difference(a: Seeds, b: Seeds) -> Paired:
     """`mean_difference` of a - b over the seeds that both have (seed -> value; NaN counts as missing)."""
     left, right = (pd.Series(x, dtype=float).dropna() for x in (a, b))
     common = left.index.intersection(right.index)
     unpaired = len(left.index.union(right.index)) - len(common)
-    return mean_difference((left.loc[common] - right.loc[common]).to_numpy(), unpaired, level)
+    return mean_difference((left.loc[common] - right.loc[common]).to_numpy(), unpaired)
 
 
-def mean_difference(differences: np.ndarray | pd.Series, unpaired: int = 0, level: float = LEVEL) -> Paired:
+def mean_difference(differences: np.ndarray | pd.Series, unpaired: int = 0) -> Paired:
     """Mean of the differences (n,) of n pairs, with t interval and two-sided t test against 0.
 
     When every difference is the same the test is not defined: p and the interval are NaN.
     """
     d = np.asarray(differences, dtype=float)
-    interval = mean_interval(d, level)
+    interval = mean_interval(d)
     note = interval.note.replace("value", "common seed")
     if math.isnan(interval.low):
         return Paired(interval.mean, math.nan, math.nan, math.nan, interval.n, unpaired, note=note)
@@ -135,7 +134,7 @@ def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
 def tested(keys: Sequence[str], pairs: Iterable[tuple[Mapping[str, Any], Seeds, Seeds]]) -> pd.DataFrame:
     """The paired differences a - b of one family of tests. pairs: what a row is of (`keys` and more), a, b.
 
-    One row a pair: the keys, mean, low, high, sd, n, unpaired, p, note, p_holm (over all rows), decision ("better": a
+    One row per pair: the keys, mean, low, high, sd, n, unpaired, p, note, p_holm (over all rows), decision ("better": a
     is), verdict. No pair: no rows, and the same columns.
     """
     rows = [{**names, **asdict(paired_difference(a, b))} for names, a, b in pairs]
@@ -151,30 +150,29 @@ def corrected(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def friedman(values: pd.DataFrame, fewest: int = FEWEST_CELLS) -> Friedman:
-    """Do the columns (treatments, at least 3) of `values` (cells x treatments) differ? Friedman's test over
-    the rows.
+def friedman(values: pd.DataFrame) -> Friedman:
+    """Do the columns (treatments, at least 3) of `values` (cells x treatments) differ? Friedman's test over the rows.
 
-    Rows with a NaN are left out. With fewer than `fewest` rows only the mean ranks are given.
+    Rows with a NaN are left out. With fewer than FEWEST_CELLS rows only the mean ranks are given.
     """
     complete = values.dropna()
     n = len(complete)
     ranks = {str(c): float(r) for c, r in complete.rank(axis=1, ascending=False).mean().items()} if n else {}
     if values.shape[1] < 3:
         return Friedman(math.nan, math.nan, n, ranks, "not tested: fewer than 3 treatments")
-    if n < fewest:
-        return Friedman(math.nan, math.nan, n, ranks, f"not tested: fewer than {fewest} cells")
+    if n < FEWEST_CELLS:
+        return Friedman(math.nan, math.nan, n, ranks, f"not tested: fewer than {FEWEST_CELLS} cells")
     if (complete.nunique(axis=1) == 1).all():
         return Friedman(math.nan, math.nan, n, ranks, "not tested: all treatments tie in every cell")
     statistic, p = stats.friedmanchisquare(*(complete[c].to_numpy() for c in complete.columns))
     return Friedman(float(statistic), float(p), n, ranks)
 
 
-def smallest_difference(n: int, sd: float, alpha: float = ALPHA) -> float:
+def smallest_difference(n: int, sd: float) -> float:
     """The smallest mean of n paired differences (standard deviation `sd`) that one t test calls."""
     if n < 2:
         return math.nan
-    return float(stats.t.ppf(1 - alpha / 2, n - 1) * sd / math.sqrt(n))
+    return float(stats.t.ppf(1 - ALPHA / 2, n - 1) * sd / math.sqrt(n))
 
 
 def signed(value: float) -> str:
@@ -204,26 +202,25 @@ def spread(low: float, high: float, note: str = "") -> str:
     return f"95 % interval {points(low)} to {points(high)}"
 
 
-def decision(mean: float, p_corrected: float, alpha: float = ALPHA) -> str:
+def decision(mean: float, p_corrected: float) -> str:
     """ "better" or "worse" where the corrected test says so; "" otherwise (also where there is no test)."""
-    if not p_corrected < alpha:  # NaN too
+    if not p_corrected < ALPHA:  # NaN too
         return ""
     return "better" if mean > 0 else "worse"
 
 
-def verdict(mean: float, low: float, high: float, p_corrected: float, note: str = "", alpha: float = ALPHA) -> str:
-    """What may be said of a paired difference (fractions): "better" or "worse" only where the corrected test
-    says so.
+def verdict(mean: float, low: float, high: float, p_corrected: float, note: str = "") -> str:
+    """What may be said of a paired difference (fractions): "better" or "worse" only where the corrected test does.
 
-    Examples: "better by 1.2 points (95 % interval +0.9 to +1.5)", "no difference seen (−0.3 points, 95 %
-    interval −1.2 to +0.6)". Without any common seed: "not compared".
+    Examples: "better by 1.2 points (95 % interval +0.9 to +1.5)", "no difference seen (−0.3 points, 95 % interval −1.2
+    to +0.6)". Without any common seed: "not compared".
     """
     if math.isnan(mean):
         return "not compared (no common seed)"
-    word = decision(mean, p_corrected, alpha)
-    if word:
-        return f"{word} by {points(abs(mean)).lstrip('+')} points ({spread(low, high, note)})"
+    word = decision(mean, p_corrected)
     interval = spread(low, high, note)
+    if word:
+        return f"{word} by {points(abs(mean)).lstrip('+')} points ({interval})"
     if low > 0 or high < 0:  # the interval is of one comparison, the test is of all of them
         return (
             f"no difference seen after Holm's correction ({points(mean)} points, {interval} before it, "

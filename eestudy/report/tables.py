@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ BUDGETS = ("25", "50", "75", "100", "max")
 RULES = ("max-probability", "patience")
 # Columns of exits and budgets that a table can show; what the others are called is `score_name`'s to say.
 CORRELATIONS = {"pearson": "Pearson's correlation x 100", "spearman": "Spearman's rank correlation x 100"}
-ALLOCATION = "shared"  # one threshold for all exits; a table that is not asked for another one shows this one
+ALLOCATION = "shared"  # one threshold for all exits: what tables show
 DASH = "–"
+UNDEFINED = f"{DASH} or fewer seeds: not defined, for all predictions (or all labels) are the same there."
 # What is compared with what, in this order.
 PAIRS = (("mixed", "joint"), ("mixed", "disjoint"), ("joint", "disjoint"))
 
@@ -83,11 +84,10 @@ def why(frame: pd.DataFrame, value: str) -> str:
     return f" {DASH}: {'; '.join(reasons)}." if reasons else ""
 
 
-def select(frame: pd.DataFrame, protocol: str, rule: str | None, allocation: str | None = None) -> pd.DataFrame:
-    """The rows of one protocol, exit rule and allocation; EestudyError with the nearest name when there are none.
+def select(frame: pd.DataFrame, protocol: str, rule: str | None) -> pd.DataFrame:
+    """The rows of one protocol and exit rule; EestudyError with the nearest name when there are none.
 
-    rule: None takes `RULES`, of classification and of regression. allocation: None takes ALLOCATION, or where rows
-    have none of it, as in tables from before it was named, what they have.
+    rule: None takes `RULES`, of classification and of regression. Of allocations, `usual_allocation`.
     """
     check_name("protocol", protocol, frame["protocol"].unique())
     rows = frame[frame["protocol"] == protocol]
@@ -97,14 +97,11 @@ def select(frame: pd.DataFrame, protocol: str, rule: str | None, allocation: str
         rule = rule or RULES[int(regression.all())]
         check_name("rule", rule, rows["rule"].unique())
         chosen = rows[rows["rule"] == rule]
-    if allocation is not None:
-        check_name("allocation", allocation, chosen["allocation"].unique())
-        return chosen[chosen["allocation"] == allocation]
     return usual_allocation(chosen)
 
 
 def usual_allocation(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ALLOCATION; of a rule that has none of these, all that it has."""
+    """The rows of ALLOCATION; of a rule without any, as in tables from before it was named, all that it has."""
     usual = rows["allocation"] == ALLOCATION
     return rows[usual | ~usual.groupby(rows["rule"]).transform("any").astype(bool)]
 
@@ -150,12 +147,8 @@ def tested(frame: pd.DataFrame) -> str:
     return f"* decided by Holm's correction over {int(frame['p'].notna().sum())} tests."
 
 
-def budget_means(
-    results: Results, protocol: str = "calibrated", rule: str | None = None, score: str = "accuracy"
-) -> pd.DataFrame:
-    """One row per cell, strategy and budget: mean, low, high, half (fractions, over seeds), n seeds that reach it, of
-    `seeds`.
-    """
+def budget_means(results: Results, protocol: str, rule: str | None, score: str = "accuracy") -> pd.DataFrame:
+    """One row per cell, strategy and budget: mean, low, high (fractions, over seeds), n of `seeds` that reach it."""
     rows, _ = _scored(select(results.budgets, protocol, rule), score)
     groups = rows.groupby(["cell", "strategy", "budget"], sort=False)
     facts = groups.agg(seeds=("seed", "nunique"), flops=("flops", "mean"))
@@ -177,7 +170,7 @@ def budget_table(
     text += _seeds(results)
     undefined = (rows["flops"].notna() & rows["value"].isna()).any()
     if undefined:
-        text += f" {_undefined()}"
+        text += f" {UNDEFINED}"
     if (frame == DASH).any(axis=None) and not (undefined and means["flops"].notna().all()):
         text += f" {DASH}: no threshold keeps the mean cost within this budget (exit 1 alone may cost more)."
     if frame.map(lambda t: " of " in t).any(axis=None):
@@ -188,20 +181,15 @@ def budget_table(
 def exit_table(results: Results, score: str = "accuracy") -> Table:
     """Accuracy of every exit when all samples take it: rows cell x strategy, columns exits. `score`: see above."""
     rows, name = _scored(results.exits, score)
-    texts = rows.groupby(["cell", "strategy", "exit"])["value"].agg(
-        lambda seeds: percent(st.mean_interval(seeds), len(seeds))
-    )
+    groups = rows.groupby(["cell", "strategy", "exit"])["value"]
+    texts = groups.agg(lambda seeds: percent(st.mean_interval(seeds), len(seeds)))
     frame = ordered(texts.unstack("exit"), results.cells)
     frame.columns = pd.Index([f"exit {k}" for k in frame.columns], name="all samples take")
     empty = " Empty: the backbone has fewer exits." if frame.isna().any(axis=None) else ""
     text = f"{name}, of each exit by itself; no rule, no threshold. {_seeds(results)}{empty}"
     if rows["value"].isna().any():
-        text += f" {_undefined()}"
+        text += f" {UNDEFINED}"
     return table(frame.fillna(""), text, "exits" if score == "accuracy" else f"exits-{score}")
-
-
-def _undefined() -> str:
-    return f"{DASH} or fewer seeds: not defined, for all predictions (or all labels) are the same there."
 
 
 def comparisons(results: Results, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
@@ -213,16 +201,12 @@ def comparisons(results: Results, protocol: str = "calibrated", rule: str | None
     """
     rows = valued(select(results.budgets, protocol, rule))
     pairs = []
-    for cell in results.cells:
-        for a, b in _pairs(results.strategies):
-            for budget in BUDGETS:
-                at = rows[(rows["cell"] == cell) & (rows["budget"] == budget)].dropna(subset="value")
-                left, right = (at[at["strategy"] == s].set_index("seed")["value"] for s in (a, b))
-                if left.empty and right.empty:
-                    continue
-                score = {"score": at["score"].iloc[0]} if "score" in at else {}
-                names = {"cell": cell, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, **score}
-                pairs.append((names, left, right))
+    for cell, (a, b), budget in product(results.cells, _pairs(results.strategies), BUDGETS):
+        at = rows[(rows["cell"] == cell) & (rows["budget"] == budget)].dropna(subset="value")
+        left, right = (at[at["strategy"] == s].set_index("seed")["value"] for s in (a, b))
+        if len(left) or len(right):
+            score = {"score": at["score"].iloc[0]} if "score" in at else {}
+            pairs.append(({"cell": cell, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, **score}, left, right))
     if not pairs:
         raise EestudyError(f"comparisons: needs two strategies, the study {results.study!r} has {results.strategies}")
     return st.tested((), pairs)
@@ -232,10 +216,10 @@ def comparison_table(results: Results, protocol: str = "calibrated", rule: str |
     """`comparisons` for a reader: rows cell x pair, columns budgets: points, interval, corrected p."""
     frame = comparisons(results, protocol, rule)
     frame["text"] = [_difference(r) for r in frame.itertuples()]
-    tested = int(frame["p"].notna().sum())
+    tests = int(frame["p"].notna().sum())
     text = (
         f"Difference in {score_name(frame)}, points [95 % interval], paired over seeds; p of the paired t test, "
-        f"Holm-corrected over the {tested} tests of this table; * where it is below {st.ALPHA}. "
+        f"Holm-corrected over the {tests} tests of this table; * where it is below {st.ALPHA}. "
         f"{_protocol(results, protocol, rule)} "
         f"{DASH}: not compared (budget out of reach for one of the two, or no common seed)."
     )
@@ -273,9 +257,8 @@ def runs_table(results: Results) -> Table:
         hardware=("hardware", lambda s: "; ".join(sorted(set(s.astype(str))))),
         commit=("commit", lambda s: ", ".join(sorted({str(v)[:10] for v in s}))),
     )
-    frame = ordered(frame, results.cells).rename(
-        columns={"training": "training FLOPs", "backbone": "backbone FLOPs a sample"}
-    )
+    names = {"training": "training FLOPs", "backbone": "backbone FLOPs a sample"}
+    frame = ordered(frame, results.cells).rename(columns=names)
     text = f"{len(runs)} runs. Seconds and training FLOPs are sums over seeds. FLOPs: multiply and add apart."
     return table(frame, text, "runs")
 

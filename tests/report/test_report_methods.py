@@ -151,7 +151,7 @@ def test_a_method_that_is_sdn_number_for_number_is_no_case_of_its_own():
     assert methods.same_as_reference(plain) == []
     frames = {}
     for name in ("runs", "budgets", "tradeoff"):
-        frame = plain._read(name)
+        frame = plain._recorded(name)
         twins = frame[frame["run"].str.contains("^(?:joint|mixed)-sdn")].replace({"method": "sdn"}, "msdnet")
         frames[name] = pd.concat(
             [frame, twins.assign(run=twins["run"].str.replace("sdn", "msdnet"))], ignore_index=True
