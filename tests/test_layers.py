@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": _TRAINED,
     "dynamics": _TRAINED,
     "report": _STORED | {"records", "sweeps"},  # from tables only
-    "chapters": _STORED | {"report", "records"},  # what one chapter alone needs; never the other way round
+    "chapters": _GROUND | {"report"},  # what one chapter alone needs; never the other way round
     "plan": _STUDIED,
     "study": _STUDIED | {"plan"},
     "recording": _STUDIED | {"plan", "study", "records"},

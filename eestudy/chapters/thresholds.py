@@ -199,7 +199,8 @@ def draws_table(draws: pd.DataFrame) -> Table:
             "draws": frame["draws"].astype(str),
             "certified, %": [f"{100 * share:.0f}" for share in frame["certified"]],
             "risk too high, %": [
-                f"{100 * r.share:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}]" for r in frame.itertuples()
+                st.with_interval(st.Interval(r.share, r.low, r.high, r.draws), lambda share: f"{100 * share:.1f}")
+                for r in frame.itertuples()
             ],
             "mean speed-up": [DASH if math.isnan(value) else f"{value:.2f}x" for value in frame["speed_up"]],
         }
