@@ -6,8 +6,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import pandas as pd
-
 from eestudy import notebooks
 from eestudy.config import EestudyError
 from eestudy.environment import say
@@ -85,6 +83,7 @@ def results_text(study: str) -> str:
         ),
     ]
     minutes = results.runs["seconds"].sum() / 60
+    told = (claims.c1(comparisons), claims.c2(comparisons))
     return "\n".join(
         [
             "",
@@ -98,13 +97,9 @@ def results_text(study: str) -> str:
             "",
             "What the Holm-corrected paired tests say (a verdict over cells needs the cells to agree):",
             "",
-            *(f"- **{claim.name}, {claim.verdict}.** {claim.statement}" for claim in _claims(comparisons)),
+            *(f"- **{claim.name}, {claim.verdict}.** {claim.statement}" for claim in told),
             f"- {claims.findings(comparisons).splitlines()[0]} The chapter _Six seeds_ lists them.",
             "",
             "",
         ]
     )
-
-
-def _claims(comparisons: pd.DataFrame) -> list[claims.Claim]:
-    return [claims.c1(comparisons), claims.c2(comparisons)]

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from eestudy import book, notebooks, runner
+from eestudy.chapters.early_exits import early_exits
+from eestudy.chapters.strategies import drawing
 from eestudy.config import EestudyError, RunConfig
 from eestudy.grids import Study
 from eestudy.registry import STRATEGIES
-from eestudy.report import diagrams
 from eestudy.training.phases import Phase
 
 from .remote_loads import remote_loads
@@ -274,19 +275,19 @@ def test_a_book_is_built_offline_once_and_warnings_stop_it(checkout: book.Stage)
 
 
 def test_drawing_of_exits_refuses_shares_that_do_not_add_up() -> None:
-    assert "40 %, 60 %" in diagrams.early_exits([0.4, 0.6]).shows
+    assert "40 %, 60 %" in early_exits([0.4, 0.6]).shows
     for shares in ([0.5, 0.6], [1.0], [1.2, -0.2]):
         with pytest.raises(EestudyError, match="shares"):
-            diagrams.early_exits(shares)
+            early_exits(shares)
 
 
 def test_drawing_of_strategies_shows_what_each_phase_trains() -> None:
-    drawn = diagrams.strategies({name: STRATEGIES[name](0.25) for name in ("disjoint", "joint", "mixed")})
+    drawn = drawing({name: STRATEGIES[name](0.25) for name in ("disjoint", "joint", "mixed")})
     texts = [text.get_text() for text in drawn.axes[0].texts]
     assert texts.count("backbone: frozen") == 1  # disjoint's second phase
     assert texts.count("heads: not used yet") == 2  # disjoint and mixed, first phase
     assert texts.count("backbone: trains") == 4
     widths = [patch.get_width() for patch in drawn.axes[0].patches]
     assert min(widths) == pytest.approx(0.25, abs=0.01)
-    alone = diagrams.strategies({"new": (Phase("heads", ("heads",), "internal", 1.0),)})
+    alone = drawing({"new": (Phase("heads", ("heads",), "internal", 1.0),)})
     assert "heads: loss of the internal exits" in [text.get_text() for text in alone.axes[0].texts]

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from eestudy import data
+from eestudy.chapters import backbones, reproducibility
 from eestudy.config import EestudyError
 from eestudy.data import catalogue as data_sets
 from eestudy.models.catalogue import USUAL, catalogue
 from eestudy.registry import ARCHITECTURES, DATASETS, HEADS
-from eestudy.report import measured, pictures
+from eestudy.report import benchmarks, pictures
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = pd.read_csv(ROOT / "book" / "results" / "backbones.csv")
@@ -54,15 +55,15 @@ def test_an_unknown_backbone_gets_its_nearest() -> None:
 
 def test_tables_and_figure_of_costs() -> None:
     small = COMMITTED[COMMITTED["architecture"].isin(["mlp", "msdnet", "minilm"])]
-    table = pictures.head_table(small).data
+    table = backbones.head_table(small).data
     assert table.loc[("mlp", "1×8×8"), "stages"] == "5"
     assert table.loc[("msdnet", "3×32×32"), "msdnet"].endswith("(auto)")
     assert table.loc[("minilm", "32 tokens"), "msdnet"] == ""
-    costs = pictures.exit_costs_table(small).data
+    costs = backbones.exit_costs_table(small).data
     assert costs.loc[("msdnet", "3×32×32"), "5"] != ""
     assert float(costs.loc[("mlp", "1×8×8"), "5"]) == pytest.approx(112.1, abs=0.05)
-    assert "31 backbones" in repr(pictures.exit_costs(COMMITTED))
-    assert "at most 13.5 % of the FLOPs (mlp, 1×8×8)" in pictures.head_findings(small)
+    assert "31 backbones" in repr(backbones.exit_costs(COMMITTED))
+    assert "at most 13.5 % of the FLOPs (mlp, 1×8×8)" in backbones.head_findings(small)
 
 
 def test_facts_of_data_sets_are_those_of_what_is_loaded() -> None:
@@ -101,16 +102,16 @@ def test_pictures_of_images_and_lines() -> None:
 
 
 def test_measurements_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(benchmarks, "project_root", lambda: tmp_path)
     with pytest.raises(EestudyError, match=r"kill\.json: not there; make it with: python benchmarks/kill\.py"):
-        measured.measured("kill")
+        reproducibility.measured("kill")
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     (folder / "kill.json").write_text("{")
     with pytest.raises(EestudyError, match="not JSON"):
-        measured.measured("kill")
+        reproducibility.measured("kill")
     content = {"kills": 1300, "hardware": {"cores": 2}, "cases": [{"strategy": "joint", "same_bits": True, "s": 1.5}]}
     (folder / "kill.json").write_text(json.dumps(content))
-    single, cases = measured.measured("kill")
+    single, cases = reproducibility.measured("kill")
     assert single.data["value"].to_dict() == {"kills": "1,300", "hardware, cores": "2"}
     assert cases.data.loc["joint"].to_dict() == {"same bits": "yes", "s": "1.5"}

@@ -439,4 +439,4 @@ def test_r2_below_zero_stays_on_the_figure(make):
 def test_hard_samples_of_a_regression_are_those_with_large_errors():
     labels = np.zeros(4)
     logits = [np.array([[[0.1], [0.2], [3.0], [4.0]], [[0.1], [3.0], [0.2], [4.0]]])]
-    assert statistics.difficulty(logits, labels).tolist() == [0, 0.5, 0.5, 1]
+    assert statistics.share_wrong(logits, labels).tolist() == [0, 0.5, 0.5, 1]

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": _TRAINED,
     "dynamics": _TRAINED,
     "report": _STORED | {"records", "sweeps"},  # from tables only
+    "chapters": _GROUND | {"report"},  # what one chapter alone needs; never the other way round
     "plan": _STUDIED,
     "study": _STUDIED | {"plan"},
     "recording": _STUDIED | {"plan", "study", "records"},
@@ -71,6 +72,7 @@ WITHOUT_TORCH = (
     "bundles",
     "notebooks",
     "report",
+    "chapters",
     "export",
     "cli",
     "__init__",
@@ -212,6 +214,7 @@ def test_no_module_is_a_catch_all() -> None:
         ("eestudy.training.loop", "def f():\n    import eestudy.evaluation.budgets", ["evaluation"]),
         ("eestudy.evaluation.budgets", "from eestudy import training", ["training"]),
         ("eestudy.report.plots", "import importlib\nimportlib.import_module('eestudy.study')", ["study"]),
+        ("eestudy.report.plots", "from eestudy.chapters import rank", ["chapters"]),
         ("eestudy.config", "from eestudy import __version__", []),
         ("eestudy.config", "from eestudy.store import Store", ["store"]),
     ],

@@ -1,14 +1,14 @@
 """Claims of Kubaty et al. (2025) put to the test on a study's tables, and what may be said over all cells.
 
-Over cells, each cell's mean paired difference is one value; the t interval over cells and the t test's p,
-Holm-corrected over all pairs and budgets (`over_cells`), decide. A study of one cell is decided by its seeds.
-The definitions of "supported" and "contradicted" are ours.
+Over cells, each cell's mean paired difference is one value; the t interval over cells and the t test's p, corrected by
+Holm over all pairs and budgets (`over_cells`), decide. A study of one cell is decided by its seeds. The definitions of
+"supported" and "contradicted" are ours.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
@@ -45,37 +45,24 @@ def over_cells(comparisons: pd.DataFrame) -> pd.DataFrame:
     One row each: a, b, pair, budget, mean, low, high (fractions), n, unit ("cells", or "seeds" in a study of
     one cell), p, p_holm (over all rows), decision, verdict. No rows when no budget is reached everywhere.
     """
-    single = comparisons["cell"].nunique() == 1
+    cells = comparisons["cell"].nunique()
     pairs = list(dict.fromkeys(zip(comparisons["a"], comparisons["b"], strict=True)))
+    compared = comparisons.dropna(subset="mean").groupby(["a", "b", "budget"])["cell"].nunique()
     records = []
-    for budget in _everywhere(comparisons, pairs):
+    for budget in BUDGETS[:-1]:
+        if any(compared.get((*pair, budget), 0) < cells for pair in pairs):
+            continue
         for a, b in pairs:
             here = (comparisons["a"] == a) & (comparisons["b"] == b) & (comparisons["budget"] == budget)
-            rows = comparisons[here]
-            record = {
-                "a": a,
-                "b": b,
-                "pair": f"{a} − {b}",
-                "budget": budget,
-                "unit": "seeds" if single else "cells",
-            }
-            if single:
-                record |= rows.iloc[0][["mean", "low", "high", "n", "p", "note"]].to_dict()
+            names = {"a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, "unit": "seeds" if cells == 1 else "cells"}
+            if cells == 1:
+                test = comparisons[here].iloc[0].to_dict()
             else:
-                d = st.paired_difference(rows.set_index("cell")["mean"], pd.Series(0.0, index=rows["cell"]))
-                note = d.note.replace("seed", "cell")
-                record |= {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": d.p, "note": note}
-            records.append(record)
+                test = asdict(st.mean_difference(comparisons[here]["mean"]))
+                test["note"] = test["note"].replace("seed", "cell")
+            records.append({**test, **names})
     columns = ["a", "b", "pair", "budget", "unit", "mean", "low", "high", "n", "p", "note"]
     return st.corrected(pd.DataFrame(records, columns=columns))
-
-
-def _everywhere(comparisons: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[str]:
-    """The budgets (no "max") at which each of the pairs could be compared in every cell, smallest first."""
-    cells = comparisons["cell"].nunique()
-    compared = comparisons.dropna(subset="mean").groupby(["a", "b", "budget"])["cell"].nunique()
-    budgets = [budget for budget in BUDGETS if budget != "max"]
-    return [b for b in budgets if all(compared.get((*pair, b), 0) == cells for pair in pairs)]
 
 
 def c1(comparisons: pd.DataFrame) -> Claim:
@@ -141,15 +128,13 @@ def c7(results: Results) -> Claim:
 def findings(comparisons: pd.DataFrame) -> str:
     """What the corrected tests of the table decide, as a Markdown list, and how many they leave open."""
     decided = comparisons[comparisons["decision"] != ""]
-    lines = [
-        f"- {row.cell} at {budget_name(row.budget)}: {row.a} against {row.b}: {row.verdict}."
-        for row in decided.itertuples()
-    ]
+    lines = [f"- {r.cell} at {budget_name(r.budget)}: {r.a} against {r.b}: {r.verdict}." for r in decided.itertuples()]
     tested = int(comparisons["p"].notna().sum())
-    untested = len(comparisons) - tested
-    head = f"Of {len(comparisons)} comparisons the corrected tests decide {len(decided)}"
-    rest = f"{tested - len(decided)} were tested without a difference seen, {untested} could not be tested."
-    return "\n".join([f"{head}; {rest}", "", *lines])
+    head = (
+        f"Of {len(comparisons)} comparisons the corrected tests decide {len(decided)}; {tested - len(decided)} were "
+        f"tested without a difference seen, {len(comparisons) - tested} could not be tested."
+    )
+    return "\n".join([head, "", *lines])
 
 
 def answer(comparisons: pd.DataFrame) -> str:
@@ -170,9 +155,7 @@ def answer(comparisons: pd.DataFrame) -> str:
 
 
 def limits(comparisons: pd.DataFrame) -> str:
-    """What the number of seeds cannot show: the smallest difference that a test in one cell could have
-    called.
-    """
+    """What the number of seeds cannot show: the smallest difference that a test in one cell could have called."""
     counts = comparisons.loc[comparisons["n"] > 0, "n"]
     if counts.empty or counts.max() < 2:
         return "One seed a cell: no interval, no test; a difference between strategies may be noise."

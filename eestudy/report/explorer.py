@@ -19,6 +19,7 @@ from eestudy.config import EestudyError
 from eestudy.report import statistics as st
 from eestudy.report import style
 from eestudy.report.frames import in_order
+from eestudy.report.panels import by_strategy
 from eestudy.report.scores import score_name, valued
 
 DIGITS = 4
@@ -39,11 +40,10 @@ def payload(frame: pd.DataFrame) -> dict[str, Any]:
     for cell, here in valued(frame).dropna(subset="value").groupby("cell", sort=False):
         exits = [name for name in here if name.startswith("left_") and here[name].notna().any()]
         curves = [
-            {"strategy": strategy, "method": method, **_curve(rows, exits)}
-            for strategy in in_order(here["strategy"])
+            {"strategy": strategy, "method": method, **_curve(rows[rows["allocation"] == method], exits)}
+            for strategy, rows in by_strategy(here)
             for method in METHODS
-            for rows in [here[(here["strategy"] == strategy) & (here["allocation"] == method)]]
-            if len(rows)
+            if method in set(rows["allocation"])
         ]
         facts = {"cell": cell, "score": score_name(here), "rule": here["rule"].iloc[0], "exits": len(exits)}
         budgets = here.groupby("run", sort=False)["budget"].apply(list).iloc[0]
@@ -155,9 +155,9 @@ def _still(cell: dict[str, Any], colours: dict[str, str]) -> str:
     for value in (low, high):
         label = f"{100 * value:.1f}"
         parts.append(f'<text x="{LEFT - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
-    for place in (0.25, 0.5, 0.75, 1.0):
-        label = f"{100 * place:g}"
-        parts.append(f'<text x="{x(place):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>')
+    for cost in (0.25, 0.5, 0.75, 1.0):
+        label = f"{100 * cost:g}"
+        parts.append(f'<text x="{x(cost):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>')
     label = f"{cell['score']}, %, against mean cost, % of the plain backbone"
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{label}</text>')
     for curve in shown:
@@ -166,8 +166,8 @@ def _still(cell: dict[str, Any], colours: dict[str, str]) -> str:
         parts.append(f'<polyline points="{points}" fill="none" stroke="{shade}" stroke-width="2"/>')
         dot = f'cx="{x(curve["cost"][at]):.1f}" cy="{y(curve["accuracy"][at]):.1f}"'
         parts.append(f'<circle {dot} r="4" fill="{shade}"><title>{html.escape(curve["strategy"])}</title></circle>')
-    for place, curve in enumerate(shown):
-        at_y = HEIGHT - BOTTOM - 10 - 15 * place
+    for number, curve in enumerate(shown):
+        at_y = HEIGHT - BOTTOM - 10 - 15 * number
         key = f'x="{WIDTH - 80}" y="{at_y - 4}" width="12" height="3" fill="{colours[curve["strategy"]]}"'
         parts.append(f'<rect {key}/><text x="{WIDTH - 64}" y="{at_y}">{html.escape(curve["strategy"])}</text>')
     name = html.escape(f"{cell['score']} against cost, {cell['cell']}")

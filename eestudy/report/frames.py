@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,8 +43,7 @@ LABELS = ("cell", "architecture", "dataset", "strategy", "method", "seed")
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of one study, each joined with `LABELS` of its run; a table is read and checked on first
-    use.
+    """The tables of one study, each joined with `LABELS` of its run; a table is read and checked on first use.
 
     Classification has a column `accuracy`, regression `r2` and a column `score` that says so; `value` is either.
     A cell is architecture x data set (and what else varies in the study: the method, a training setting).
@@ -56,33 +55,29 @@ class Results:
 
     @property
     def runs(self) -> pd.DataFrame:
-        """One row a run: its labels, plain backbone FLOPs a sample, training FLOPs, seconds, hardware,
-        versions.
-        """
+        """One row per run: its labels, plain backbone's FLOPs, training FLOPs, seconds, hardware, versions."""
         return self._table("runs")
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a run x phase x epoch x exit x split: loss, accuracy."""
+        """One row per run, phase, epoch, exit and split: loss, accuracy."""
         return self._table("history")
 
     @property
     def exits(self) -> pd.DataFrame:
-        """One row a run x exit: cumulative FLOPs and parameters; accuracy, nll, ece on test."""
+        """One row per run and exit: cumulative FLOPs and parameters; accuracy, nll, ece on test."""
         return self._table("exits")
 
     @property
     def budgets(self) -> pd.DataFrame:
-        """One row a run x protocol x rule x allocation x budget ("25" ... "100" per cent, "max"): accuracy, mean
+        """One row per run, protocol, rule, allocation and budget ("25" ... "100" per cent, "max"): accuracy, mean
         FLOPs, on test. Those of protocol paper are chosen from the sweeps of all seeds that there are.
         """
         return self._table("budgets")
 
     @property
     def tradeoff(self) -> pd.DataFrame:
-        """One row a run x nominal budget (fraction of the plain backbone): accuracy, realised mean FLOPs, on
-        test.
-        """
+        """One row per run and nominal budget (fraction of the plain backbone): accuracy, mean FLOPs, on test."""
         return self._table("tradeoff")
 
     def dynamics(self, name: str) -> pd.DataFrame:
@@ -91,7 +86,7 @@ class Results:
         Of a pair of runs these are the first's; the others' strategy and seed are strategy_2, seed_2 (and _3).
         EestudyError, with the command that makes it, where it is missing.
         """
-        return self._made("dynamics", name, _measure_command(self.study))
+        return self._made("dynamics", name, _command(self.study, "dynamics"))
 
     def evaluation(self, name: str) -> pd.DataFrame:
         """A table of `eestudy evaluate`, such as "allocation", joined with the labels of its runs.
@@ -99,18 +94,14 @@ class Results:
         Where something has no answer its numbers are NaN, and `reason` says why.
         EestudyError, with the command that makes it, where it is missing.
         """
-        return self._made("evaluation", name, _measure_command(self.study, "evaluate"))
+        return self._made("evaluation", name, _command(self.study, "evaluate"))
 
     def _made(self, kind: str, name: str, command: str) -> pd.DataFrame:
-        key = f"{kind}_{name}"
+        key = f"{kind}_{name}, labelled"
         if key not in self._frames:
-            if self._records is None:
-                raise EestudyError(f"results: the frame {key!r} was not collected")
-            found = union.made(self._records, kind, name)
-            if found is None:
-                where = self._records.folder / kind
-                raise EestudyError(f"results: {where} has no record with the table {name!r}; make it with: {command}")
-            frame = self._labelled(key, found)
+            missing = f"{kind} has no record with the table {name!r}; make it with: {command}"
+            found = self._read(f"{kind}_{name}", lambda records: union.made(records, kind, name), missing)
+            frame = self._labelled(f"{kind}_{name}", found)
             for number, column in enumerate(("other", "other_3"), 2):
                 if column in frame:
                     labels = self.runs.set_index("run")[["strategy", "seed"]].add_suffix(f"_{number}")
@@ -134,21 +125,24 @@ class Results:
     def _table(self, name: str) -> pd.DataFrame:
         key = f"{name}, labelled"
         if key not in self._frames:
-            frame = self._read(name)
+            frame = self._recorded(name)
             self._check(name, frame)
             self._frames[key] = _with_cells(frame) if name == "runs" else valued(self._labelled(name, frame))
         return self._frames[key]
 
-    def _read(self, name: str) -> pd.DataFrame:
-        if name not in self._frames:
+    def _recorded(self, name: str) -> pd.DataFrame:
+        missing = f"runs has no record; make some with: {_command(self.study, 'run')}"
+        return self._read(name, lambda records: union.frame(records, name), missing)
+
+    def _read(self, key: str, read: Callable[[Records], pd.DataFrame | None], missing: str) -> pd.DataFrame:
+        if key not in self._frames:
             if self._records is None:
-                raise EestudyError(f"results: the frame {name!r} was not collected")
-            found = union.frame(self._records, name)
+                raise EestudyError(f"results: the frame {key!r} was not collected")
+            found = read(self._records)
             if found is None:
-                where = self._records.folder / "runs"
-                raise EestudyError(f"results: {where} has no record; make some with: {_command(self.study)}")
-            self._frames[name] = found
-        return self._frames[name]
+                raise EestudyError(f"results: {self._records.folder}/{missing}")
+            self._frames[key] = found
+        return self._frames[key]
 
     def _check(self, name: str, frame: pd.DataFrame) -> None:
         wanted = COLUMNS[name] + (SCORES.get(name, ()) if "r2" not in frame else ())
@@ -182,7 +176,7 @@ def load(study: str) -> Results:
         planned = list(studies())
         known = list(dict.fromkeys([*made, *planned]))
         if study in planned or not known:
-            raise EestudyError(f"study: {study!r} has no results in {folder}; make them with: {_command(study)}")
+            raise EestudyError(f"study: {study!r} has no results in {folder}; make them with: {_command(study, 'run')}")
         raise EestudyError(f"study: unknown name {study!r}; {nearest(study, known)}")
     results = Results(study, folder)
     _ = results.runs  # a folder without its runs is told at once, the other tables on first use
@@ -214,13 +208,13 @@ def only(results: Results, setting: str, value: object) -> Results:
     EestudyError for an unknown field, and for a value that no run has.
     """
     check_name("setting", setting, RunConfig.model_fields)
-    runs = results._read("runs")
+    runs = results._recorded("runs")
     values = [settings[setting] for settings in _settings(runs)]
     if value not in values:
         there = ", ".join(dict.fromkeys(map(str, values)))
         raise EestudyError(f"{setting}: no run of {results.study} has {value!r}; there are {there}")
     kept = set(runs["run"][[other == value for other in values]])
-    frames = {name: results._read(name) for name in COLUMNS}
+    frames = {name: results._recorded(name) for name in COLUMNS}
     return Results(results.study, None, {name: frame[frame["run"].isin(kept)] for name, frame in frames.items()})
 
 
@@ -230,19 +224,13 @@ def _settings(runs: pd.DataFrame) -> list[dict[str, Any]]:
     return [{**defaults, **json.loads(text)} for text in runs["config"]]
 
 
-def _measure_command(study: str, command: str = "dynamics") -> str:
+def _command(study: str, command: str) -> str:
     planned = studies().get(study)
     return f"eestudy {command} {planned.relative_to(project_root()) if planned else f'params/{study}.yaml'}"
 
 
-def _command(study: str) -> str:
-    return _measure_command(study, "run")
-
-
 def _with_cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with a column `cell`: what is compared at once. Two runs of a cell differ in strategy or seed
-    only.
-    """
+    """`runs` with a column `cell`: what is compared at once. Two runs of a cell differ in strategy or seed only."""
     cell = runs["architecture"] + " / " + runs["dataset"]
     if runs["method"].nunique() > 1:
         cell = cell + " / " + runs["method"]

@@ -1,21 +1,18 @@
-"""What data and networks look like: samples of a data set, and what each exit of each backbone costs."""
+"""What samples of a data set look like."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from eestudy.config import EestudyError
 from eestudy.report import style
-from eestudy.report.tables import Table, engineering, table
 
 ROW = 10  # samples side by side
-KINDS = ("pooled", "token", "vector")  # the heads made for a kind of features
-CASCADING = tuple(f"cascading-{kind}" for kind in KINDS)
 
 
+@style.context()
 def samples(x: np.ndarray, names: Sequence[str], title: str = "") -> style.Plot:
     """One picture a sample, `ROW` in a line, with its name above it.
 
@@ -25,140 +22,22 @@ def samples(x: np.ndarray, names: Sequence[str], title: str = "") -> style.Plot:
     if x.ndim not in (3, 4) or x.shape[1] not in ((1,) if x.ndim == 3 else (1, 3)) or len(x) != len(names):
         raise EestudyError(f"samples: inputs {x.shape} for {len(names)} names; expected (N, C, H, W) or (N, 1, L)")
     lines = -(-len(x) // ROW)
-    with style.context():
-        figure = style.Plot(0.3 * bool(title) + 0.98 * lines, f"{title}: {', '.join(names)}")
-        panels = figure.subplots(lines, ROW, squeeze=False, sharey=x.ndim == 3).flat
-        for axes, sample, name in zip(panels, x, names, strict=False):
-            if sample.ndim == 3:
-                low, high = float(sample.min()), float(sample.max())
-                shown = (sample.transpose(1, 2, 0) - low) / max(high - low, 1e-9)
-                axes.imshow(shown.squeeze(), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
-            else:
-                axes.plot(sample[0], color=style.INK, linewidth=1.2)
-                axes.set_box_aspect(1)
-            axes.set_title(name, fontsize=8.5, loc="center")
-            axes.grid(visible=False)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        for axes in list(figure.axes)[len(x) :]:
-            axes.remove()
-        if title:
-            figure.suptitle(title, fontsize=10.5, x=0.01, ha="left")
+    figure = style.Plot(0.3 * bool(title) + 0.98 * lines, f"{title}: {', '.join(names)}")
+    panels = figure.subplots(lines, ROW, squeeze=False, sharey=x.ndim == 3).flat
+    for axes, sample, name in zip(panels, x, names, strict=False):
+        if sample.ndim == 3:
+            low, high = float(sample.min()), float(sample.max())
+            shown = (sample.transpose(1, 2, 0) - low) / max(high - low, 1e-9)
+            axes.imshow(shown.squeeze(), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
+        else:
+            axes.plot(sample[0], color=style.INK, linewidth=1.2)
+            axes.set_box_aspect(1)
+        axes.set_title(name, fontsize=8.5, loc="center")
+        axes.grid(visible=False)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for axes in list(figure.axes)[len(x) :]:
+        axes.remove()
+    if title:
+        figure.suptitle(title, fontsize=10.5, x=0.01, ha="left")
     return figure
-
-
-def texts(frame: pd.DataFrame, caption: str, name: str) -> Table:
-    """A `tables.table` of words: to the left, and on several lines where they are long."""
-    made = table(frame, caption, name)
-    words = [("text-align", "left"), ("white-space", "normal")]
-    made.set_table_styles([{"selector": "td, th", "props": words}], overwrite=False)
-    return made
-
-
-def head_table(catalogue: pd.DataFrame) -> Table:
-    """What backbones cost, and what each head adds: rows architecture x input, from `models.catalogue`."""
-    ends = catalogue.groupby(["architecture", "input", "head"], sort=False).last()
-    rows = {}
-    for (name, shape), group in ends.groupby(level=[0, 1], sort=False):
-        by_head = group.droplevel([0, 1])
-        first = by_head.iloc[0]
-        flops, params = first["flops"] - first["head_flops"], first["params"] - first["head_params"]
-        row = {column: f"{first[column]:.0f}" for column in ("classes", "stage", "exit")}
-        row |= {"params": engineering(params), "FLOPs": engineering(flops)}
-        for head, values in by_head.iterrows():
-            kind = str(head).replace("cascading-", "")
-            column = str(head).replace(kind, "own kind") if kind in KINDS else str(head)
-            shares = f"{_share(values['head_flops'], flops)} / {_share(values['head_params'], params)}"
-            row[column] = f"{shares} (auto)" if values["default"] and kind not in KINDS else shares
-        rows[name, _input(shape)] = row
-    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
-    columns = ["classes", "stage", "exit", "params", "FLOPs", "own kind", "cascading-own kind"]
-    frame = frame[[*columns, *(column for column in frame if column not in columns)]]
-    names = {"stage": "stages", "exit": "exits", "cascading-own kind": "cascading, own kind"}
-    frame = frame.rename(columns=names)
-    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["architecture", "input"])
-    text = (
-        "The plain backbone: parameters, FLOPs of one sample; then what all heads of a kind together add to it: % of "
-        "its FLOPs / % of its parameters. Heads of one layer. Own kind: the head made for the features that the "
-        "backbone has (pooled, token or vector), which head: auto takes where no other is marked. Empty: this head "
-        "does not read them."
-    )
-    return table(frame, text, "heads")
-
-
-def head_findings(catalogue: pd.DataFrame) -> str:
-    """What all heads of a network together add to its FLOPs and parameters, over the backbones, as Markdown."""
-    ends = catalogue.groupby(["architecture", "input", "head"], sort=False).last().reset_index()
-    flops = 100 * ends["head_flops"] / (ends["flops"] - ends["head_flops"])
-    params = 100 * ends["head_params"] / (ends["params"] - ends["head_params"])
-    ends = ends.assign(flops_share=flops, params_share=params)
-    lines = []
-    groups = [("made for the backbone's features (pooled, token, vector)", KINDS), ("cascading", CASCADING)]
-    for name, heads in [*groups, ("msdnet", ("msdnet",)), ("msdnet-wide", ("msdnet-wide",))]:
-        own = ends[ends["head"].isin(heads)]
-        if len(own):
-            most = own.loc[own["flops_share"].idxmax()]
-            where = f"{most['architecture']}, {_input(most['input'])}"
-            lines.append(
-                f"- Heads {name}, in the median over {len(own)} networks, add {own['flops_share'].median():.2g} % to "
-                f"the backbone's FLOPs and {own['params_share'].median():.2g} % to its parameters; at most "
-                f"{most['flops_share']:.3g} % of the FLOPs ({where})."
-            )
-    return "\n".join(lines)
-
-
-def exit_costs_table(catalogue: pd.DataFrame) -> Table:
-    """The cumulative FLOPs at each exit with the heads that `auto` takes: rows architecture x input, columns exits."""
-    rows = _default_heads(catalogue)
-    frame = rows.assign(text=[_share(r.flops, r.backbone) for r in rows.itertuples()], input=rows["input"].map(_input))
-    order = list(dict.fromkeys(zip(frame["architecture"], frame["input"], strict=True)))
-    wide = frame.pivot(index=["architecture", "input"], columns="exit", values="text").loc[order].fillna("")
-    wide.columns = pd.Index([str(k) for k in wide.columns], name="leaving at exit")
-    text = (
-        "FLOPs of a sample that leaves there, backbone and heads so far, in % of the plain backbone's, with the heads "
-        "that head: auto takes. The last exit of each row is above 100 % by what the heads cost."
-    )
-    return table(wide, text, "exit-costs")
-
-
-def exit_costs(catalogue: pd.DataFrame) -> style.Plot:
-    """`exit_costs_table` as a figure: a line a backbone, a mark an exit, a square for its own classifier."""
-    rows = _default_heads(catalogue)
-    shades = style.depth_colours(int(rows["exit"].max()))
-    labels = list(dict.fromkeys(zip(rows["architecture"], rows["input"], strict=True)))
-    with style.context():
-        figure = style.Plot(0.9 + 0.235 * len(labels), f"cost of leaving at each exit, {len(labels)} backbones")
-        axes = figure.subplots()
-        for place, (name, shape) in enumerate(labels):
-            own = rows[(rows["architecture"] == name) & (rows["input"] == shape)]
-            share = 100 * own["flops"] / own["backbone"]
-            axes.plot([0, share.max()], [place, place], color="#d0d0d0", linewidth=1.0, zorder=1)
-            for number, value in zip(own["exit"], share, strict=True):
-                mark = "s" if number == own["exit"].max() else "o"
-                shade = [shades[number - 1]]
-                axes.scatter(value, place, s=30, marker=mark, color=shade, edgecolor=style.INK, linewidth=0.5, zorder=2)
-        axes.set_yticks(range(len(labels)), [f"{name}, {_input(shape)}" for name, shape in labels])
-        axes.axvline(100, color=style.FAINT, linestyle="--", linewidth=1.0, zorder=0)
-        axes.set_xlim(left=0)
-        axes.set_ylim(len(labels) - 0.3, -0.7)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel("cost of a sample that leaves there, % of the plain backbone's FLOPs")
-    return figure
-
-
-def _default_heads(catalogue: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the heads that `auto` takes, and the plain backbone's FLOPs beside them."""
-    rows = catalogue[catalogue["default"]]
-    ends = rows.groupby(["architecture", "input"]).last()
-    backbone = (ends["flops"] - ends["head_flops"]).rename("backbone")
-    return rows.join(backbone, on=["architecture", "input"])
-
-
-def _input(shape: str) -> str:
-    """ "3x32x32" as it shall read."""
-    return shape.replace("x", "×") if "x" in shape else f"{shape} tokens"
-
-
-def _share(part: float, whole: float) -> str:
-    value = 100 * part / whole
-    return f"{value:.2f}" if value < 0.995 else f"{value:.1f}"

@@ -11,7 +11,7 @@ SCORES = ["last", "exits", "at_25", "at_100", "both"]
 
 
 def pilots(study: str = "pilots") -> pd.DataFrame:
-    """One row a cell and setting: KEYS, seeds, and the means over seeds of SCORES, all accuracies on validation data.
+    """One row per cell and setting: KEYS, seeds, and the means over seeds of SCORES, all accuracies on validation data.
 
     training: "plain" is mixed with all epochs in phase 1, whose last exit alone means something. last: of the last
     exit; exits: mean over exits; at_25, at_100: at these budgets, thresholds shared and fitted on the same data; both:

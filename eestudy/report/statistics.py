@@ -1,19 +1,19 @@
 """Means, paired differences and corrected tests over seeds, and the words a result may be told in.
 
-Intervals are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one seed, or with values that do
-not differ at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here
-warns.
+Intervals are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one seed, or with values that do not differ
+at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here warns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from pandas.core.groupby import SeriesGroupBy
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -44,9 +44,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean of the paired differences a - b over n common seeds, its 95 % t interval and the paired t test's
-    p.
-    """
+    """Mean of the paired differences a - b over n common seeds, its 95 % t interval, the paired t test's p."""
 
     mean: float
     low: float
@@ -79,8 +77,8 @@ def _constant(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())))
 
 
-def mean_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float = LEVEL) -> Interval:
-    """Mean of `values` (n,), NaN left out, with its t interval at `level`."""
+def mean_interval(values: Sequence[float] | np.ndarray | pd.Series) -> Interval:
+    """Mean of `values` (n,), NaN left out, with its 95 % t interval."""
     x = _finite(values)
     if x.size == 0:
         return Interval(math.nan, math.nan, math.nan, 0, "no value")
@@ -89,22 +87,31 @@ def mean_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float
     mean = float(x.mean())
     if _constant(x):
         return Interval(mean, math.nan, math.nan, x.size, f"the same in all {x.size} seeds: no interval")
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     return Interval(mean, mean - half, mean + half, int(x.size))
 
 
-def paired_difference(a: Seeds, b: Seeds, level: float = LEVEL) -> Paired:
-    """Differences a - b over the seeds that both have (seed -> value; NaN counts as missing), with t interval
-    and test.
+def intervals(values: SeriesGroupBy) -> pd.DataFrame:
+    """`mean_interval` of each group, a row each: mean, low, high, n, note, half (NaN where there is no interval)."""
+    found = pd.DataFrame({key: asdict(mean_interval(group)) for key, group in values}).T.infer_objects()
+    return found.assign(half=(found["high"] - found["low"]) / 2)
 
-    Two-sided paired t test. When every difference is the same the test is not defined: p and the interval are
-    NaN.
-    """
+
+def paired_difference(a: Seeds, b: Seeds) -> Paired:
+    """`mean_difference` of a - b over the seeds that both have (seed -> value; NaN counts as missing)."""
     left, right = (pd.Series(x, dtype=float).dropna() for x in (a, b))
     common = left.index.intersection(right.index)
     unpaired = len(left.index.union(right.index)) - len(common)
-    d = (left.loc[common] - right.loc[common]).to_numpy()
-    interval = mean_interval(d, level)
+    return mean_difference((left.loc[common] - right.loc[common]).to_numpy(), unpaired)
+
+
+def mean_difference(differences: np.ndarray | pd.Series, unpaired: int = 0) -> Paired:
+    """Mean of the differences (n,) of n pairs, with t interval and two-sided t test against 0.
+
+    When every difference is the same the test is not defined: p and the interval are NaN.
+    """
+    d = np.asarray(differences, dtype=float)
+    interval = mean_interval(d)
     note = interval.note.replace("value", "common seed")
     if math.isnan(interval.low):
         return Paired(interval.mean, math.nan, math.nan, math.nan, interval.n, unpaired, note=note)
@@ -127,7 +134,7 @@ def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
 def tested(keys: Sequence[str], pairs: Iterable[tuple[Mapping[str, Any], Seeds, Seeds]]) -> pd.DataFrame:
     """The paired differences a - b of one family of tests. pairs: what a row is of (`keys` and more), a, b.
 
-    One row a pair: the keys, mean, low, high, sd, n, unpaired, p, note, p_holm (over all rows), decision ("better": a
+    One row per pair: the keys, mean, low, high, sd, n, unpaired, p, note, p_holm (over all rows), decision ("better": a
     is), verdict. No pair: no rows, and the same columns.
     """
     rows = [{**names, **asdict(paired_difference(a, b))} for names, a, b in pairs]
@@ -143,36 +150,49 @@ def corrected(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def friedman(values: pd.DataFrame, fewest: int = FEWEST_CELLS) -> Friedman:
-    """Do the columns (treatments, at least 3) of `values` (cells x treatments) differ? Friedman's test over
-    the rows.
+def friedman(values: pd.DataFrame) -> Friedman:
+    """Do the columns (treatments, at least 3) of `values` (cells x treatments) differ? Friedman's test over the rows.
 
-    Rows with a NaN are left out. With fewer than `fewest` rows only the mean ranks are given.
+    Rows with a NaN are left out. With fewer than FEWEST_CELLS rows only the mean ranks are given.
     """
     complete = values.dropna()
     n = len(complete)
     ranks = {str(c): float(r) for c, r in complete.rank(axis=1, ascending=False).mean().items()} if n else {}
     if values.shape[1] < 3:
         return Friedman(math.nan, math.nan, n, ranks, "not tested: fewer than 3 treatments")
-    if n < fewest:
-        return Friedman(math.nan, math.nan, n, ranks, f"not tested: fewer than {fewest} cells")
+    if n < FEWEST_CELLS:
+        return Friedman(math.nan, math.nan, n, ranks, f"not tested: fewer than {FEWEST_CELLS} cells")
     if (complete.nunique(axis=1) == 1).all():
         return Friedman(math.nan, math.nan, n, ranks, "not tested: all treatments tie in every cell")
     statistic, p = stats.friedmanchisquare(*(complete[c].to_numpy() for c in complete.columns))
     return Friedman(float(statistic), float(p), n, ranks)
 
 
-def smallest_difference(n: int, sd: float, alpha: float = ALPHA) -> float:
+def smallest_difference(n: int, sd: float) -> float:
     """The smallest mean of n paired differences (standard deviation `sd`) that one t test calls."""
     if n < 2:
         return math.nan
-    return float(stats.t.ppf(1 - alpha / 2, n - 1) * sd / math.sqrt(n))
+    return float(stats.t.ppf(1 - ALPHA / 2, n - 1) * sd / math.sqrt(n))
+
+
+def signed(value: float) -> str:
+    """A number with its sign and one decimal; a zero has none."""
+    return f"{value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
 
 
 def points(value: float) -> str:
     """A difference of two fractions in percentage points, signed, with one decimal: 0.0123 -> "+1.2"."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+    return signed(100 * value)
+
+
+def with_interval(row: Any, write: Callable[[float], str] = points, star: str = "", to: str = ", ") -> str:
+    """ "mean [low, high]" of a row with mean, low, high and note, or "mean (note)" where there is no interval.
+
+    star: stands after the mean, `to` between the ends.
+    """
+    if math.isnan(row.low):
+        return f"{write(row.mean)} ({row.note or 'no interval'})"
+    return f"{write(row.mean)}{star} [{write(row.low)}{to}{write(row.high)}]"
 
 
 def spread(low: float, high: float, note: str = "") -> str:
@@ -182,26 +202,25 @@ def spread(low: float, high: float, note: str = "") -> str:
     return f"95 % interval {points(low)} to {points(high)}"
 
 
-def decision(mean: float, p_corrected: float, alpha: float = ALPHA) -> str:
+def decision(mean: float, p_corrected: float) -> str:
     """ "better" or "worse" where the corrected test says so; "" otherwise (also where there is no test)."""
-    if not p_corrected < alpha:  # NaN too
+    if not p_corrected < ALPHA:  # NaN too
         return ""
     return "better" if mean > 0 else "worse"
 
 
-def verdict(mean: float, low: float, high: float, p_corrected: float, note: str = "", alpha: float = ALPHA) -> str:
-    """What may be said of a paired difference (fractions): "better" or "worse" only where the corrected test
-    says so.
+def verdict(mean: float, low: float, high: float, p_corrected: float, note: str = "") -> str:
+    """What may be said of a paired difference (fractions): "better" or "worse" only where the corrected test does.
 
-    Examples: "better by 1.2 points (95 % interval +0.9 to +1.5)", "no difference seen (−0.3 points, 95 %
-    interval −1.2 to +0.6)". Without any common seed: "not compared".
+    Examples: "better by 1.2 points (95 % interval +0.9 to +1.5)", "no difference seen (−0.3 points, 95 % interval −1.2
+    to +0.6)". Without any common seed: "not compared".
     """
     if math.isnan(mean):
         return "not compared (no common seed)"
-    word = decision(mean, p_corrected, alpha)
-    if word:
-        return f"{word} by {points(abs(mean)).lstrip('+')} points ({spread(low, high, note)})"
+    word = decision(mean, p_corrected)
     interval = spread(low, high, note)
+    if word:
+        return f"{word} by {points(abs(mean)).lstrip('+')} points ({interval})"
     if low > 0 or high < 0:  # the interval is of one comparison, the test is of all of them
         return (
             f"no difference seen after Holm's correction ({points(mean)} points, {interval} before it, "
@@ -210,16 +229,16 @@ def verdict(mean: float, low: float, high: float, p_corrected: float, note: str 
     return f"no difference seen ({points(mean)} points, {interval})"
 
 
-def difficulty(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """How hard each sample is: the share of (seed, exit) pairs that classify it wrongly, (N,) in [0, 1].
-    Ours. In regression (C = 1): whose error is larger than the median of all of them.
+def share_wrong(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The share of (seed, exit) pairs that classify a sample wrongly, (N,) in [0, 1]: how hard it is. Ours.
 
+    In regression (C = 1): whose error is larger than the median of all of them.
     `logits`: one array (K, N, C) a seed, on the same samples; `labels` (N,).
     """
     if not len(logits):
         raise EestudyError("difficulty: needs the logits of at least one seed")
-    if np.asarray(logits[0]).shape[-1] == 1:
-        errors = np.concatenate([np.abs(np.asarray(z)[:, :, 0] - np.asarray(labels)) for z in logits], axis=0)
+    every, labels = np.concatenate([np.asarray(each) for each in logits]), np.asarray(labels)
+    if every.shape[-1] == 1:
+        errors = np.abs(every[:, :, 0] - labels)
         return (errors > np.median(errors)).mean(axis=0)
-    wrong = [np.asarray(z).argmax(axis=-1) != np.asarray(labels)[None, :] for z in logits]
-    return np.concatenate(wrong, axis=0).mean(axis=0)
+    return (every.argmax(axis=-1) != labels).mean(axis=0)

@@ -1,8 +1,7 @@
 """One look for every figure: palette, markers, matplotlib settings, and bytes that depend on the data alone.
 
-Figures are white cards with dark text. The book's theme puts a light card behind every image on a dark page
-anyway, and dark on white keeps its contrast there; transparent figures with grey text had neither page's
-contrast.
+Figures are white cards with dark text. The book's theme puts a light card behind every image on a dark page anyway, and
+dark on white keeps its contrast there; transparent figures with grey text had neither page's contrast.
 """
 
 from __future__ import annotations
@@ -17,16 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by readers with any colour vision; each strategy has its marker and line
-# too. From the fourth strategy on the colours are Paul Tol's muted ones.
-PALETTE = {
-    "disjoint": "#0072B2", "joint": "#D55E00", "mixed": "#009E73", "mixed-heads": "#44AA99", "joint-heads": "#CC6677",
-    "alternating": "#AA4499", "branch-wise": "#999933", "separate": "#882255", "gradual": "#332288",
-    "sequential-lwf": "#88CCEE", "sequential-ewc": "#117733",
-}  # fmt: skip
-MARKERS = {
-    "disjoint": "o", "joint": "s", "mixed": "D", "mixed-heads": "d", "joint-heads": "p", "alternating": "*",
-    "branch-wise": "<", "separate": ">", "gradual": "h", "sequential-lwf": "8", "sequential-ewc": "H",
+# Okabe and Ito's colours, told apart by readers with any colour vision; each strategy has its marker too. From the
+# fourth strategy on the colours are Paul Tol's muted ones.
+STRATEGIES = {
+    "disjoint": ("#0072B2", "o"), "joint": ("#D55E00", "s"), "mixed": ("#009E73", "D"), "mixed-heads": ("#44AA99", "d"),
+    "joint-heads": ("#CC6677", "p"), "alternating": ("#AA4499", "*"), "branch-wise": ("#999933", "<"),
+    "separate": ("#882255", ">"), "gradual": ("#332288", "h"), "sequential-lwf": ("#88CCEE", "8"),
+    "sequential-ewc": ("#117733", "H"),
 }  # fmt: skip
 OTHERS = (("#CC79A7", "^"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"))  # strategies added later
 INK = "#262626"
@@ -68,9 +64,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Plot(Figure):
-    """A figure that shows itself in a notebook as a PNG, without pyplot and with the same bytes for the same
-    data.
-    """
+    """A figure that shows itself in a notebook as a PNG, without pyplot and with the same bytes for the same data."""
 
     def __init__(self, height: float, shows: str, dpi: int = DPI) -> None:
         super().__init__(figsize=(WIDTH, height), layout="constrained")
@@ -101,7 +95,9 @@ class Plot(Figure):
 
 @contextmanager
 def context() -> Iterator[None]:
-    """The settings above and nothing of the user's matplotlibrc; what was set before comes back after."""
+    """The settings above and nothing of the user's matplotlibrc; what was set before comes back after. Also a decorator
+    of what draws.
+    """
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS)
@@ -110,16 +106,21 @@ def context() -> Iterator[None]:
 
 def colour(strategy: str) -> str:
     """The colour of a strategy, the same in every figure."""
-    return PALETTE[strategy] if strategy in PALETTE else _other(strategy)[0]
+    return _look(strategy)[0]
 
 
 def marker(strategy: str) -> str:
     """The marker of a strategy, the same in every figure."""
-    return MARKERS[strategy] if strategy in MARKERS else _other(strategy)[1]
+    return _look(strategy)[1]
 
 
-def _other(strategy: str) -> tuple[str, str]:
-    return OTHERS[sum(strategy.encode()) % len(OTHERS)]
+def look(strategy: str) -> dict[str, Any]:
+    """Colour, marker and label of a strategy's line."""
+    return {"color": colour(strategy), "marker": marker(strategy), "label": strategy}
+
+
+def _look(strategy: str) -> tuple[str, str]:
+    return STRATEGIES.get(strategy) or OTHERS[sum(strategy.encode()) % len(OTHERS)]
 
 
 def depth_colours(count: int) -> list[Any]:

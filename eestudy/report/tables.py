@@ -7,7 +7,8 @@ Numbers come first (`comparisons`, ...: DataFrames of fractions), then the same 
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ BUDGETS = ("25", "50", "75", "100", "max")
 RULES = ("max-probability", "patience")
 # Columns of exits and budgets that a table can show; what the others are called is `score_name`'s to say.
 CORRELATIONS = {"pearson": "Pearson's correlation x 100", "spearman": "Spearman's rank correlation x 100"}
-ALLOCATION = "shared"  # one threshold for all exits; a table that is not asked for another one shows this one
+ALLOCATION = "shared"  # one threshold for all exits: what tables show
 DASH = "–"
+UNDEFINED = f"{DASH} or fewer seeds: not defined, for all predictions (or all labels) are the same there."
 # What is compared with what, in this order.
 PAIRS = (("mixed", "joint"), ("mixed", "disjoint"), ("joint", "disjoint"))
 
@@ -53,23 +55,39 @@ def table(frame: pd.DataFrame, caption: str, name: str) -> Table:
     return styled
 
 
-def percent(interval: st.Interval, expected: int | None = None) -> str:
-    """Accuracy in %: "81.3 ± 0.8", "81.3 (one seed)", "81.3 (1 of 2 seeds)" or a dash."""
+def texts(frame: pd.DataFrame, caption: str, name: str) -> Table:
+    """A `table` of words: to the left, and on several lines where they are long."""
+    made = table(frame, caption, name)
+    words = [("text-align", "left"), ("white-space", "normal")]
+    made.set_table_styles([{"selector": "td, th", "props": words}], overwrite=False)
+    return made
+
+
+def plus_minus(interval: st.Interval, write: Callable[[float], str] = "{:.1f}".format) -> str:
+    """A mean x 100 and half of its interval: "81.3 ± 0.8", "81.3" where there is no interval, or a dash."""
     if interval.n == 0:
         return DASH
-    text = f"{100 * interval.mean:.1f}"
-    if not math.isnan(interval.low):
-        text += f" ± {100 * interval.half:.1f}"
-    if expected is not None and interval.n < expected:
+    return write(100 * interval.mean) + ("" if math.isnan(interval.low) else f" ± {100 * interval.half:.1f}")
+
+
+def percent(interval: st.Interval, expected: int | None = None) -> str:
+    """Accuracy in %: "81.3 ± 0.8", "81.3 (one seed)", "81.3 (1 of 2 seeds)" or a dash."""
+    text = plus_minus(interval)
+    if expected is not None and 0 < interval.n < expected:
         return f"{text} ({interval.n} of {expected} seeds)"
     return f"{text} (one seed)" if interval.n == 1 else text
 
 
-def select(frame: pd.DataFrame, protocol: str, rule: str | None, allocation: str | None = None) -> pd.DataFrame:
-    """The rows of one protocol, exit rule and allocation; EestudyError with the nearest name when there are none.
+def why(frame: pd.DataFrame, value: str) -> str:
+    """The reasons of the rows without a `value`, each once, for a caption; "" when every row has one."""
+    reasons = dict.fromkeys(str(reason) for reason in frame[frame[value].isna()]["reason"] if reason)
+    return f" {DASH}: {'; '.join(reasons)}." if reasons else ""
 
-    rule: None takes `RULES`, of classification and of regression. allocation: None takes ALLOCATION, or where rows
-    have none of it, as in tables from before it was named, what they have.
+
+def select(frame: pd.DataFrame, protocol: str, rule: str | None) -> pd.DataFrame:
+    """The rows of one protocol and exit rule; EestudyError with the nearest name when there are none.
+
+    rule: None takes `RULES`, of classification and of regression. Of allocations, `usual_allocation`.
     """
     check_name("protocol", protocol, frame["protocol"].unique())
     rows = frame[frame["protocol"] == protocol]
@@ -79,14 +97,11 @@ def select(frame: pd.DataFrame, protocol: str, rule: str | None, allocation: str
         rule = rule or RULES[int(regression.all())]
         check_name("rule", rule, rows["rule"].unique())
         chosen = rows[rows["rule"] == rule]
-    if allocation is not None:
-        check_name("allocation", allocation, chosen["allocation"].unique())
-        return chosen[chosen["allocation"] == allocation]
     return usual_allocation(chosen)
 
 
 def usual_allocation(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ALLOCATION; of a rule that has none of these, all that it has."""
+    """The rows of ALLOCATION; of a rule without any, as in tables from before it was named, all that it has."""
     usual = rows["allocation"] == ALLOCATION
     return rows[usual | ~usual.groupby(rows["rule"]).transform("any").astype(bool)]
 
@@ -107,28 +122,37 @@ def budget_name(budget: str) -> str:
     return budget if budget == "max" else f"{budget} %"
 
 
-def _ordered(frame: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
+def ordered(frame: pd.DataFrame, cells: Iterable[str]) -> pd.DataFrame:
     """Rows (cell, strategy) in the order used everywhere."""
-    rows = [(c, s) for c in cells for s in in_order(frame.index.get_level_values("strategy")) if (c, s) in frame.index]
-    return frame.loc[rows]
+    strategies = in_order(frame.index.get_level_values("strategy"))
+    return frame.loc[[(c, s) for c in dict.fromkeys(cells) for s in strategies if (c, s) in frame.index]]
 
 
-def budget_means(
-    results: Results, protocol: str = "calibrated", rule: str | None = None, score: str = "accuracy"
-) -> pd.DataFrame:
-    """One row a cell x strategy x budget: mean, low, high (fractions, over seeds), n seeds that reach it, of
-    `seeds`.
-    """
+def rows(found: Mapping[Any, Mapping[str, Any]], *names: str) -> pd.DataFrame:
+    """Key -> its row, as a frame; names: of the parts of a key."""
+    return pd.DataFrame(list(found.values()), index=pd.MultiIndex.from_tuples(found, names=names))
+
+
+def by_budget(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The column `text` with a row for each of `keys`, as they come, and a column for each `budget`."""
+    wide = frame.pivot(index=keys, columns="budget", values="text").fillna(DASH)
+    wide = wide.loc[list(frame[keys].drop_duplicates().itertuples(index=False, name=None))]
+    wide = wide[[budget for budget in BUDGETS if budget in wide.columns]]
+    wide.columns = pd.Index([budget_name(budget) for budget in wide.columns], name="budget")
+    return wide
+
+
+def tested(frame: pd.DataFrame) -> str:
+    """In how many tests a table's stars were decided, for its caption."""
+    return f"* decided by Holm's correction over {int(frame['p'].notna().sum())} tests."
+
+
+def budget_means(results: Results, protocol: str, rule: str | None, score: str = "accuracy") -> pd.DataFrame:
+    """One row per cell, strategy and budget: mean, low, high (fractions, over seeds), n of `seeds` that reach it."""
     rows, _ = _scored(select(results.budgets, protocol, rule), score)
-    records = []
-    for (cell, strategy, budget), group in rows.groupby(["cell", "strategy", "budget"], sort=False):
-        interval = st.mean_interval(group["value"])
-        records.append(
-            {"cell": cell, "strategy": strategy, "budget": str(budget), "seeds": group["seed"].nunique()}
-            | {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
-            | {"note": interval.note, "flops": group["flops"].mean()}
-        )
-    return pd.DataFrame(records)
+    groups = rows.groupby(["cell", "strategy", "budget"], sort=False)
+    facts = groups.agg(seeds=("seed", "nunique"), flops=("flops", "mean"))
+    return st.intervals(groups["value"]).rename_axis(facts.index.names).join(facts).reset_index()
 
 
 def budget_table(
@@ -139,16 +163,14 @@ def budget_table(
     Regression: R2, or what `score` asks for: "pearson" or "spearman".
     """
     means = budget_means(results, protocol, rule, score)
-    means["text"] = [percent(_interval(r), r.seeds) for r in means.itertuples()]
-    frame = means.pivot(index=["cell", "strategy"], columns="budget", values="text").fillna(DASH)
-    frame = _ordered(frame[[b for b in BUDGETS if b in frame.columns]], results.cells)
-    frame.columns = pd.Index([budget_name(b) for b in frame.columns], name="budget")
+    means["text"] = [percent(st.Interval(r.mean, r.low, r.high, r.n), r.seeds) for r in means.itertuples()]
+    frame = ordered(by_budget(means, ["cell", "strategy"]), results.cells)
     rows, name = _scored(select(results.budgets, protocol, rule), score)
     text = f"{name}, at a mean cost within the budget. {_protocol(results, protocol, rule)} "
     text += _seeds(results)
     undefined = (rows["flops"].notna() & rows["value"].isna()).any()
     if undefined:
-        text += f" {_undefined()}"
+        text += f" {UNDEFINED}"
     if (frame == DASH).any(axis=None) and not (undefined and means["flops"].notna().all()):
         text += f" {DASH}: no threshold keeps the mean cost within this budget (exit 1 alone may cost more)."
     if frame.map(lambda t: " of " in t).any(axis=None):
@@ -159,48 +181,32 @@ def budget_table(
 def exit_table(results: Results, score: str = "accuracy") -> Table:
     """Accuracy of every exit when all samples take it: rows cell x strategy, columns exits. `score`: see above."""
     rows, name = _scored(results.exits, score)
-    records = [
-        {
-            "cell": cell,
-            "strategy": strategy,
-            "exit": number,
-            "text": percent(st.mean_interval(group["value"]), len(group)),
-        }
-        for (cell, strategy, number), group in rows.groupby(["cell", "strategy", "exit"], sort=False)
-    ]
-    frame = pd.DataFrame(records).pivot(index=["cell", "strategy"], columns="exit", values="text").sort_index(axis=1)
-    frame = _ordered(frame, results.cells)
+    groups = rows.groupby(["cell", "strategy", "exit"])["value"]
+    texts = groups.agg(lambda seeds: percent(st.mean_interval(seeds), len(seeds)))
+    frame = ordered(texts.unstack("exit"), results.cells)
     frame.columns = pd.Index([f"exit {k}" for k in frame.columns], name="all samples take")
     empty = " Empty: the backbone has fewer exits." if frame.isna().any(axis=None) else ""
     text = f"{name}, of each exit by itself; no rule, no threshold. {_seeds(results)}{empty}"
     if rows["value"].isna().any():
-        text += f" {_undefined()}"
+        text += f" {UNDEFINED}"
     return table(frame.fillna(""), text, "exits" if score == "accuracy" else f"exits-{score}")
-
-
-def _undefined() -> str:
-    return f"{DASH} or fewer seeds: not defined, for all predictions (or all labels) are the same there."
 
 
 def comparisons(results: Results, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
     """Paired differences between strategies at each budget, Holm-corrected over all rows.
 
-    One row a cell x pair x budget: `a`, `b`, mean, low, high, sd (of a - b, fractions of accuracy), n common
+    One row per cell, pair and budget: `a`, `b`, mean, low, high, sd (of a - b, fractions of accuracy), n common
     seeds, unpaired seeds, p, p_holm, `decision` ("better": a is; "worse"; "" undecided), `verdict` in words.
     A budget that neither strategy reaches makes no row. With regression, the column `score` of its cells is "r2".
     """
     rows = valued(select(results.budgets, protocol, rule))
     pairs = []
-    for cell in results.cells:
-        for a, b in _pairs(results.strategies):
-            for budget in BUDGETS:
-                at = rows[(rows["cell"] == cell) & (rows["budget"] == budget)].dropna(subset="value")
-                left, right = (at[at["strategy"] == s].set_index("seed")["value"] for s in (a, b))
-                if left.empty and right.empty:
-                    continue
-                score = {"score": at["score"].iloc[0]} if "score" in at else {}
-                names = {"cell": cell, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, **score}
-                pairs.append((names, left, right))
+    for cell, (a, b), budget in product(results.cells, _pairs(results.strategies), BUDGETS):
+        at = rows[(rows["cell"] == cell) & (rows["budget"] == budget)].dropna(subset="value")
+        left, right = (at[at["strategy"] == s].set_index("seed")["value"] for s in (a, b))
+        if len(left) or len(right):
+            score = {"score": at["score"].iloc[0]} if "score" in at else {}
+            pairs.append(({"cell": cell, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, **score}, left, right))
     if not pairs:
         raise EestudyError(f"comparisons: needs two strategies, the study {results.study!r} has {results.strategies}")
     return st.tested((), pairs)
@@ -210,20 +216,16 @@ def comparison_table(results: Results, protocol: str = "calibrated", rule: str |
     """`comparisons` for a reader: rows cell x pair, columns budgets: points, interval, corrected p."""
     frame = comparisons(results, protocol, rule)
     frame["text"] = [_difference(r) for r in frame.itertuples()]
-    wide = frame.pivot(index=["cell", "pair"], columns="budget", values="text").fillna(DASH)
-    order = [(c, p) for c in results.cells for p in dict.fromkeys(frame["pair"]) if (c, p) in wide.index]
-    wide = wide.loc[order, [b for b in BUDGETS if b in wide.columns]]
-    wide.columns = pd.Index([budget_name(b) for b in wide.columns], name="budget")
-    tested = int(frame["p"].notna().sum())
+    tests = int(frame["p"].notna().sum())
     text = (
         f"Difference in {score_name(frame)}, points [95 % interval], paired over seeds; p of the paired t test, "
-        f"Holm-corrected over the {tested} tests of this table; * where it is below {st.ALPHA}. "
+        f"Holm-corrected over the {tests} tests of this table; * where it is below {st.ALPHA}. "
         f"{_protocol(results, protocol, rule)} "
         f"{DASH}: not compared (budget out of reach for one of the two, or no common seed)."
     )
     if frame["text"].str.contains("no spread").any():
         text += " No spread: the difference is the same in all seeds, so there is neither interval nor test."
-    return table(wide, text, f"comparisons-{protocol}")
+    return table(by_budget(frame, ["cell", "pair"]), text, f"comparisons-{protocol}")
 
 
 def friedman_table(results: Results, protocol: str = "calibrated", rule: str | None = None) -> Table:
@@ -255,8 +257,8 @@ def runs_table(results: Results) -> Table:
         hardware=("hardware", lambda s: "; ".join(sorted(set(s.astype(str))))),
         commit=("commit", lambda s: ", ".join(sorted({str(v)[:10] for v in s}))),
     )
-    frame = _ordered(frame, results.cells)
-    frame = frame.rename(columns={"training": "training FLOPs", "backbone": "backbone FLOPs a sample"})
+    names = {"training": "training FLOPs", "backbone": "backbone FLOPs a sample"}
+    frame = ordered(frame, results.cells).rename(columns=names)
     text = f"{len(runs)} runs. Seconds and training FLOPs are sums over seeds. FLOPs: multiply and add apart."
     return table(frame, text, "runs")
 
@@ -292,17 +294,12 @@ def _pairs(strategies: list[str]) -> list[tuple[str, str]]:
     return named + others
 
 
-def _interval(row: Any) -> st.Interval:
-    return st.Interval(row.mean, row.low, row.high, row.n, row.note)
-
-
 def _difference(row: Any) -> str:
     if math.isnan(row.mean):
         return DASH
-    text = st.points(row.mean)
     if math.isnan(row.p):
-        return f"{text} (no spread)" if row.n > 1 else f"{text} (one seed)"
-    text += f"{'*' if row.decision else ''} [{st.points(row.low)}, {st.points(row.high)}] p {row.p_holm:.2g}"
+        return f"{st.points(row.mean)} {'(no spread)' if row.n > 1 else '(one seed)'}"
+    text = f"{st.with_interval(row, star='*' if row.decision else '')} p {row.p_holm:.2g}"
     return f"{text}, {row.n} of {row.n + row.unpaired} seeds" if row.unpaired else text
 
 

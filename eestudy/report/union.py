@@ -41,23 +41,23 @@ def made(records: Records, kind: str, name: str) -> pd.DataFrame | None:
 
 def in_order_of_plan(frame: pd.DataFrame, records: Records, by_cell: bool = False) -> pd.DataFrame:
     """The rows in the order of their runs in the study's YAML, what is not in it last; or cell by cell."""
-    places = _planned(records.folder.name)
-    last = (len(places), len(places))
-    keys = [places.get(run, last) for run in frame["run"]]
+    planned = _planned(records.folder.name)
+    last = (len(planned), len(planned))
+    keys = [planned.get(run, last) for run in frame["run"]]
     order = sorted(range(len(keys)), key=lambda row: keys[row] if by_cell else keys[row][1])
     return frame.iloc[order].reset_index(drop=True)
 
 
 @lru_cache(maxsize=32)
 def _planned(study: str) -> dict[str, tuple[int, int]]:
-    """Run -> its cell and its own place in the YAML of a study, both counted; empty where there is none."""
-    planned = studies().get(study)
+    """Run -> the numbers of its cell and of itself in the YAML of a study; empty where there is none."""
+    path = studies().get(study)
     cells: dict[str, int] = {}
-    places = {}
-    for place, config in enumerate(load_study(planned).configs if planned else ()):
+    numbers = {}
+    for number, config in enumerate(load_study(path).configs if path else ()):
         cell = cells.setdefault(config.replace(seed=0, strategy="joint").id, len(cells))
-        places[config.id] = cell, place
-    return places
+        numbers[config.id] = cell, number
+    return numbers
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from eestudy.records import MADE, Record, Records
+from eestudy.report import Results, load
 
 CELLS = (("mlp", "digits", 4), ("vit1d", "mnist1d", 6))
 GAIN = {"disjoint": (-0.20, 0.0), "joint": (0.03, -0.01), "mixed": (0.02, 0.01)}
@@ -108,3 +110,15 @@ def add(folder: Path, row: dict, tables: dict[str, pd.DataFrame]) -> None:
     Records(folder).add(
         Record("runs", row["run"], facts, {name: each.reset_index(drop=True) for name, each in own.items()})
     )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A results folder with one study, "made-up", of two cells, three strategies, two seeds."""
+    monkeypatch.setenv("EESTUDY_RESULTS", str(tmp_path))
+    return write(tmp_path / "made-up", frames())
+
+
+@pytest.fixture
+def results(folder: Path) -> Results:
+    return load("made-up")

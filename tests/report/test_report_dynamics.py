@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eestudy.report import claims, dynamics, dynamics_plots
+from eestudy.chapters import connectivity, dominance, information, rank
+from eestudy.report import claims, dynamics
+from eestudy.report.effects import effects
 
 SEEDS = range(4)
 STRATEGIES = ("disjoint", "joint", "mixed")
@@ -17,7 +19,7 @@ def staged(value, cells=("a", "b")) -> pd.DataFrame:
     """A row a cell x strategy x seed x stage (9 stages) at the end; value(strategy, part) + seed's noise."""
     rows = [
         {"cell": cell, "strategy": strategy, "seed": seed, "stage": stage, "progress": 1.0,
-         "value": value(strategy, dynamics.PARTS[(stage - 1) // 3]) + NOISE[seed] * (strategy != "disjoint")}
+         "value": value(strategy, dynamics.THIRDS[(stage - 1) // 3]) + NOISE[seed] * (strategy != "disjoint")}
         for cell in cells for strategy in STRATEGIES for seed in SEEDS for stage in range(1, 10)
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -25,7 +27,7 @@ def staged(value, cells=("a", "b")) -> pd.DataFrame:
 
 def test_thirds_are_of_a_cell_s_own_depth():
     frame = pd.DataFrame({"cell": ["a"] * 9 + ["b"] * 4 + ["c"] * 2, "stage": [*range(1, 10), 1, 2, 3, 4, 1, 2]})
-    found = dynamics.part_of(frame, "stage").tolist()
+    found = dynamics.third_of(frame, "stage").tolist()
     assert found[:9] == ["early"] * 3 + ["middle"] * 3 + ["late"] * 3
     assert found[9:13] == ["early", "early", "middle", "late"]
     assert found[13:] == ["early", "middle"]
@@ -33,7 +35,7 @@ def test_thirds_are_of_a_cell_s_own_depth():
 
 def test_effects_are_paired_corrected_and_worded():
     frame = dynamics.finals(staged(lambda strategy, part: {"joint": 0.5, "mixed": 0.2}.get(strategy, 0.2)))
-    found = dynamics.effects(frame, "value").set_index(["cell", "part", "pair"])
+    found = effects(frame, "value").set_index(["cell", "part", "pair"])
     assert len(found) == 2 * 3 * 3
     row = found.loc[("a", "late", "joint − disjoint")]
     assert (row["mean"], row["mean_a"], row["mean_b"]) == pytest.approx((0.3, 0.5, 0.2))
@@ -59,7 +61,7 @@ def shared(shares: dict[str, list[float]]) -> pd.DataFrame:
 
 
 def test_competition_of_known_shares():
-    found = dynamics.competition(
+    found = dominance.competition(
         shared({"joint": [0.2, 0.6, 0.2], "mixed": [1 / 3] * 3, "disjoint": [0.9, 0.05, 0.05]})
     )
     assert set(found["strategy"]) == {"joint", "mixed"}, "in disjoint the exits never train with the backbone"
@@ -75,7 +77,7 @@ def test_competition_leaves_out_the_untrained_network():
     """Mixed's second phase has no checkpoint before its first step, so joint's does not count either."""
     trained = shared({"joint": [0.2, 0.6, 0.2], "mixed": [1 / 3] * 3})
     start = shared({"joint": [0.98, 0.01, 0.01]}).query("share == 50").assign(share=0, progress=0.0)
-    pd.testing.assert_frame_equal(dynamics.competition(pd.concat([start, trained])), dynamics.competition(trained))
+    pd.testing.assert_frame_equal(dominance.competition(pd.concat([start, trained])), dominance.competition(trained))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_competition_leaves_out_the_untrained_network():
     ],
 )
 def test_c3(joint, mixed, verdict):
-    assert dynamics.c3(shared({"joint": joint, "mixed": mixed})).verdict == verdict
+    assert dominance.c3(shared({"joint": joint, "mixed": mixed})).verdict == verdict
 
 
 def straight(heights: dict[tuple[str, str], float]) -> pd.DataFrame:
@@ -103,7 +105,7 @@ def straight(heights: dict[tuple[str, str], float]) -> pd.DataFrame:
 
 
 def test_barriers_of_known_paths():
-    found = dynamics.barriers(straight({("disjoint", "mixed"): 0.5, ("disjoint", "joint"): 2.0}))
+    found = connectivity.barriers(straight({("disjoint", "mixed"): 0.5, ("disjoint", "joint"): 2.0}))
     assert found.groupby("pair")["barrier"].mean().to_dict() == pytest.approx(
         {"disjoint – mixed": 0.5, "disjoint – joint": 2.0}
     )
@@ -113,12 +115,12 @@ def test_barriers_of_known_paths():
 def test_the_table_of_barriers_has_means_and_spans():
     train = straight({("disjoint", "joint"): 2.0})
     test = straight({("disjoint", "joint"): 1.0}).assign(split="test")
-    frame = dynamics.barriers(pd.concat([train, test]))
-    shown = dynamics.barrier_table(frame, "Barriers.", "b").data
+    frame = connectivity.barriers(pd.concat([train, test]))
+    shown = connectivity.barrier_table(frame, "Barriers.", "b").data
     assert shown.loc[("a", "disjoint – joint")].tolist() == [
         "2.000 (1.996 to 2.004)", "1.000 (0.998 to 1.002)", "3.0 (3.0 to 3.0)",
     ]  # fmt: skip
-    assert "distance" not in dynamics.barrier_table(frame.assign(distance=np.nan), "Barriers.", "b").data
+    assert "distance" not in connectivity.barrier_table(frame.assign(distance=np.nan), "Barriers.", "b").data
 
 
 def test_barriers_over_training_end_with_the_pairs_measured_on_the_way():
@@ -132,13 +134,13 @@ def test_barriers_over_training_end_with_the_pairs_measured_on_the_way():
     moving = [early.assign(progress=p, loss=flat + p * (early["loss"] - flat)) for p in (0.25, 0.5)]
     itself = early.assign(relation="start and end", strategy_2="disjoint", progress=1.0)
     moving = pd.concat([*moving, itself])
-    found = dynamics.barriers_over_training(moving, ends)
+    found = connectivity.barriers_over_training(moving, ends)
     assert set(found["pair"]) == {"disjoint – joint"}
     assert len(found) == 3 * len(SEEDS)
     heights = found.groupby("progress")["barrier"].mean()
     assert heights.to_dict() == pytest.approx({0.25: 0.5, 0.5: 1.0, 1.0: 2.0})
-    assert set(dynamics.barriers(itself)["pair"]) == {"disjoint, start to end"}
-    figure = dynamics_plots.pairs_over_training(found, "train", "barrier", "barrier, nats")
+    assert set(connectivity.barriers(itself)["pair"]) == {"disjoint, start to end"}
+    figure = connectivity.pairs_over_training(found, "train", "barrier", "barrier, nats")
     (line,) = figure.axes[0].get_lines()
     assert line.get_xdata() == pytest.approx([25, 50, 100])
     assert line.get_ydata() == pytest.approx([0.5, 1.0, 2.0])
@@ -148,7 +150,7 @@ def test_lines_and_curves_are_drawn_at_their_true_lengths():
     line, curve = (straight({("disjoint", "joint"): height}) for height in (2.0, 0.3))
     line = line.assign(way="line", length=3 * line["alpha"])
     curve = curve.assign(way="curve", length=curve["alpha"] * (4 + curve["seed"] / 3))
-    figure = dynamics_plots.curves(pd.concat([line, curve]), "train")
+    figure = connectivity.curves(pd.concat([line, curve]), "train")
     drawn = [each.get_xdata() for each in figure.axes[0].get_lines()]
     assert [(min(x), max(x)) for x in drawn] == [(0, pytest.approx(3)), (0, pytest.approx(4.5))]
 
@@ -158,20 +160,22 @@ def test_lines_and_curves_are_drawn_at_their_true_lengths():
 )
 def test_c4(near, far, verdict):
     heights = {("disjoint", "joint"): far, ("disjoint", "mixed"): near, ("joint", "mixed"): far}
-    assert dynamics.c4(straight(heights)).verdict == verdict
+    assert connectivity.c4(straight(heights)).verdict == verdict
 
 
 def test_c4_is_of_the_split_that_is_asked_for():
     near = straight({("disjoint", "joint"): 2.0, ("disjoint", "mixed"): 0.2, ("joint", "mixed"): 2.0})
     far = straight({("disjoint", "joint"): 0.2, ("disjoint", "mixed"): 2.0, ("joint", "mixed"): 0.2})
     both = pd.concat([near, far.assign(split="test")])
-    assert [dynamics.c4(both, split).verdict for split in ("train", "test")] == ["supported", "contradicted"]
+    assert [connectivity.c4(both, split).verdict for split in ("train", "test")] == ["supported", "contradicted"]
 
 
 def test_a_curve_is_set_beside_the_line_between_the_same_models():
     line = straight({("disjoint", "mixed"): 0.5, ("disjoint", "joint"): 2.0}).assign(way="line")
     curve = straight({("disjoint", "mixed"): 0.6, ("disjoint", "joint"): 0.3}).assign(way="curve")
-    found = dynamics.curve_barriers(pd.concat([curve, line])).groupby(["pair", "way"])["barrier"].agg(["mean", "size"])
+    found = (
+        connectivity.curve_barriers(pd.concat([curve, line])).groupby(["pair", "way"])["barrier"].agg(["mean", "size"])
+    )
     assert found["mean"].to_dict() == pytest.approx(
         {("disjoint – joint", "curve"): 0.3, ("disjoint – joint", "line"): 2.0,
          ("disjoint – mixed", "curve"): 0.6, ("disjoint – mixed", "line"): 0.5}, rel=1e-6,
@@ -195,16 +199,16 @@ def with_gradual(frame: pd.DataFrame) -> pd.DataFrame:
 def test_a_study_of_other_strategies_gets_no_verdict_that_needs_the_missing_one(other):
     shares = shared({"joint": [0.2, 0.6, 0.2], "mixed": [1 / 3] * 3, "disjoint": [0.9, 0.05, 0.05]})
     paths = straight({("disjoint", "joint"): 2.0, ("disjoint", "mixed"): 0.2, ("joint", "mixed"): 2.0})
-    for claim in (dynamics.c3(other(shares)), dynamics.c4(other(paths))):
+    for claim in (dominance.c3(other(shares)), connectivity.c4(other(paths))):
         assert (claim.verdict, claim.reason, len(claim.effects)) == ("not decided", claims.NOT_COMPARED, 0)
     known = staged(lambda strategy, part: 0.5 + {"early": 0.2, "late": -0.2}.get(part, 0) * (strategy == "joint"))
     frame = other(known.assign(quantity="lower", noise=1.0))
-    assert dynamics.c5(frame, "value").verdict == "supported"
-    assert dynamics.c6(frame).verdict == "supported"
-    assert set(dynamics.c6(frame).effects["pair"]) == {"joint − disjoint"}
-    assert len(dynamics_plots.paths(other(paths), "train").axes) == 1
+    assert rank.c5(frame, "value").verdict == "supported"
+    assert information.c6(frame).verdict == "supported"
+    assert set(information.c6(frame).effects["pair"]) == {"joint − disjoint"}
+    assert len(connectivity.paths(other(paths), "train").axes) == 1
     alone = frame[frame["strategy"] == "joint"]
-    for claim in (dynamics.c5(alone, "value"), dynamics.c6(alone)):
+    for claim in (rank.c5(alone, "value"), information.c6(alone)):
         assert (claim.verdict, claim.reason) == ("not decided", claims.NOT_COMPARED)
 
 
@@ -213,7 +217,7 @@ def test_the_stages_of_pairs_that_are_not_there_are_not_drawn():
         [("a", "strategies", "disjoint", "joint", i, j, 0.5) for i in (1, 2) for j in (1, 2)],
         columns=["cell", "relation", "strategy", "strategy_2", "stage_a", "stage_b", "cka"],
     )
-    figure = dynamics_plots.similarities(frame, [("disjoint", "joint"), ("joint", "mixed")])
+    figure = rank.similarities(frame, [("disjoint", "joint"), ("joint", "mixed")])
     assert len(figure.axes) == 2, "one panel and the colour bar"
 
 
@@ -221,20 +225,20 @@ def test_c5_needs_both_ends():
     def value(early, late):
         return staged(lambda strategy, part: 0.3 + (strategy == "joint") * {"early": early, "late": late}.get(part, 0))
 
-    assert dynamics.c5(value(0.2, -0.2), "value").verdict == "supported"
-    assert dynamics.c5(value(0.2, 0.2), "value").verdict == "contradicted"
-    assert dynamics.c5(value(0.2, 0.0), "value").verdict == "not decided"
+    assert rank.c5(value(0.2, -0.2), "value").verdict == "supported"
+    assert rank.c5(value(0.2, 0.2), "value").verdict == "contradicted"
+    assert rank.c5(value(0.2, 0.0), "value").verdict == "not decided"
 
 
 def test_c6_needs_a_difference_in_every_cell():
-    def information(cells):
+    def apart(cells):
         frame = staged(lambda strategy, part: 1.0, ("a", "b"))
-        apart = frame["cell"].isin(cells) & (frame["strategy"] == "joint")
-        return frame.assign(value=frame["value"] + apart, quantity="lower", noise=np.float32(1.0))
+        higher = frame["cell"].isin(cells) & (frame["strategy"] == "joint")
+        return frame.assign(value=frame["value"] + higher, quantity="lower", noise=np.float32(1.0))
 
-    assert dynamics.c6(information(["a", "b"])).verdict == "supported"
-    assert dynamics.c6(information(["a"])).verdict == "not decided"
-    assert dynamics.c6(information(["a"])).reason.startswith(
+    assert information.c6(apart(["a", "b"])).verdict == "supported"
+    assert information.c6(apart(["a"])).verdict == "not decided"
+    assert information.c6(apart(["a"])).reason.startswith(
         "tested is the lower bound at noise 1, not the information itself"
     )
-    assert dynamics.c6(information([])).verdict == "not decided"
+    assert information.c6(apart([])).verdict == "not decided"

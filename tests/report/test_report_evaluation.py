@@ -18,11 +18,13 @@ import pytest
 import torch
 
 from eestudy import evaluating
+from eestudy.chapters import calibration, difficulty, thresholds
 from eestudy.config import EestudyError
 from eestudy.evaluation import difficulty as samples_of
 from eestudy.evaluation import ood_detection, run_tables
 from eestudy.evaluation.run_tables import Predicted, or_reason, stacked
-from eestudy.report import calibration, difficulty, explorer, guarantees, style, thresholds
+from eestudy.report import explorer, style
+from eestudy.report.effects import findings
 
 COSTS, BACKBONE = (110, 230, 350, 470, 620), 600.0
 STRATEGIES = ("disjoint", "joint", "mixed")
@@ -94,9 +96,9 @@ FIGURES: dict[str, Shown] = {
     "misses": lambda f: thresholds.miss_plot(f["allocation"], "max-probability"),
     "diagrams": lambda f: calibration.reliability_diagrams(f["bins"], True),
     "ece": lambda f: calibration.by_exit(f["reliability"], "ece"),
-    "auroc": lambda f: calibration.by_exit(f["reliability"], "auroc", both=False),
-    "strangers": lambda f: calibration.stranger_plot(f["ood"], "noise"),
-    "nobody": lambda f: calibration.stranger_plot(f["ood"], "turned"),
+    "auroc": lambda f: calibration.by_exit(f["reliability"], "auroc"),
+    "strangers": lambda f: calibration.ood_plot(f["ood"], "noise"),
+    "nobody": lambda f: calibration.ood_plot(f["ood"], "turned"),
     "agreement": lambda f: difficulty.agreement_plot(f["agreement"]),
     "leaving": lambda f: difficulty.leaving_plot(f["leaving"]),
     "examples": lambda f: difficulty.examples_plot(f["examples"], "a / b", "hard"),
@@ -104,9 +106,9 @@ FIGURES: dict[str, Shown] = {
 TABLES: dict[str, Shown] = {
     "misses": lambda f: thresholds.miss_table(f["allocation"], "max-probability"),
     "curves": lambda f: thresholds.curve_table(f["curves"]),
-    "risk": lambda f: guarantees.risk_table(f["risk"], 0.9),
+    "risk": lambda f: thresholds.risk_table(f["risk"], 0.9),
     "reliability": lambda f: calibration.metric_table(f["reliability"]),
-    "strangers": lambda f: calibration.stranger_table(f["ood"]),
+    "strangers": lambda f: calibration.ood_table(f["ood"]),
     "difficulty": lambda f: difficulty.sizes_table(f["samples"]),
     "depth": lambda f: difficulty.depth_table(f["leaving"]),
 }
@@ -219,7 +221,7 @@ def test_misses_are_counted(frames):
     assert set(thresholds.rule_effects(frames["allocation"])["pair"]) == {
         f"{rule} − max-probability" for rule in ("entropy", "margin", "patience")
     }
-    assert "no difference seen" in thresholds.effect_findings(effects.assign(decision="", p=0.5), "accuracy")
+    assert "no difference seen" in findings(effects.assign(decision="", p=0.5), "accuracy")
     table = thresholds.effects_table(effects, "Accuracy.", "x")
     assert table.data.shape == (3, 4)
 
@@ -234,7 +236,7 @@ def test_what_was_not_tested_is_not_called_the_same():
     frame = thresholds.cost_effects(curves).set_index("pair")
     assert frame.loc["mixed − joint", ["mean_a", "mean_b", "mean"]].tolist() == pytest.approx([0.4, 0.25, 0.15])
     assert frame.loc["joint − disjoint", ["mean_a", "mean_b"]].tolist() == pytest.approx([0.5, 0.9])
-    lines = thresholds.effect_findings(frame.reset_index(), "Cost").splitlines()
+    lines = findings(frame.reset_index(), "Cost").splitlines()
     assert lines[0].startswith(
         "- Cost, mixed − joint: no difference seen (0 of 1 tests decide; the largest mean is +15"
     )
@@ -250,27 +252,27 @@ def test_a_broken_guarantee_is_seen():
         {"cell": "a", "strategy": "joint", "tolerance": 0.01, "confidence": 0.9, "reason": "", "speed_up": 2.0,
          "certified": True, "exceeded": [True] * 30 + [False] * 70}
     )  # fmt: skip
-    frame = guarantees.exceedance(draws)
+    frame = thresholds.exceedance(draws)
     assert frame[["draws", "exceeded", "share"]].iloc[0].tolist() == [100, 30, 0.3]
     assert frame["p"].iloc[0] < 1e-6
-    assert "rows: a, joint." in guarantees.guarantee(draws)
+    assert "rows: a, joint." in thresholds.guarantee(draws)
     held = draws.assign(exceeded=[True] * 9 + [False] * 91)
-    assert "none of them" in guarantees.guarantee(held)
-    assert guarantees.exceedance(held)["p"].iloc[0] > 0.5
-    assert guarantees.draws_table(held).data["risk too high, %"].iloc[0].startswith("9.0 [")
+    assert "none of them" in thresholds.guarantee(held)
+    assert thresholds.exceedance(held)["p"].iloc[0] > 0.5
+    assert thresholds.draws_table(held).data["risk too high, %"].iloc[0].startswith("9.0 [")
     nothing = draws[:1].assign(exceeded=None, reason=WHY)
-    assert guarantees.guarantee(nothing) == f"Not simulated: {WHY}."
+    assert thresholds.guarantee(nothing) == f"Not simulated: {WHY}."
 
 
 def test_risk_control_says_what_it_certified(frames):
     risk = frames["risk"]
     held = risk.query("cell == 'a / b' and strategy == 'mixed' and confidence == 0.9 and tolerance == 0.05")
-    text = guarantees.risk_table(risk, 0.9).data.loc[("a / b", "mixed"), "5 points"]
+    text = thresholds.risk_table(risk, 0.9).data.loc[("a / b", "mixed"), "5 points"]
     many = int(held["certified"].eq(True).sum())
     assert f"({many} of 2)" in text if many else text == "–"
     refused = risk[risk["certified"].eq(False)]
-    assert refused["reason"].iloc[0] in guarantees.none_certified(risk)
-    assert len(guarantees.none_certified(refused).splitlines()) == len(refused.groupby(["tolerance", "confidence"]))
+    assert refused["reason"].iloc[0] in thresholds.none_certified(risk)
+    assert len(thresholds.none_certified(refused).splitlines()) == len(refused.groupby(["tolerance", "confidence"]))
 
 
 def test_validation_data_that_chose_the_weights_guarantee_nothing():
@@ -278,7 +280,7 @@ def test_validation_data_that_chose_the_weights_guarantee_nothing():
     assert len(table) == len(run_tables.TOLERANCES) * len(run_tables.CONFIDENCES)
     assert not table["certified"].any()
     assert table["reason"].str.startswith("match: patience chose the weights").all()
-    assert "they guarantee nothing" in guarantees.none_certified(table.assign(cell="a"))
+    assert "they guarantee nothing" in thresholds.none_certified(table.assign(cell="a"))
     for match in ("epochs", "patience"):
         run = SimpleNamespace(
             predictions=str, costs=COSTS, backbone_flops=BACKBONE, config=SimpleNamespace(match=match)

@@ -150,9 +150,9 @@ def test_difficulty_counts_wrong_seed_exit_pairs() -> None:
     right, wrong = [0.0, 1.0], [1.0, 0.0]
     one = np.array([[right, right], [right, wrong]])  # (K 2, N 2, C 2)
     two = np.array([[right, wrong], [right, wrong]])
-    assert st.difficulty([one, two], np.array([1, 1])) == pytest.approx([0.0, 0.75])
+    assert st.share_wrong([one, two], np.array([1, 1])) == pytest.approx([0.0, 0.75])
     with pytest.raises(EestudyError, match="at least one seed"):
-        st.difficulty([], np.array([1]))
+        st.share_wrong([], np.array([1]))
 
 
 def test_a_family_is_corrected_together_and_has_its_columns_when_it_is_empty() -> None:

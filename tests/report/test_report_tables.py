@@ -52,7 +52,7 @@ def test_what_is_missing_is_named_with_its_command(folder: Path) -> None:
 
 
 def test_the_command_names_the_params_where_they_are() -> None:
-    assert frames._command("pilots") == "eestudy run params/study/pilots.yaml"
+    assert frames._command("pilots", "run") == "eestudy run params/study/pilots.yaml"
 
 
 def test_a_missing_column_and_an_empty_table(folder: Path) -> None:

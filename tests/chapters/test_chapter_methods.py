@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from eestudy.chapters import methods
 from eestudy.config import RunConfig
 from eestudy.registry import METHODS, STRATEGIES
-from eestudy.report import cards, methods
+from eestudy.report import differences
 from eestudy.report.frames import Results
 from eestudy.report.tables import BUDGETS
 from eestudy.training.strategies import phases_of
@@ -22,7 +23,7 @@ from eestudy.training.strategies import phases_of
 ROW = {"protocol": "calibrated", "allocation": "shared"}
 
 
-def settings(card: cards.Card) -> dict[str, object]:
+def settings(card: methods.Card) -> dict[str, object]:
     found = re.findall(r"```yaml\n(.*?)```", card.body, flags=re.DOTALL)
     assert len(found) == 1, card.name
     return yaml.safe_load(found[0])
@@ -30,7 +31,7 @@ def settings(card: cards.Card) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_methods_card_has_an_idea_an_equation_and_yaml_that_works(name):
-    card = cards.method_cards()[name]
+    card = methods.method_cards()[name]
     config = RunConfig(**settings(card))
     assert config.method == name
     METHODS[name].args(config)
@@ -44,19 +45,19 @@ def test_a_methods_card_has_an_idea_an_equation_and_yaml_that_works(name):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategys_card_has_yaml_and_a_line_for_each_phase(name):
-    card = cards.strategy_cards()[name]
+    card = methods.strategy_cards()[name]
     config = RunConfig(architecture="mlp", dataset="digits", **settings(card))
     assert config.strategy == name
     phases = phases_of(config, (1, 2, 3))
-    assert cards.formula(phases, 3).count(r"\quad \min") == len(phases) + (name == "alternating")
+    assert methods.formula(phases, 3).count(r"\quad \min") == len(phases) + (name == "alternating")
     assert len(card.idea) > 40
 
 
 def test_what_a_card_says_of_phases():
-    joint, mixed = (cards.strategy_cards()[name].idea for name in ("joint", "mixed"))
+    joint, mixed = (methods.strategy_cards()[name].idea for name in ("joint", "mixed"))
     assert joint.startswith("Phase 2: backbone and heads")
     assert mixed.startswith("Phase 1: the backbone alone, with its own classifier; then Phase 2")
-    lines = cards.formula(STRATEGIES["sequential-ewc"](0.5, (1, 2, 3)), 3).splitlines()
+    lines = methods.formula(STRATEGIES["sequential-ewc"](0.5, (1, 2, 3)), 3).splitlines()
     assert lines[2:5] == [
         r"&1.\quad \min_{\theta_{b,1}, \theta_{h,1}} L_1 \\",
         r"&2.\quad \min_{\theta_{b,1..2}, \theta_{h,2}} L_2 + \Omega \\",
@@ -67,11 +68,13 @@ def test_what_a_card_says_of_phases():
 def test_docstrings_become_markdown():
     text = "One :math:`x_1`.\n\n.. math:: a = b,\n    c\n\nwhere\n\n.. math::\n\n    d\n\n"
     text += ".. code-block:: yaml\n\n    k:\n      - 1\n"
-    assert cards.markdown(text) == ("One $x_1$.\n\n$$\na = b,\nc\n$$\n\nwhere\n\n$$\nd\n$$\n\n```yaml\nk:\n  - 1\n```")
+    assert methods.markdown(text) == (
+        "One $x_1$.\n\n$$\na = b,\nc\n$$\n\nwhere\n\n$$\nd\n$$\n\n```yaml\nk:\n  - 1\n```"
+    )
 
 
 def test_relative_cost():
-    assert cards.relative_cost({"a": 3.0, "b": 2.0}, "b") == {
+    assert methods.relative_cost({"a": 3.0, "b": 2.0}, "b") == {
         "a": "150 % of the training FLOPs of `b`.", "b": "100 % of the training FLOPs of `b`.",
     }  # fmt: skip
 
@@ -120,7 +123,7 @@ def test_methods_are_compared_at_their_own_rule_with_sdn_under_the_same_strategy
     assert means["mixed"] == pytest.approx(0.001, abs=2e-3)
     assert set(frame[frame["strategy"] == "joint"]["decision"]) == {"worse"}
     assert set(frame[frame["strategy"] == "mixed"]["decision"]) == {""}
-    said = methods.findings(frame, "Method less SDN")
+    said = differences.findings(frame, "Method less SDN")
     assert "decide 4 of 8 differences" in said
     assert "joint: higher at some budget for 0, lower for 1 of 1 methods" not in said  # one method: nothing to count
     assert "joint, pbee: 50 %: −2." in said
@@ -147,7 +150,7 @@ def test_a_method_that_is_sdn_number_for_number_is_no_case_of_its_own():
     assert methods.same_as_reference(plain) == []
     frames = {}
     for name in ("runs", "budgets", "tradeoff"):
-        frame = plain._read(name)
+        frame = plain._recorded(name)
         twins = frame[frame["run"].str.contains("^(?:joint|mixed)-sdn")].replace({"method": "sdn"}, "msdnet")
         frames[name] = pd.concat(
             [frame, twins.assign(run=twins["run"].str.replace("sdn", "msdnet"))], ignore_index=True
@@ -162,7 +165,7 @@ def test_a_method_that_is_sdn_number_for_number_is_no_case_of_its_own():
 
 
 def test_findings_count_methods():
-    said = methods.findings(methods.regimes(study()), "Regimes")
+    said = differences.findings(methods.regimes(study()), "Regimes")
     assert "mixed − joint: higher at some budget for 2, lower for 0 of 2 methods." in said
 
 
@@ -174,7 +177,7 @@ def test_tables_for_readers():
     assert made.data.loc[("joint", "sdn"), "max"].startswith("65.")
     alone = methods.accuracy_table(study(), "strategy").data
     assert list(alone.index) == [("joint", "sdn"), ("mixed", "sdn"), ("gradual", "sdn")]
-    text = methods.difference_table(methods.regimes(study()), "Regimes", "r").data
+    text = differences.difference_table(methods.regimes(study()), "Regimes", "r").data
     assert text.loc[("mixed − joint", "sdn"), "50 %"].startswith("+")
     assert text.loc[("mixed − joint", "sdn"), "50 %"].endswith("*")
 
@@ -185,6 +188,6 @@ def test_the_figure_has_a_panel_for_each_strategy_or_one_for_strategies_alone():
         (methods.differences(study(), "strategy"), ["sdn"]),
         (methods.regimes(study()), ["mixed − joint"]),
     ):
-        figure = methods.difference_plot(frame, label="a less b")
+        figure = differences.difference_plot(frame, label="a less b")
         assert [axes.get_title(loc="left") for axes in figure.axes] == panels
         assert figure.png()[:4] == b"\x89PNG"

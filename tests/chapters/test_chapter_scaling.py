@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eestudy.chapters import scaling
 from eestudy.config import EestudyError
-from eestudy.report import claims, methods, scaling
+from eestudy.report import claims, differences
 from eestudy.report.frames import Results
 from eestudy.report.tables import BUDGETS
 
@@ -103,7 +104,7 @@ def test_gains_are_over_plain_of_the_same_strategy():
     assert set(mixed["scaling"]) == {"sdn-ramp"}
     assert mixed["mean"].to_numpy() == pytest.approx(0.02, abs=2e-3)
     with pytest.raises(EestudyError, match="frame: no cell and scaling to compare in this study"):
-        methods.difference_plot(scaling.gains(rows, "disjoint"))
+        differences.difference_plot(scaling.gains(rows, "disjoint"))
 
 
 def test_every_scaling_of_joint_is_set_against_plain_mixed():

@@ -1,4 +1,4 @@
-"""One study run twice, under two values of a setting: does the setting change accuracies, or what follows from them?
+"""One study in two precisions, or other values of a setting: does that change accuracies, or what follows from them?
 
 Seeds pair the two. Both tables hold differences "a - b" of two `Results` with the same cells (see `frames.only`), with
 95 % t intervals and Holm-corrected paired t tests over all their rows.
@@ -6,35 +6,33 @@ Seeds pair the two. Both tables hold differences "a - b" of two `Results` with t
 
 from __future__ import annotations
 
-import math
+from itertools import product
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from eestudy.config import EestudyError
+from eestudy.report import panels, style
 from eestudy.report import statistics as st
-from eestudy.report import style
+from eestudy.report.differences import by_seed
 from eestudy.report.frames import Results, in_order
-from eestudy.report.tables import BUDGETS, DASH, PAIRS, Table, budget_name, comparisons, select, table
+from eestudy.report.tables import BUDGETS, PAIRS, Table, budget_name, by_budget, comparisons, select, table
 
-Accuracies = dict[tuple[str, str, str], pd.Series]  # (cell, strategy, budget) -> seed -> accuracy
+Accuracies = dict[tuple[Any, ...], pd.Series]  # (cell, strategy, budget) -> seed -> accuracy
 
 
 def accuracies(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
-    """How far accuracy at a budget is from a to b: one row a cell x strategy x budget that both reach.
+    """How far accuracy at a budget is from a to b: one row per cell, strategy and budget that both reach.
 
     mean, low, high, sd (of a - b, fractions), n common seeds, p, note, p_holm, decision ("better": a is), verdict.
     """
     left, right = _by_seed(a, protocol, rule), _by_seed(b, protocol, rule)
-    names = ("cell", "strategy", "budget")
-    return st.tested(
-        names, ((dict(zip(names, key, strict=True)), left[key], right[key]) for key in _keys(a, left, right))
-    )
+    names, keys = ("cell", "strategy", "budget"), _keys(a, left, right)
+    return st.tested(names, ((dict(zip(names, key, strict=True)), left[key], right[key]) for key in keys))
 
 
 def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
-    """Whether one strategy's lead over another differs from a to b: one row a cell x pair x budget.
+    """Whether one strategy's lead over another differs from a to b: one row per cell, pair and budget.
 
     in_a, in_b: the lead itself; decision_a, decision_b: what each study's own corrected tests say of it. mean, low,
     high, sd, n, p, note, p_holm: of the difference of the two leads, a's less b's, paired over seeds.
@@ -45,36 +43,32 @@ def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str 
     keys = set(_keys(a, left, right))
     own = [comparisons(results, protocol, rule).set_index(["cell", "a", "b", "budget"]) for results in (a, b)]
     pairs = []
-    for cell in a.cells:
-        for first, second in PAIRS:
-            for budget in BUDGETS:
-                if not {(cell, first, budget), (cell, second, budget)} <= keys:
-                    continue
-                leads = [each[cell, first, budget] - each[cell, second, budget] for each in (left, right)]
-                decided = [frame.loc[(cell, first, second, budget), "decision"] for frame in own]
-                change = "" if decided[0] == decided[1] else "reversed" if all(decided) else "decided in one"
-                names = {"cell": cell, "pair": f"{first} − {second}", "budget": budget}
-                own_tests = {"decision_a": decided[0], "decision_b": decided[1], "change": change}
-                pairs.append((names | {"in_a": leads[0].mean(), "in_b": leads[1].mean()} | own_tests, *leads))
+    for cell, (first, second), budget in product(a.cells, PAIRS, BUDGETS):
+        if {(cell, first, budget), (cell, second, budget)} <= keys:
+            leads = [each[cell, first, budget] - each[cell, second, budget] for each in (left, right)]
+            decided = [frame.loc[(cell, first, second, budget), "decision"] for frame in own]
+            change = "" if decided[0] == decided[1] else "reversed" if all(decided) else "decided in one"
+            names = {"cell": cell, "pair": f"{first} − {second}", "budget": budget}
+            names |= {"in_a": leads[0].mean(), "in_b": leads[1].mean()}
+            names |= {"decision_a": decided[0], "decision_b": decided[1], "change": change}
+            pairs.append((names, *leads))
     return st.tested(("cell", "pair", "budget", "in_a", "in_b", "decision_a", "decision_b", "change"), pairs)
 
 
 def accuracy_table(frame: pd.DataFrame, a: str, b: str) -> Table:
     """`accuracies` for a reader: rows cell x strategy, columns budgets."""
     text = f"Accuracy with {a} less accuracy with {b}, points [95 % interval]. {_family(frame)}"
-    return _wide(frame, ["cell", "strategy"], text, "contrast-accuracy")
+    frame = frame.assign(text=[_text(row) for row in frame.itertuples()])
+    return table(by_budget(frame, ["cell", "strategy"]), text, "contrast-accuracy")
 
 
 def conclusion_table(frame: pd.DataFrame, a: str, b: str) -> Table:
     """`conclusions` for a reader: rows cell x pair x budget; the lead with a, with b, and their difference."""
-    rows = frame.itertuples()
     texts = [
         (f"{st.points(r.in_a)}{_star(r.decision_a)}", f"{st.points(r.in_b)}{_star(r.decision_b)}", _text(r))
-        for r in rows
+        for r in frame.itertuples()
     ]
-    index = pd.MultiIndex.from_arrays(
-        [frame["cell"], frame["pair"], frame["budget"].map(budget_name)], names=["cell", "pair", "budget"]
-    )
+    index = pd.MultiIndex.from_frame(frame[["cell", "pair", "budget"]].assign(budget=frame["budget"].map(budget_name)))
     made = pd.DataFrame(texts, index=index, columns=[a, b, "difference"])
     text = (
         f"The lead of one strategy over another, points, with {a} and with {b} (* where that study's own corrected "
@@ -86,14 +80,14 @@ def conclusion_table(frame: pd.DataFrame, a: str, b: str) -> Table:
 def accuracy_findings(frame: pd.DataFrame, a: str, b: str) -> str:
     """What the corrected tests of `accuracies` say, the largest difference, and what cannot be excluded."""
     decided = frame[frame["decision"] != ""]
-    largest = frame.loc[frame["mean"].abs().idxmax()]
+    largest, overall = frame.loc[frame["mean"].abs().idxmax()], f"{100 * frame['mean'].mean():+.2f}"
     tested = int(frame["p"].notna().sum())
     lines = [
         f"Of {len(frame)} accuracies the corrected tests find {len(decided)} that differ between {a} and {b} "
         f"({tested} could be tested; where all seeds differ alike, there is no test).",
         f"The largest mean difference is {st.points(largest['mean'])} points ({largest['cell']}, "
         f"{largest['strategy']}, {budget_name(largest['budget'])}); the mean over all of them is "
-        f"{_hundredths(frame['mean'].mean())} points.",
+        f"{overall.replace('-', '−')} points.",
         *(f"{r.cell}, {r.strategy}, {budget_name(r.budget)}: {a} is {r.verdict}." for r in decided.itertuples()),
     ]
     return "\n".join(f"- {line}" for line in [*lines, _excluded(frame)])
@@ -124,67 +118,41 @@ def conclusion_findings(frame: pd.DataFrame, a: str, b: str) -> str:
     return "\n".join(f"- {line}" for line in [*lines, _excluded(frame)])
 
 
+@style.context()
 def accuracy_plot(frame: pd.DataFrame, a: str, b: str) -> style.Plot:
     """`accuracies` with their intervals: a panel a cell, budgets from left to right, a colour a strategy."""
-    cells = list(dict.fromkeys(frame["cell"]))
     strategies = in_order(frame["strategy"])
     budgets = [budget for budget in BUDGETS if budget in set(frame["budget"])]
-    with style.context():
-        figure = style.Plot(3.4, f"accuracy with {a} less accuracy with {b}; panels: {'; '.join(cells)}")
-        panels = figure.subplots(1, len(cells), sharey=True, squeeze=False)[0]
-        for axes, cell in zip(panels, cells, strict=True):
-            for place, strategy in enumerate(strategies):
-                rows = frame[(frame["cell"] == cell) & (frame["strategy"] == strategy)]
-                _errorbars(axes, rows, strategy, budgets, 0.2 * (place - (len(strategies) - 1) / 2))
-            axes.axhline(0, color=style.INK, linewidth=0.9)
-            axes.set_title(cell)
-            axes.set_xticks(range(len(budgets)), [budget_name(budget) for budget in budgets])
-        panels[0].set_ylabel(f"{a} − {b}, points of accuracy")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        figure.supxlabel("budget, of the plain backbone's FLOPs", fontsize=10)
+    look: dict = {"ylabel": f"{a} − {b}, points of accuracy", "sharey": True}
+    figure, shown = panels.in_a_row(frame["cell"], f"accuracy with {a} less accuracy with {b}", 3.4, **look)
+    for cell, axes in shown.items():
+        for number, strategy in enumerate(strategies):
+            rows = frame[(frame["cell"] == cell) & (frame["strategy"] == strategy)]
+            x = rows["budget"].map(budgets.index) + 0.2 * (number - (len(strategies) - 1) / 2)
+            half = 100 * (rows["high"] - rows["low"]).fillna(0.0) / 2
+            bars = {"linestyle": "", "capsize": 2.5, "elinewidth": 1.3, **style.look(strategy)}
+            axes.errorbar(x, 100 * rows["mean"], yerr=half, **bars)
+        axes.axhline(0, color=style.INK, linewidth=0.9)
+        axes.set_xticks(range(len(budgets)), [budget_name(budget) for budget in budgets])
+    panels.legend(figure)
+    figure.supxlabel("budget, of the plain backbone's FLOPs", fontsize=10)
     return figure
 
 
-def _errorbars(axes: Axes, rows: pd.DataFrame, strategy: str, budgets: list[str], shift: float) -> None:
-    x = [budgets.index(budget) + shift for budget in rows["budget"]]
-    mean, half = 100 * rows["mean"], 100 * (rows["high"] - rows["low"]).fillna(0.0) / 2
-    look = {"color": style.colour(strategy), "marker": style.marker(strategy), "label": strategy}
-    axes.errorbar(x, mean, yerr=half, linestyle="", capsize=2.5, elinewidth=1.3, **look)
-
-
 def _by_seed(results: Results, protocol: str, rule: str) -> Accuracies:
-    rows = select(results.budgets, protocol, rule).dropna(subset="value")
-    groups = rows.groupby(["cell", "strategy", "budget"], sort=False)
-    return {key: group.set_index("seed")["value"] for key, group in groups}
+    return by_seed(select(results.budgets, protocol, rule), ["cell", "strategy", "budget"], "value")
 
 
-def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[str, str, str]]:
+def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[Any, ...]]:
     """What both have, in the order used everywhere. EestudyError if that is nothing."""
-    order = [(cell, strategy, budget) for cell in a.cells for strategy in a.strategies for budget in BUDGETS]
-    keys = [key for key in order if key in left and key in right]
+    keys = [key for key in product(a.cells, a.strategies, BUDGETS) if key in left and key in right]
     if not keys:
         raise EestudyError(f"contrasts: the two parts of {a.study} have no cell, strategy and budget in common")
     return keys
 
 
-def _wide(frame: pd.DataFrame, index: list[str], text: str, name: str) -> Table:
-    frame = frame.assign(text=[_text(row) for row in frame.itertuples()])
-    order = list(dict.fromkeys(zip(*(frame[column] for column in index), strict=True)))
-    wide = frame.pivot(index=index, columns="budget", values="text").fillna(DASH).loc[order]
-    wide = wide[[budget for budget in BUDGETS if budget in wide.columns]]
-    wide.columns = pd.Index([budget_name(budget) for budget in wide.columns], name="budget")
-    return table(wide, text, name)
-
-
 def _text(row: Any) -> str:
-    if math.isnan(row.p):
-        return f"{st.points(row.mean)} ({row.note})" if row.note else st.points(row.mean)
-    return f"{st.points(row.mean)}{_star(row.decision)} [{st.points(row.low)}, {st.points(row.high)}]"
-
-
-def _hundredths(value: float) -> str:
-    return f"{100 * value:+.2f}".replace("-", "−")
+    return st.with_interval(row, star=_star(row.decision))
 
 
 def _star(decision: str) -> str:

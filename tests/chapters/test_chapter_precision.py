@@ -10,8 +10,9 @@ import pytest
 import synthetic_study
 from scipy import stats
 
+from eestudy.chapters import families, precision
 from eestudy.config import EestudyError
-from eestudy.report import Results, contrasts, overview, tables
+from eestudy.report import Results, tables
 from eestudy.report.frames import only
 
 
@@ -51,7 +52,7 @@ def test_a_default_that_runs_leave_out_is_a_value_too() -> None:
 
 def test_differences_of_accuracy_are_paired_over_seeds() -> None:
     low, high = halves(twice({"joint": -0.02}))
-    frame = contrasts.accuracies(low, high)
+    frame = precision.accuracies(low, high)
     row = frame[(frame["cell"] == "mlp / digits") & (frame["strategy"] == "joint") & (frame["budget"] == "50")].iloc[0]
     at = [
         tables.select(half.budgets, "calibrated", "max-probability")
@@ -66,56 +67,56 @@ def test_differences_of_accuracy_are_paired_over_seeds() -> None:
     assert (row["low"], row["high"]) == pytest.approx(tuple(expected.confidence_interval()))
     assert row["p_holm"] >= row["p"]
     assert set(frame.loc[frame["decision"] == "worse", "strategy"]) == {"joint"}
-    assert "joint, 50 %: bfloat16 is worse by 2.0 points" in contrasts.accuracy_findings(frame, "bfloat16", "float32")
+    assert "joint, 50 %: bfloat16 is worse by 2.0 points" in precision.accuracy_findings(frame, "bfloat16", "float32")
 
 
 def test_the_same_change_of_all_strategies_changes_no_conclusion() -> None:
     low, high = halves(twice(dict.fromkeys(("disjoint", "joint", "mixed"), -0.02)))
-    assert (contrasts.accuracies(low, high)["decision"] == "worse").all()
-    frame = contrasts.conclusions(low, high)
+    assert (precision.accuracies(low, high)["decision"] == "worse").all()
+    frame = precision.conclusions(low, high)
     assert (frame["decision"] == "").all()
     assert (frame["change"] != "reversed").all()
-    findings = contrasts.conclusion_findings(frame, "bfloat16", "float32")
+    findings = precision.conclusion_findings(frame, "bfloat16", "float32")
     assert "**No conclusion is seen to change.** 0 of " in findings
     assert "find 0." in findings
 
 
 def test_a_change_of_one_strategy_reverses_its_lead() -> None:
     low, high = halves(twice({"mixed": -0.06}))
-    frame = contrasts.conclusions(low, high)
+    frame = precision.conclusions(low, high)
     reversed_ = frame[frame["change"] == "reversed"]
     assert len(reversed_)
     assert reversed_["pair"].str.startswith("mixed").all()
     assert (reversed_["in_a"] < 0).all()
     assert (reversed_["in_b"] > 0).all()
     assert (frame.loc[frame["pair"] == "joint − disjoint", "decision"] == "").all()
-    findings = contrasts.conclusion_findings(frame, "bfloat16", "float32")
+    findings = precision.conclusion_findings(frame, "bfloat16", "float32")
     assert "conclusions change.**" in findings
     assert "the lead differs by −6.0 points" in findings
 
 
 def test_tables_and_figure_show_every_row() -> None:
     low, high = halves(twice({}))
-    accuracies, conclusions = contrasts.accuracies(low, high), contrasts.conclusions(low, high)
-    table = contrasts.accuracy_table(accuracies, "low", "high").data
+    accuracies, conclusions = precision.accuracies(low, high), precision.conclusions(low, high)
+    table = precision.accuracy_table(accuracies, "low", "high").data
     assert (table != tables.DASH).sum().sum() == len(accuracies)
-    leads = contrasts.conclusion_table(conclusions, "low", "high").data
+    leads = precision.conclusion_table(conclusions, "low", "high").data
     assert list(leads.columns) == ["low", "high", "difference"]
     assert len(leads) == len(conclusions)
-    assert len(contrasts.accuracy_plot(accuracies, "low", "high").axes) == 2
+    assert len(precision.accuracy_plot(accuracies, "low", "high").axes) == 2
 
 
 def test_parts_with_nothing_in_common_are_refused() -> None:
     low, high = halves(twice({}))
     other = synthetic_study.frames(2, (("resnet1d", "mnist1d", 4),))
     with pytest.raises(EestudyError, match="no cell, strategy and budget in common"):
-        contrasts.accuracies(low, Results("x", None, other))
-    assert len(contrasts.accuracies(low, high))
+        precision.accuracies(low, Results("x", None, other))
+    assert len(precision.accuracies(low, high))
 
 
 def test_one_seed_is_told_without_a_verdict() -> None:
     results = Results("x", None, synthetic_study.frames(1))
-    text = overview.savings(results)
+    text = families.savings(results)
     assert "cannot tell which strategy is better" in text
     assert "better by" not in text
     assert text.count("- **") == 2
@@ -124,4 +125,4 @@ def test_one_seed_is_told_without_a_verdict() -> None:
     near = 1 + int(np.argmax(accuracy >= accuracy[-1] - 0.01))
     assert f"joint: {100 * accuracy[0]:.1f} % at exit 1" in text
     assert f"first within a point of it at exit {near}" in text
-    assert "2 cells, strategies disjoint, joint, mixed, 1 seed." in overview.described(results)
+    assert "2 cells, strategies disjoint, joint, mixed, 1 seed." in families.described(results)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from eestudy.chapters import speed
 from eestudy.config import EestudyError
-from eestudy.report import speed
 
 FACTS = {"processor": "A chip", "cores": 2, "bfloat16 instructions": "none", "torch": "2.0", "date": "2026-01-01"}
 STEP = {

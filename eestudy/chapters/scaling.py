@@ -7,15 +7,16 @@ those of the calibrated protocol at the study's exit rule, at each budget; seeds
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pandas as pd
 
 from eestudy.config import EestudyError, RunConfig
 from eestudy.report import statistics as st
 from eestudy.report.claims import NOT_COMPARED, Claim
+from eestudy.report.differences import at_own_rule, by_seed, tested
 from eestudy.report.frames import Results
-from eestudy.report.methods import at_own_rule, tested
-from eestudy.report.tables import BUDGETS, DASH, Table, budget_name, percent, table
+from eestudy.report.tables import BUDGETS, Table, budget_name, by_budget, percent, table
 
 PLAIN = "plain"
 SETTINGS = ("weighting", "gradient_scaling")
@@ -30,7 +31,7 @@ def scaling_of(settings: str) -> str:
 
 
 def by_scaling(results: Results) -> pd.DataFrame:
-    """One row a run x budget: cell (architecture / data set), strategy, scaling, seed, budget, accuracy.
+    """One row per run and budget: cell (architecture / data set), strategy, scaling, seed, budget, accuracy.
 
     Raises EestudyError for a study that varies something else too: its runs would be taken for each other's.
     """
@@ -50,16 +51,13 @@ def by_scaling(results: Results) -> pd.DataFrame:
 def accuracy_table(rows: pd.DataFrame) -> Table:
     """`by_scaling` for a reader: mean over seeds with half of the 95 % interval; columns budgets."""
     keys = ["cell", "strategy", "scaling"]
+    rows = rows.sort_values(["cell", "strategy"], kind="stable")
     texts = rows.groupby([*keys, "budget"], sort=False)["accuracy"].agg(lambda x: percent(st.mean_interval(x)))
-    wide = texts.unstack("budget").fillna(DASH)
-    order = pd.MultiIndex.from_frame(rows[keys].drop_duplicates().sort_values(["cell", "strategy"], kind="stable"))
-    wide = wide.loc[order, [budget for budget in BUDGETS if budget in wide]]
-    wide.columns = pd.Index([budget_name(budget) for budget in wide.columns], name="budget")
     caption = (
         "Accuracy on test, %, at budgets of the plain backbone's FLOPs, thresholds from validation data; "
         f"mean ± half of the 95 % interval over {rows['seed'].nunique()} seeds."
     )
-    return table(wide, caption, "scalings")
+    return table(by_budget(texts.rename("text").reset_index(), keys), caption, "scalings")
 
 
 def gains(rows: pd.DataFrame, strategy: str) -> pd.DataFrame:
@@ -77,13 +75,12 @@ def from_mixed(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _against(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """rows less reference, which has one value a cell, budget and seed."""
-    base = {key: group.set_index("seed")["accuracy"] for key, group in reference.groupby(["cell", "budget"])}
-    found = {key: group.set_index("seed")["accuracy"] for key, group in rows.groupby(["cell", "scaling", "budget"])}
+    base, found = by_seed(reference, ["cell", "budget"]), by_seed(rows, ["cell", "scaling", "budget"])
+    scalings = rows[["cell", "scaling"]].drop_duplicates().itertuples(index=False, name=None)
     pairs = [
-        (cell, scaling, budget, found[cell, scaling, budget], base[cell, budget])
-        for cell, scaling in rows[["cell", "scaling"]].drop_duplicates().itertuples(index=False)
-        for budget in BUDGETS
-        if (cell, scaling, budget) in found and (cell, budget) in base
+        (*key, budget, found[(*key, budget)], base[key[0], budget])
+        for key, budget in product(scalings, BUDGETS)
+        if (*key, budget) in found and (key[0], budget) in base
     ]
     return tested(("cell", "scaling"), pairs)
 

@@ -1,14 +1,12 @@
-"""What `benchmarks/` measured, as tables: JSON of facts and of lists of like records. Nothing here measures."""
+"""What benchmarks of reproducibility measured, as tables: JSON of facts and of lists of like records."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
 
-from eestudy.config import EestudyError
-from eestudy.grids import project_root
+from eestudy.report.benchmarks import read
 from eestudy.report.tables import Table, table
 
 
@@ -17,13 +15,7 @@ def measured(name: str) -> list[Table]:
 
     A fact inside a mapping is called "outer, inner". EestudyError when the file is not there, or is no such JSON.
     """
-    path = project_root() / "benchmarks" / f"{name}.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise EestudyError(f"{path}: not there; make it with: python benchmarks/{name}.py") from None
-    except ValueError:
-        raise EestudyError(f"{path}: not JSON; make it again with: python benchmarks/{name}.py") from None
+    content = read(name)
     facts: dict[str, Any] = {}
     records: dict[str, list[dict[str, Any]]] = {}
     _sorted_out(content if isinstance(content, dict) else {"records": content}, "", facts, records)
@@ -58,10 +50,8 @@ def _words(key: object) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
+    if isinstance(value, (int, float)):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(_text(each) for each in value)
     if isinstance(value, dict):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from eestudy import EestudyError
-from eestudy.report import latency
+from eestudy.chapters import latency
 
 
 def measurement(

@@ -1,6 +1,6 @@
-"""Cards of methods and strategies, made from the code's own docstrings and phases.
+"""Cards of methods and strategies, made from the code's own docstrings and phases; and methods and strategies compared.
 
-The docstrings are read from the source, so nothing here imports torch.
+Each method has its own exit rule. The docstrings are read from the source, so nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -9,10 +9,17 @@ import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Protocol
 
+import pandas as pd
+
 from eestudy.registry import METHODS, STRATEGIES
+from eestudy.report import statistics as st
+from eestudy.report.differences import REFERENCE, at_own_rule, by_seed, tested
+from eestudy.report.frames import Results, in_order
+from eestudy.report.tables import BUDGETS, PAIRS, Table, budget_name, percent, table
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -57,10 +64,6 @@ def strategy_cards() -> dict[str, Card]:
 
 def _module(path: str) -> ast.Module:
     return ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
-
-
-def _is(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
 
 
 def _card(name: str, docstring: str) -> Card:
@@ -118,8 +121,8 @@ def _minimum(phase: PhaseLike, exits: int) -> str:
             "all": r"\min_{\theta_b, \theta_c, \theta_h} \sum_{k \leq K} w_k L_k",
         }
         return r",\quad ".join(
-            rf"{steps[turn]} \;\text{{ in {place} steps}}"
-            for turn, place in zip(phase.turns, ("odd", "even"), strict=True)
+            rf"{steps[turn]} \;\text{{ in {odd_or_even} steps}}"
+            for turn, odd_or_even in zip(phase.turns, ("odd", "even"), strict=True)
         )
     numbers = () if isinstance(phase.exits, str) else phase.exits
     weights = []
@@ -149,3 +152,91 @@ def relative_cost(flops: Mapping[str, float], reference: str) -> dict[str, str]:
         name: f"{100 * value / flops[reference]:.0f} % of the training FLOPs of `{reference}`."
         for name, value in flops.items()
     }
+
+
+# Comparisons
+
+
+def same_as_reference(results: Results) -> list[str]:
+    """The methods that have SDN's accuracy in every run and at every budget: one training, one rule. They are no cases
+    of their own, so they are in the table of accuracies alone.
+    """
+    rows = at_own_rule(results)
+    wide = rows.pivot(index=["strategy", "seed", "budget"], columns="method", values="accuracy")
+    mine = wide[REFERENCE["method"]]
+    several = wide.loc[wide.drop(columns=REFERENCE["method"]).notna().any(axis=1)]
+    return [m for m in METHODS if m in wide and m != REFERENCE["method"] and several[m].equals(mine[several.index])]
+
+
+def _cases(results: Results) -> pd.DataFrame:
+    rows = at_own_rule(results)
+    return rows[~rows["method"].isin(same_as_reference(results))]
+
+
+def accuracy_table(results: Results, by: str) -> Table:
+    """Accuracy at every budget and what the training cost; by "method": rows strategy x method; by "strategy": rows
+    strategy, of SDN alone.
+    """
+    keys = ["strategy", "method"]
+    rows, runs = _part(at_own_rule(results), by), _part(results.runs, by)
+    flops = runs.groupby(keys)["training_flops"].mean()
+    texts = {}
+    for key in _in_order(flops.index):
+        mine = rows.set_index(keys).loc[key]
+        accuracies = [percent(st.mean_interval(mine.loc[mine["budget"] == budget, "accuracy"])) for budget in BUDGETS]
+        texts[key] = [*accuracies, f"{100 * flops[key] / flops[_reference(key, by)]:.0f}"]
+    columns = [*(budget_name(budget) for budget in BUDGETS), "FLOPs, %"]
+    made = pd.DataFrame(list(texts.values()), columns=columns, index=pd.MultiIndex.from_tuples(texts, names=keys))
+    seeds = runs.groupby(keys)["seed"].nunique().min()
+    return table(
+        made,
+        f"Accuracy on test, %, at budgets of the plain backbone's FLOPs, thresholds from validation data, each method "
+        f"with its own exit rule; mean ± half of the 95 % interval over {seeds} seeds. FLOPs: of training, in per cent "
+        f"of {REFERENCE[by]}'s.",
+        f"accuracy-by-{by}",
+    )
+
+
+def differences(results: Results, by: str) -> pd.DataFrame:
+    """Paired differences in accuracy from the reference, over seeds: methods less SDN under the same strategy, or
+    strategies of SDN less joint.
+
+    One row per strategy, method and budget: mean, low, high (95 %), n, p, p_holm (over all rows), decision, verdict.
+    """
+    groups = by_seed(_part(_cases(results), by), ["strategy", "method", "budget"])
+    pairs = []
+    for key, budget in product(_in_order((strategy, method) for strategy, method, _ in groups), BUDGETS):
+        here, there = (*key, budget), (*_reference(key, by), budget)
+        if here != there and here in groups and there in groups:
+            pairs.append((*here, groups[here], groups[there]))
+    return tested(("strategy", "method"), pairs)
+
+
+def regimes(results: Results) -> pd.DataFrame:
+    """As `differences`: for every method, mixed less joint and so on (`PAIRS`), in the column `pair`."""
+    groups = by_seed(_cases(results), ["strategy", "method", "budget"])
+    pairs = [
+        (f"{a} − {b}", method, budget, groups[a, method, budget], groups[b, method, budget])
+        for (a, b), method, budget in product(PAIRS, METHODS, BUDGETS)
+        if {(a, method, budget), (b, method, budget)} <= set(groups)
+    ]
+    return tested(("pair", "method"), pairs)
+
+
+def _part(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The rows that are compared: of strategies SDN's, of methods those under strategies that several have."""
+    if by == "strategy":
+        return frame[frame["method"] == REFERENCE["method"]]
+    several = frame.groupby("strategy")["method"].nunique()
+    return frame[frame["strategy"].map(several) > 1]
+
+
+def _in_order(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    there = list(keys)
+    return [(s, m) for s in in_order(strategy for strategy, _ in there) for m in METHODS if (s, m) in there]
+
+
+def _reference(key: tuple[str, str], by: str) -> tuple[str, str]:
+    """What a (strategy, method) is compared with."""
+    strategy, method = key
+    return (strategy, REFERENCE["method"]) if by == "method" else (REFERENCE["strategy"], method)

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pandas as pd
 
 from eestudy.config import check_name
-from eestudy.grids import project_root
+from eestudy.report.benchmarks import Measured, machine
 from eestudy.report.tables import DASH, Table, table
 
-Measured = dict[str, Any]
 # model -> times as fast as plain code, share of the matrix rate; of processors with bfloat16.
-AIMS = {
-    "resnet34, 32x32": (2.5, 0.75),
-    "resnet20, 28x28": (2.8, 0.35),
-    "ViT of width 192, 32x32": (2.0, None),
-    "ViT of width 96, 28x28": (1.5, None),
-}  # type: dict[str, tuple[float, float | None]]
-
-
-def read(name: str) -> Measured:
-    """benchmarks/<name>.json of this checkout."""
-    return json.loads((project_root() / "benchmarks" / f"{name}.json").read_text())
+AIMS: dict[str, tuple[float, float | None]] = {
+    "resnet34, 32x32": (2.5, 0.75), "resnet20, 28x28": (2.8, 0.35),
+    "ViT of width 192, 32x32": (2.0, None), "ViT of width 96, 28x28": (1.5, None),
+}  # fmt: skip
+CURVE_AIM = 30  # ms of the exact trade-off curve
 
 
 def hardware(step: Measured) -> str:
@@ -31,16 +21,8 @@ def hardware(step: Measured) -> str:
     return f"{machine(next(iter(step.values()))['hardware'])[:-1]}; weights and batches in memory."
 
 
-def machine(facts: Measured) -> str:
-    """A benchmark's hardware and date, as a sentence."""
-    return (
-        f"Measured on {facts['processor']}, {facts['cores']} cores, instructions for bfloat16: "
-        f"{facts['bfloat16 instructions']}; torch {facts['torch']}, {facts['date']}."
-    )
-
-
 def steps(step: Measured, memory: Measured, baseline: str) -> pd.DataFrame:
-    """One row a model x step: median, low, high (samples a second), ratio to `baseline`, share of the matrix rate."""
+    """One row per model and step: median, low, high (samples/s), ratio to `baseline`, share of the matrix rate."""
     frame = pd.DataFrame(
         {"model": model, "step": name, **row["samples_per_second"], "MiB": memory.get(model, {}).get(name),
          "share": row.get("share_of_float32_rate")}
@@ -53,16 +35,13 @@ def steps(step: Measured, memory: Measured, baseline: str) -> pd.DataFrame:
 
 def step_table(frame: pd.DataFrame, baseline: str) -> Table:
     """`steps` for a reader."""
-    rows = frame.to_dict("records")
-    shown = pd.DataFrame(
-        {
-            "samples/s": [f"{row['median']:.0f} ({row['low']:.0f} to {row['high']:.0f})" for row in rows],
-            f"x {baseline}": [f"{row['ratio']:.2f}" for row in rows],
-            "of the matrix rate": [_known(row["share"], "{:.0%}") for row in rows],
-            "peak MiB": [_known(row["MiB"], "{:.0f}") for row in rows],
-        },
-        index=pd.MultiIndex.from_frame(frame[["model", "step"]]),
-    )
+    columns = {
+        "samples/s": [f"{row.median:.0f} ({row.low:.0f} to {row.high:.0f})" for row in frame.itertuples()],
+        f"x {baseline}": frame["ratio"].map("{:.2f}".format).to_list(),
+        "of the matrix rate": [_known(share, "{:.0%}") for share in frame["share"]],
+        "peak MiB": [_known(size, "{:.0f}") for size in frame["MiB"]],
+    }
+    shown = pd.DataFrame(columns, index=pd.MultiIndex.from_frame(frame[["model", "step"]]))
     return table(shown, "One training step, batch 128.", "step")
 
 
@@ -84,12 +63,13 @@ def aims_table(frame: pd.DataFrame) -> Table:
 
 def operations_table(step: Measured) -> Table:
     """Where a float32 step's time goes."""
-    rows = {
-        model: ", ".join(f"{name} {part:.0%}" for name, part in found["operations"].items())
-        for model, found in step.items()
-    }
-    frame = pd.DataFrame({"operations": rows}).rename_axis("model")
-    return table(frame, "The largest operations of a float32 step, by their own time.", "operations")
+    shares = pd.Series({model: found["operations"] for model, found in step.items()}, name="operations")
+    texts = shares.map(lambda parts: ", ".join(f"{name} {part:.0%}" for name, part in parts.items()))
+    return table(
+        texts.rename_axis("model").to_frame(),
+        "The largest operations of a float32 step, by their own time.",
+        "operations",
+    )
 
 
 def compile_table(step: Measured) -> Table:
@@ -107,29 +87,23 @@ def compile_table(step: Measured) -> Table:
 
 def augmentation_table(overhead: Measured) -> Table:
     """What making a batch takes."""
-    made = pd.DataFrame(
-        {
-            model: {
-                name: f"{row['milliseconds']:.1f} ms, {row['share']:.1%}"
-                for name, row in found.items()
-                if "share" in row
-            }
-            for model, found in overhead["augmentation"].items()
-            if model != "hardware"
-        }
+    texts = {
+        model: {n: f"{row['milliseconds']:.1f} ms, {row['share']:.1%}" for n, row in found.items() if "share" in row}
+        for model, found in overhead["augmentation"].items()
+        if model != "hardware"
+    }
+    return table(
+        pd.DataFrame(texts).rename_axis("augmentation"), "A batch of 128, and its share of a step.", "augmentation"
     )
-    return table(made.rename_axis("augmentation"), "A batch of 128, and its share of a step.", "augmentation")
 
 
 def loop_table(overhead: Measured) -> Table:
     """Milliseconds a step by part of the loop, and the share that is overhead."""
     loop = {model: found for model, found in overhead["loop"].items() if model != "hardware"}
-    parts = pd.DataFrame({model: found["milliseconds_a_step"] for model, found in loop.items()}).map("{:.2f}".format)
+    made = pd.DataFrame({model: found["milliseconds_a_step"] for model, found in loop.items()}).map("{:.2f}".format)
     text = "{median:.1%} ({low:.1%} to {high:.1%})"
-    shares = pd.DataFrame(
-        {model: text.format(**found["overhead"]) for model, found in loop.items()}, index=["overhead"]
-    )
-    return table(pd.concat([parts, shares]).rename_axis("part"), "Milliseconds a step.", "loop")
+    made.loc["overhead"] = {model: text.format(**found["overhead"]) for model, found in loop.items()}
+    return table(made.rename_axis("part"), "Milliseconds a step.", "loop")
 
 
 def metrics_table(dynamics: Measured) -> Table:
@@ -147,13 +121,13 @@ def metrics_table(dynamics: Measured) -> Table:
     return table(shown, "One measurement on one core, and the memory it adds to a process.", "metrics")
 
 
-def curve_table(evaluation: Measured, aim: float = 30.0) -> Table:
-    """What the exact trade-off curve takes by exit rule, beside its aim (ms) and a loop over 100 thresholds."""
+def curve_table(evaluation: Measured) -> Table:
+    """What the exact trade-off curve takes by exit rule, beside CURVE_AIM and a loop over 100 thresholds."""
     rows = {
         rule: {
             "ms": f"{found['ms']['tradeoff_curve']:.1f}", "least": f"{found['ms, least']['tradeoff_curve']:.1f}",
-            "of them scores": f"{found['ms']['scores']:.1f}", "aim": f"{aim:.0f}",
-            "met": "yes" if found["ms"]["tradeoff_curve"] <= aim else "no", "rows": f"{found['rows']:,}",
+            "of them scores": f"{found['ms']['scores']:.1f}", "aim": str(CURVE_AIM),
+            "met": "yes" if found["ms"]["tradeoff_curve"] <= CURVE_AIM else "no", "rows": f"{found['rows']:,}",
             "loop / curve": f"{found['loop / tradeoff_curve']:.1f}",
         }
         for rule, found in evaluation.items() if isinstance(found, dict) and "rows" in found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,8 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from eestudy.config import check_name
-from eestudy.report import style
-from eestudy.report.speed import Measured, machine, read
+from eestudy.report import panels, style
+from eestudy.report.benchmarks import Measured, machine
 from eestudy.report.tables import DASH, Table, table
 
 AIMS = {1: 0.8, 256: 0.9}  # batch size -> share of the FLOPs speed-up that the clock is to show
@@ -24,7 +22,7 @@ DISTURBED = 0.05  # share of the cores that other programs used, above which tim
 
 
 def rows(measured: Measured) -> pd.DataFrame:
-    """One row a network x batch size x strategy x budget, as `evaluation.latency` gives them, and:
+    """One row per network, batch size, strategy and budget, as `evaluation.latency` gives them, and:
 
     ratio: speed-up on the clock over that in FLOPs; the product of the next two. attainable: the speed-up on the clock
     if only the stages took time, each what it takes in the plain backbone. stages: attainable over what the same stages
@@ -57,17 +55,16 @@ def _saved(found: Measured, by_stage: list[float], taken: list[float]) -> float:
 
 def hardware(measured: Measured) -> str:
     """Machine, threads and date, and how quiet it was, in words."""
-    sentences = {
-        f"{machine(found['hardware'])[:-1]}; {found['hardware']['threads']} threads." for found in measured.values()
-    }
+    machines = [found["hardware"] for found in measured.values()]
+    sentences = {f"{machine(facts)[:-1]}; {facts['threads']} threads." for facts in machines}
     worst = {name: max(found["others"].values()) for name, found in measured.items()}
     noisy = [f"{name} ({share:.0%})" for name, share in worst.items() if share > DISTURBED]
-    quiet = f"Other programs used at most {max(worst.values()):.0%} of the cores meanwhile."
-    if noisy:
-        quiet = (
-            f"**Other programs used the cores while these were timed: {', '.join(noisy)}.** Their times are not those "
-            "of a quiet machine; `python benchmarks/latency.py` measures again."
-        )
+    quiet = (
+        f"**Other programs used the cores while these were timed: {', '.join(noisy)}.** Their times are not those "
+        "of a quiet machine; `python benchmarks/latency.py` measures again."
+        if noisy
+        else f"Other programs used at most {max(worst.values()):.0%} of the cores meanwhile."
+    )
     return " ".join([*sorted(sentences), quiet])
 
 
@@ -84,29 +81,20 @@ def sources(measured: Measured) -> str:
     return "\n".join(lines)
 
 
+@style.context()
 def figure(frame: pd.DataFrame) -> style.Plot:
     """Speed-up on the clock against FLOPs: a panel a network, a colour a strategy, a marker a batch size."""
-    networks, strategies = list(frame["network"].unique()), list(frame["strategy"].unique())
-    columns = min(3, len(networks))
-    with style.context():
-        text = "speed-up on the clock against speed-up in FLOPs, with lines at equal, 0.9 and 0.8 of it"
-        plot = style.Plot(0.6 + 2.9 * -(-len(networks) // columns), text)
-        panels = plot.subplots(-(-len(networks) // columns), columns, squeeze=False, sharex=True, sharey=True)
-        for panel, name in zip(panels.flat, networks, strict=False):
-            _panel(panel, frame[frame["network"] == name], float(frame["flops_speedup"].max()))
-            panel.set_title(name)
-        for panel in panels.flat[len(networks) :]:
-            panel.set_visible(False)
-        for row in panels:
-            row[0].set_ylabel("on the clock, times")
-        for panel in panels[-1]:
+    text = "speed-up on the clock against speed-up in FLOPs, with lines at equal, 0.9 and 0.8 of it"
+    look: dict = {"ylabel": "on the clock, times", "sharex": True, "sharey": True}
+    plot, shown = panels.of_cells(frame["network"], text, (0.6, 2.9), **look)
+    for name, panel in shown.items():
+        _panel(panel, frame[frame["network"] == name], float(frame["flops_speedup"].max()))
+        if panel.get_subplotspec().is_last_row():
             panel.set_xlabel("in FLOPs, times")
-        handles = [Line2D([], [], color=style.colour(s), marker="o", linestyle="", label=s) for s in strategies]
-        handles += [
-            Line2D([], [], color=style.INK, marker=MARKERS.get(size, "x"), linestyle="", label=f"batch {size}")
-            for size in sorted(frame["batch_size"].unique())
-        ]
-        plot.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    keys = [(s, style.colour(s), "o") for s in frame["strategy"].unique()]
+    keys += [(f"batch {n}", style.INK, MARKERS.get(n, "x")) for n in sorted(frame["batch_size"].unique())]
+    handles = [Line2D([], [], color=shade, marker=mark, linestyle="", label=name) for name, shade, mark in keys]
+    plot.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return plot
 
 
@@ -148,19 +136,15 @@ def times_table(frame: pd.DataFrame, strategy: str, budget: int) -> Table:
     check_name("strategy", strategy, list(frame["strategy"].unique()))
     check_name("budget", str(budget), [str(each) for each in frame["budget"].unique()])
     chosen = frame[(frame["strategy"] == strategy) & (frame["budget"] == budget)]
-    enough = chosen["calls"] >= P95_CALLS
-    shown = pd.DataFrame(
-        {
-            "plain, median ms": chosen["plain_median_ms"].map("{:.1f}".format),
-            "p95": chosen["plain_p95_ms"].map("{:.1f}".format).where(enough, DASH),
-            "exits, median ms": chosen["median_ms"].map("{:.1f}".format),
-            "p95 ": chosen["p95_ms"].map("{:.1f}".format).where(enough, DASH),
-            "calls": chosen["calls"].astype(str),
-            "samples/s": chosen["samples_per_s"].map("{:.0f}".format),
-            "speed-up": chosen["speedup"].map("{:.2f}".format),
-            "in FLOPs": chosen["flops_speedup"].map("{:.2f}".format),
-        }
-    ).set_axis(pd.MultiIndex.from_frame(chosen[["network", "batch_size"]], names=["network", "batch"]))
+    columns = {
+        "plain, median ms": ("plain_median_ms", "{:.1f}"), "p95": ("plain_p95_ms", "{:.1f}"),
+        "exits, median ms": ("median_ms", "{:.1f}"), "p95 ": ("p95_ms", "{:.1f}"), "calls": ("calls", "{}"),
+        "samples/s": ("samples_per_s", "{:.0f}"), "speed-up": ("speedup", "{:.2f}"),
+        "in FLOPs": ("flops_speedup", "{:.2f}"),
+    }  # fmt: skip
+    shown = pd.DataFrame({name: chosen[column].map(form.format) for name, (column, form) in columns.items()})
+    shown.loc[chosen["calls"] < P95_CALLS, ["p95", "p95 "]] = DASH
+    shown.index = pd.MultiIndex.from_frame(chosen[["network", "batch_size"]], names=["network", "batch"])
     caption = (
         f"Time of one batch, {strategy} at {budget} % of the backbone's FLOPs; p95 over the calls, {DASH} where they "
         f"are fewer than {P95_CALLS}."
@@ -208,8 +192,3 @@ def _loss(group: pd.DataFrame, aim: float) -> str:
     cause = "the stages: early ones take more time for their FLOPs" if stages < rest else "heads, rule and dropping"
     left_out = f"; without {len(group) - len(sure)} rows that cannot say it" if len(sure) < len(group) else ""
     return f"{text}; most of the loss is in {cause} (stages x {stages:.2f}, the rest x {rest:.2f}{left_out})"
-
-
-def load() -> dict[str, Any]:
-    """benchmarks/latency.json."""
-    return read("latency")

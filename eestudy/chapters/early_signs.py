@@ -8,8 +8,8 @@ regrets are fractions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy import stats
 
 from eestudy.config import EestudyError, check_name
 from eestudy.report import statistics as st
-from eestudy.report.dynamics import exit_shares, part_of
+from eestudy.report.dynamics import exit_shares, third_of
 from eestudy.report.frames import in_order
 
 WHEN = ("run", "last phase")
@@ -37,7 +37,7 @@ def early_metrics(
     """Metrics at the last checkpoint within the first `per_cent` of the run, or of its last phase (`when`).
 
     Within the run it is the last checkpoint that all strategies of a (cell, seed) have: as much is trained of each.
-    Tidy: cell, seed, strategy, metric, value. middle share, evenness (`dynamics.competition`), conflicts (rate of the
+    Tidy: cell, seed, strategy, metric, value. middle share, evenness (`dynamics.exit_shares`), conflicts (rate of the
     whole backbone's pairs), rank of early and of late stages. In disjoint's last phase the backbone is frozen: its rank
     is that of the phase before. Raises EestudyError for an unknown `when`.
     """
@@ -48,7 +48,7 @@ def early_metrics(
 
     pairs = chosen(conflict[(conflict["stage"] == 0) & (conflict["kind"] == "exits")])
     stages = chosen(rank)
-    stages = stages.assign(part=part_of(stages, "stage"))
+    stages = stages.assign(part=third_of(stages, "stage"))
     keys = ["cell", "seed", "strategy"]
     found = [
         exit_shares(chosen(dominance[dominance["stage"] == 0])).melt(keys, ["middle", "evenness"], "metric"),
@@ -80,7 +80,7 @@ def _within_last_phase(frame: pd.DataFrame, per_cent: int) -> pd.DataFrame:
 def early_prediction(
     metrics: pd.DataFrame, outcomes: pd.DataFrame, fixed: str = "mixed", resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """How well each metric ranks, and chooses, the strategies at each budget: one row a metric x budget.
+    """How well each metric ranks, and chooses, the strategies at each budget: one row per metric and budget.
 
     metrics: cell, seed, strategy, metric, value (at an early checkpoint). outcomes: cell, seed, strategy, budget,
     accuracy. A NaN is a value that is not there. Used are the groups that have both the metric and the budget.
@@ -112,19 +112,16 @@ def early_prediction(
     check_name("fixed", fixed, strategies)
     if resamples < 100:
         raise EestudyError(f"resamples: {resamples} is not valid; at least 100")
-    values = _by_group(metrics, "metrics", METRICS, strategies)
-    accuracies = _by_group(outcomes, "outcomes", OUTCOMES, strategies)
+    values = _by_group(metrics, "metrics", strategies)
+    accuracies = _by_group(outcomes, "outcomes", strategies)
     rows = []
-    for metric, value in values.items():
-        for budget, accuracy in accuracies.items():
-            common = value.index.intersection(accuracy.index).sort_values()
-            row: dict[str, Any] = {"metric": metric, "budget": budget}
-            if len(common):
-                cells = common.get_level_values("cell").to_numpy()
-                row |= _row(value.loc[common], accuracy.loc[common], cells, fixed, resamples, seed)
-            else:
-                row |= {"groups": 0, "cells": 0, "note": "no (cell, seed) has both"}
-            rows.append(row)
+    for (metric, value), (budget, accuracy) in product(values.items(), accuracies.items()):
+        common = value.index.intersection(accuracy.index).sort_values()
+        row: dict[str, Any] = {"groups": 0, "cells": 0, "note": "no (cell, seed) has both"}
+        if len(common):
+            cells = common.get_level_values("cell").to_numpy()
+            row = _row(value.loc[common], accuracy.loc[common], cells, fixed, resamples, seed)
+        rows.append({"metric": metric, "budget": budget, **row})
     return pd.DataFrame(rows, columns=["metric", "budget", *_MEASURED, "groups", "cells", "note"])
 
 
@@ -275,21 +272,18 @@ def _named(frame: pd.DataFrame) -> str:
     return f"{cell}, seed {seed}, {strategy}, {measured}"
 
 
-def _by_group(
-    frame: pd.DataFrame, name: str, columns: tuple[str, ...], strategies: Iterable[str]
-) -> dict[str, pd.DataFrame]:
-    """Metric or budget -> its values, one row a (cell, seed), one column a strategy, none missing."""
-    measured, value = columns[-2:]
+def _by_group(frame: pd.DataFrame, name: str, strategies: list[str]) -> dict[str, pd.DataFrame]:
+    """Metric or budget -> its values, a row per (cell, seed), a column per strategy, none missing."""
+    measured, value = frame.columns[-2:]
     tables = {}
     for key, part in frame.groupby(measured, sort=False):
-        wide = part.pivot(index=["cell", "seed"], columns="strategy", values=value).reindex(columns=list(strategies))
+        wide = part.pivot(index=["cell", "seed"], columns="strategy", values=value).reindex(columns=strategies)
         missing = wide.isna().stack()
-        missing = missing[missing]
-        if len(missing):
-            cell, seed, strategy = missing.index[0]
+        if missing.any():
+            cell, seed, strategy = missing.idxmax()
             raise EestudyError(
                 f"{name}: {measured} {key!r} of {cell}, seed {seed} has no value for {strategy} "
-                f"({len(missing)} missing); each (cell, seed) needs all of {', '.join(strategies)}, or none"
+                f"({missing.sum()} missing); each (cell, seed) needs all of {', '.join(strategies)}, or none"
             )
         tables[key] = wide
     return tables

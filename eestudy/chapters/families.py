@@ -11,21 +11,18 @@ from eestudy.report.tables import BUDGETS, budget_name, engineering, select
 
 def described(results: Results) -> str:
     """The study's cells with their exits and costs, as a Markdown list."""
-    runs = results.runs
+    runs, exits = results.runs, results.exits.groupby("cell")["exit"].max()
     seeds = runs["seed"].nunique()
-    lines = [
+    head = (
         f"Study **{results.study}**: {len(runs)} runs in {len(results.cells)} cells, strategies "
-        f"{', '.join(results.strategies)}, {seeds} seed{'s' if seeds > 1 else ''}.",
-        "",
+        f"{', '.join(results.strategies)}, {seeds} seed{'s' if seeds > 1 else ''}."
+    )
+    lines = [
+        f"- {cell}: {exits[cell]} exits, {engineering(own['backbone_flops'].iloc[0])}FLOPs a sample, trained for "
+        f"{engineering(own['training_flops'].mean())}FLOPs on average."
+        for cell, own in runs.groupby("cell", sort=False)
     ]
-    for cell in results.cells:
-        own = runs[runs["cell"] == cell]
-        exits = results.exits.loc[results.exits["cell"] == cell, "exit"].max()
-        lines.append(
-            f"- {cell}: {exits} exits, {engineering(own['backbone_flops'].iloc[0])}FLOPs a sample, trained for "
-            f"{engineering(own['training_flops'].mean())}FLOPs on average."
-        )
-    return "\n".join(lines)
+    return "\n".join([head, "", *lines])
 
 
 def savings(results: Results, protocol: str = "calibrated", rule: str | None = None) -> str:

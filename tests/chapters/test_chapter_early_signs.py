@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eestudy.chapters import early_signs
+from eestudy.chapters.early_signs import early_metrics, early_prediction, rank_correlations
 from eestudy.config import EestudyError
-from eestudy.report import prediction
-from eestudy.report.prediction import early_metrics, early_prediction, rank_correlations
 
 STRATEGIES = ("disjoint", "joint", "mixed")
 KEYS = ["cell", "seed", "strategy"]
@@ -161,17 +161,17 @@ def test_cells_are_resampled_where_there_are_enough() -> None:
 
 def test_the_interval_of_many_groups_is_students() -> None:
     values, cells = np.random.default_rng(0).normal(size=60), np.repeat([1, 2, 3], 20)
-    interval = prediction._draw(cells, 20000, 0).interval(values[None])
-    expected = prediction.st.mean_interval(values)
+    interval = early_signs._draw(cells, 20000, 0).interval(values[None])
+    expected = early_signs.st.mean_interval(values)
     assert (interval.mean, interval.n) == (pytest.approx(expected.mean), 60)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.02)
-    assert prediction._draw(cells, 20000, 0).interval(values[None]) == interval
+    assert early_signs._draw(cells, 20000, 0).interval(values[None]) == interval
 
 
 @pytest.mark.parametrize("cells", [3, 9])  # groups are drawn, cells are
 def test_the_other_cells_of_a_draw(cells: int) -> None:
     """Against the slow way: the means of the groups drawn in each other cell, a cell drawn twice counted twice."""
-    draws = prediction._draw(np.repeat(np.arange(cells), 2), 50, 0)
+    draws = early_signs._draw(np.repeat(np.arange(cells), 2), 50, 0)
     values = np.random.default_rng(5).random((2 * cells, 1))
     values[4] = math.nan
     assert draws.weights.sum(axis=1) == pytest.approx(2 * cells)

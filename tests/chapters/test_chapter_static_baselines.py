@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eestudy.chapters import static_baselines
 from eestudy.config import EestudyError
 from eestudy.records import Record, Records
-from eestudy.report import Results, baselines
+from eestudy.report import Results
 
 GAINS = (0.10, 0.11, 0.09, 0.10)  # of early exits at the plain network's cost, by seed
 
@@ -29,7 +30,7 @@ def curves(place: tuple[str, str] = ("vit1d", "mnist1d")) -> pd.DataFrame:
 
 def plain(flops: float = 600.0) -> pd.DataFrame:
     rows = [
-        {"run": f"plain-{seed}", "place": "vit1d / mnist1d", "name": "width 8", "seed": seed, "flops": flops,
+        {"run": f"plain-{seed}", "cell": "vit1d / mnist1d", "name": "width 8", "seed": seed, "flops": flops,
          "accuracy": 0.5 + 0.01 * seed}
         for seed in range(4)
     ]  # fmt: skip
@@ -37,22 +38,22 @@ def plain(flops: float = 600.0) -> pd.DataFrame:
 
 
 def test_the_last_point_within_the_cost_is_paired_by_seed():
-    frame = baselines.at_equal_cost(curves(), plain()).set_index("strategy")
+    frame = static_baselines.at_equal_cost(curves(), plain()).set_index("strategy")
     assert frame.loc["mixed", "mean"] == pytest.approx(0.5 * np.mean(GAINS))  # the point at 500 of 600 FLOPs
     assert frame.loc["mixed", "decision"] == "better"
     assert frame.loc["joint", "mean"] == pytest.approx(0)
     assert frame.loc["joint", "decision"] == ""
     assert list(frame["n"]) == [4, 4]
     assert frame["spent"].tolist() == pytest.approx([500 / 600] * 2)
-    assert repr(baselines.equal_cost_table(frame.reset_index(), {"vit1d / mnist1d": 1000.0})).count("(83%)") == 2
+    assert repr(static_baselines.equal_cost_table(frame.reset_index(), {"vit1d / mnist1d": 1000.0})).count("(83%)") == 2
 
 
 def test_a_cost_that_is_met_exactly_counts_and_one_below_the_curve_is_a_dash():
-    exact = baselines.at_equal_cost(curves(), plain(750.0)).set_index("strategy")
+    exact = static_baselines.at_equal_cost(curves(), plain(750.0)).set_index("strategy")
     assert exact.loc["mixed", "mean"] == pytest.approx(0.75 * np.mean(GAINS))
-    below = baselines.at_equal_cost(curves(), plain(100.0))
+    below = static_baselines.at_equal_cost(curves(), plain(100.0))
     assert below["mean"].isna().all()
-    text = repr(baselines.equal_cost_table(below, {"vit1d / mnist1d": 1000.0}))
+    text = repr(static_baselines.equal_cost_table(below, {"vit1d / mnist1d": 1000.0}))
     assert text.count("–") == 2
     assert "10 %" in text
 
@@ -60,23 +61,23 @@ def test_a_cost_that_is_met_exactly_counts_and_one_below_the_curve_is_a_dash():
 def test_the_correction_is_over_the_whole_table():
     noisy = curves()
     noisy.loc[noisy["strategy"] == "mixed", "accuracy"] += 0.03 * (noisy["seed"] % 2)
-    alone = baselines.at_equal_cost(noisy[noisy["strategy"] == "mixed"], plain())
+    alone = static_baselines.at_equal_cost(noisy[noisy["strategy"] == "mixed"], plain())
     many = pd.concat([plain(), *(plain(600 + 10 * n).assign(name=f"depth {n}") for n in range(9))])
-    together = baselines.at_equal_cost(noisy[noisy["strategy"] == "mixed"], many)
+    together = static_baselines.at_equal_cost(noisy[noisy["strategy"] == "mixed"], many)
     first = together[together["name"] == "width 8"]
     assert first["p_holm"].item() > 3 * alone["p_holm"].item()
 
 
 def test_the_words_say_who_is_better():
     worse = plain().assign(accuracy=lambda frame: frame["accuracy"] + 0.2)
-    (line,) = baselines.verdict(baselines.at_equal_cost(curves(), worse))
+    (line,) = static_baselines.verdict(static_baselines.at_equal_cost(curves(), worse))
     assert "plain networks win at the cost of width 8" in line
     assert "no difference seen in" in line
 
 
 def test_studies_without_a_common_cell_are_told():
     with pytest.raises(EestudyError, match="no architecture and data set in common"):
-        baselines.at_equal_cost(curves(("mlp", "digits")), plain())
+        static_baselines.at_equal_cost(curves(("mlp", "digits")), plain())
 
 
 def test_curves_are_read_at_the_explorer_s_steps_where_it_has_them(results: Results, folder: Path) -> None:
@@ -85,14 +86,14 @@ def test_curves_are_read_at_the_explorer_s_steps_where_it_has_them(results: Resu
         {"run": run["run"], "allocation": method, "cost": 0.5, "accuracy": 0.7} for method in ("geometric", "shared")
     ]
     Records(folder).add(Record("evaluation", "explorer-1", {}, {"explorer": pd.DataFrame(rows)}))
-    (row,) = baselines.finest_curves(results, "calibrated", "max-probability").to_dict("records")
+    (row,) = static_baselines.finest_curves(results, "calibrated", "max-probability").to_dict("records")
     assert (row["allocation"], row["flops"]) == ("geometric", 0.5 * run["backbone_flops"])
     with pytest.raises(EestudyError, match="rule: unknown name 'entropy'"):  # the trade-off curves were asked
-        baselines.finest_curves(results, "calibrated", "entropy")
+        static_baselines.finest_curves(results, "calibrated", "entropy")
 
 
 def test_a_network_is_named_by_what_makes_it_smaller(results):
-    frame = baselines.plain_networks(results)
+    frame = static_baselines.plain_networks(results)
     assert set(frame["name"]) == {"whole"}
     assert set(frame["run"]) == set(results.runs["run"])
     run = results.runs["run"].iloc[0]
@@ -101,7 +102,7 @@ def test_a_network_is_named_by_what_makes_it_smaller(results):
 
 
 def test_the_figure_has_a_cross_for_each_network_and_a_line_for_each_strategy():
-    figure = baselines.plot(curves(), plain(), {"vit1d / mnist1d": 1000.0})
+    figure = static_baselines.plot(curves(), plain(), {"vit1d / mnist1d": 1000.0})
     (axes,) = figure.axes
     labels = axes.get_legend_handles_labels()[1]
     assert labels.count("plain network") == 1
@@ -118,16 +119,16 @@ TIMES = {
 
 
 def test_on_the_clock_reads_the_curve_at_the_timed_budgets():
-    frame = baselines.on_the_clock(curves(), plain(), TIMES, 256)
+    frame = static_baselines.on_the_clock(curves(), plain(), TIMES, 256)
     assert list(frame["name"]) == ["width 8", "25 %"]  # the curve has no point at 30 %
     early = frame[frame["kind"] == "mixed"].iloc[0]
     assert early["ms"] == 0.2
     assert early["accuracy"] == pytest.approx(0.5 + 0.25 * np.mean(GAINS) + 0.015)
-    (line,) = baselines.clock_findings(frame)
+    (line,) = static_baselines.clock_findings(frame)
     assert "for 1 of 1 plain networks some early-exit point is as fast and as accurate" in line
     better = frame.assign(accuracy=frame["accuracy"] + (frame["kind"] == "plain") * 0.5)
-    assert "not for width 8" in baselines.clock_findings(better)[0]
-    figure = baselines.clock_plot({1: frame, 256: frame})
+    assert "not for width 8" in static_baselines.clock_findings(better)[0]
+    figure = static_baselines.clock_plot({1: frame, 256: frame})
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "vit1d / mnist1d, batch 1",
         "vit1d / mnist1d, batch 256",

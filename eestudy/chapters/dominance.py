@@ -1,0 +1,33 @@
+"""Which exits drive the backbone: shares of its gradient, and claim C3."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from eestudy.report.claims import Claim
+from eestudy.report.dynamics import exit_shares
+from eestudy.report.effects import against, claim, effects, one_family
+
+# In which phase all exits train together, by strategy: where they can compete for the backbone.
+COMPETING = {"joint": 1, "mixed": 2}
+
+
+def competition(dominance: pd.DataFrame) -> pd.DataFrame:
+    """`exit_shares` over the phase in which all exits train: one row per run.
+
+    Checkpoints count alike, but for the start of a phase: mixed's second phase has none of its own, so joint's
+    untrained network is left out too.
+    """
+    whole = dominance[(dominance["stage"] == 0) & (dominance["share"] > 0)]
+    return exit_shares(whole[whole["phase"] == whole["strategy"].map(COMPETING)])
+
+
+def c3(dominance: pd.DataFrame) -> Claim:
+    """Supported: in every cell joint's middle exits have more than their share, and mixed is more even than joint."""
+    runs = competition(dominance)
+    middle = against(runs[runs["strategy"] == "joint"], "middle", "uniform").assign(what="middle share of joint")
+    even = effects(runs, "evenness", (("mixed", "joint"),), ()).assign(what="evenness of mixed less joint's")
+    # Half of the claim is no claim: without mixed there are no rows.
+    rows = even if even.empty else one_family(middle, even)
+    statement = "In the joint regime the exits in the middle drive the backbone; mixed training balances them."
+    return claim("C3", statement, rows, ["higher"] * len(rows), ("cell", "what"))

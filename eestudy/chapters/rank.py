@@ -1,0 +1,43 @@
+"""Rank of the stages and how alike they are: linear CKA, and claim C5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from eestudy.report import panels, style
+from eestudy.report.claims import Claim
+from eestudy.report.dynamics import finals
+from eestudy.report.effects import claim, effects, one_family
+
+
+@style.context()
+def similarities(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> style.Plot:
+    """Linear CKA between the stages of two models, mean over seeds: rows cells, columns pairs that are there."""
+    there = set(zip(frame["strategy"], frame["strategy_2"], strict=True))
+    pairs = [pair for pair in pairs if pair in there]
+    figure, shown = panels.of_pairs(
+        frame["cell"], {pair: pair[1] for pair in pairs}, "linear CKA between stages", (0.6, 2.4)
+    )
+    for (cell, (a, b)), axes in shown.items():
+        here = frame[(frame["cell"] == cell) & (frame["strategy"] == a) & (frame["strategy_2"] == b)]
+        here = here[here["relation"] == ("strategies" if a != b else "seeds")]
+        wide = here.pivot_table(index="stage_a", columns="stage_b", values="cka")
+        look = {"vmin": 0, "vmax": 1, "cmap": "cividis", "shading": "nearest"}
+        drawn = axes.pcolormesh(wide.columns, wide.index, wide, **look)
+        axes.set(aspect="equal", ylabel=a)
+        axes.grid(visible=False)
+    figure.colorbar(drawn, ax=figure.axes, shrink=0.5, label="linear CKA")
+    return figure
+
+
+def c5(rank: pd.DataFrame, value: str = "numerical_share") -> Claim:
+    """Supported: in every cell joint's rank is higher than disjoint's in the early third, and lower in the late one."""
+    rows = effects(finals(rank), value, (("joint", "disjoint"),))
+    rows = one_family(rows[rows["part"].isin(["early", "late"])])
+    expected = ["higher" if part == "early" else "lower" for part in rows["part"]]
+    statement = (
+        "Training the exits along (joint against disjoint) raises the rank of early stages and lowers late ones."
+    )
+    return claim("C5", statement, rows, expected, ("cell", "part", "pair"))

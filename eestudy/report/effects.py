@@ -1,0 +1,145 @@
+"""Paired differences of a measured quantity between strategies, Holm-corrected; and claims that rest on them.
+
+The definitions of "supported" and "contradicted" are ours (see `decided`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from eestudy.report import statistics as st
+from eestudy.report.claims import NOT_COMPARED, Claim
+from eestudy.report.tables import DASH, PAIRS, Table, budget_name, table, tested
+
+
+def effects(
+    frame: pd.DataFrame,
+    value: str,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    by: Sequence[str] = ("part",),
+    of: str = "strategy",
+) -> pd.DataFrame:
+    """Paired differences a - b of the mean of `value`, over seeds: one row per cell, `by` and pair of values of `of`.
+
+    mean_a, mean_b, mean, low, high (95 %), sd, n, p, note, p_holm (over all rows), decision: "higher", "lower" or "".
+    Pairs of which a cell lacks one are left out there; no rows when all are.
+    """
+    keys = ["cell", *by]
+    tests = []
+    for key, group in frame.groupby(keys, sort=False):
+        here = group.groupby([of, "seed"])[value].mean()
+        there = set(here.index.get_level_values(of))
+        for a, b in pairs:
+            if {a, b} <= there:
+                names = {**dict(zip(keys, key, strict=True)), "a": a, "b": b, "pair": f"{a} − {b}"}
+                means = {"mean_a": here[a].mean(), "mean_b": here[b].mean()}
+                tests.append((names | means, here[a], here[b]))
+    return _worded(st.tested([*keys, "a", "b", "pair", "mean_a", "mean_b"], tests))
+
+
+def against(frame: pd.DataFrame, value: str, reference: str, by: Sequence[str] = ("strategy",)) -> pd.DataFrame:
+    """Paired differences of two columns, `value` - `reference`, over seeds: one row per cell and `by`; as `effects`."""
+    keys = ["cell", *by]
+    tests = []
+    for key, here in frame.groupby(keys, sort=False):
+        seeds = here.groupby("seed")[[value, reference]].mean()
+        means = {"mean_a": seeds[value].mean(), "mean_b": seeds[reference].mean()}
+        tests.append((dict(zip(keys, key, strict=True)) | means, seeds[value], seeds[reference]))
+    return _worded(st.tested([*keys, "mean_a", "mean_b"], tests))
+
+
+def one_family(*frames: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all frames, their p corrected over all of them, and what that decides."""
+    return _worded(st.corrected(pd.concat(frames, ignore_index=True)))
+
+
+def _worded(frame: pd.DataFrame) -> pd.DataFrame:
+    """A metric is "higher" or "lower", and no accuracy that could be better."""
+    words = {"better": "higher", "worse": "lower", "": ""}
+    return frame.drop(columns="verdict").assign(decision=frame["decision"].map(words))
+
+
+def effect_table(frame: pd.DataFrame, caption: str, name: str, digits: int = 3, scale: float = 1.0) -> Table:
+    """`effects` or `against` for a reader: the two means, their difference with its interval; * where decided."""
+    keys = [column for column in ("cell", "relation", "split", "part", "strategy", "pair") if column in frame]
+
+    def number(value: float) -> str:
+        return _number(scale * value, digits)
+
+    rows = [
+        (number(r.mean_a), number(r.mean_b), st.with_interval(r, number, to=" to ") + ("*" if r.decision else ""))
+        for r in frame.itertuples()
+    ]
+    made = pd.DataFrame(rows, columns=["a", "b", "a − b"], index=pd.MultiIndex.from_frame(frame[keys].astype(str)))
+    return table(made, f"{caption} Mean of a, of b, and a − b [95 % interval]; {tested(frame)}", name)
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return DASH if not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def findings(frame: pd.DataFrame, what: str, scale: float = 100, unit: str = "points") -> str:
+    """What the corrected tests of effects decide, pair by pair, with the largest effect that was tested."""
+
+    def number(value: float) -> str:
+        return st.signed(scale * value)
+
+    lines = []
+    for pair, here in frame.groupby("pair", sort=False):
+        sure, found = here[here["p"].notna()], here[here["decision"] != ""]
+        untested = here[here["p"].isna()]["note"].str.removesuffix(": no interval").value_counts(sort=False)
+        notes = ", ".join(f"{note} in {many}" for note, many in untested.items())
+        missing = f"not tested ({untested.sum()} of {len(here)}: {notes})"
+        if sure.empty:
+            lines.append(f"- {what}, {pair}: {missing}.")
+            continue
+        largest = sure.loc[sure["mean"].abs().idxmax()]
+        words = "; ".join(
+            f"{_where(row)}: {row['decision']} by {scale * abs(row['mean']):.2g} {unit} "
+            f"[{number(row['low'])} to {number(row['high'])}]"
+            for row in found.to_dict("records")
+        )
+        lines.append(
+            f"- {what}, {pair}: {words or 'no difference seen'} ({len(found)} of {len(sure)} tests decide; the "
+            f"largest mean is {number(largest['mean'])} {unit}, {_where(largest)})"
+            f"{f'; {missing}' if len(untested) else ''}."
+        )
+    return "\n".join(lines)
+
+
+def _where(row: Any) -> str:
+    return ", ".join([row["cell"], *([budget_name(row["budget"])] if "budget" in row else [])])
+
+
+def decided(rows: pd.DataFrame, expected: Sequence[str]) -> str:
+    """ "supported": the corrected tests decide every row as `expected` ("higher", "lower"). "contradicted": some row is
+    decided the other way. "not decided" otherwise."""
+    opposite = {"higher": "lower", "lower": "higher"}
+    found = list(rows["decision"])
+    if found and found == list(expected):
+        return "supported"
+    if any(word == opposite[wanted] for word, wanted in zip(found, expected, strict=True)):
+        return "contradicted"
+    return "not decided"
+
+
+def claim(
+    name: str, statement: str, rows: pd.DataFrame, expected: Sequence[str], by: Sequence[str], unit: str = ""
+) -> Claim:
+    """The verdict of rows that must all be decided as `expected`, with `reasons`; without rows nothing is compared."""
+    if rows.empty:
+        return Claim(name, statement, "not decided", NOT_COMPARED, rows)
+    return Claim(name, statement, decided(rows, expected), reasons(rows, by, unit), rows)
+
+
+def reasons(rows: pd.DataFrame, by: Sequence[str], unit: str = "") -> str:
+    """Every row in words; by: the columns that say what it is of."""
+    return "; ".join(
+        f"{', '.join(str(getattr(row, name)) for name in by)}: {unit}{row.decision or 'no difference seen'}, "
+        f"{st.with_interval(row, _number, to=' to ')}, {row.n} seeds"
+        for row in rows.itertuples()
+    )
