@@ -38,13 +38,13 @@ class Counts:
     folders: dict[str, int] = field(default_factory=lambda: {"added": 0, "same": 0})
 
 
-def export(target: Path, studies: Sequence[str] = (), runs: bool = False, store: Path | None = None) -> int:
+def export(target: Path, studies: Sequence[str] = (), store: Store | None = None) -> int:
     """Writes the records of these studies (default: of all) into one zip; returns how many files it holds.
 
-    runs: also the run and phase folders that the store has of them. Written whole or not at all. EestudyError for a
+    store: of which also the run and phase folders go along. Written whole or not at all. EestudyError for a
     study without records, a damaged record or folder, and where nothing can be written.
     """
-    files = _files(studies, Store(store) if runs else None)
+    files = _files(studies, store)
     listed = {name: _checked(name, path) for name, path in files}
     manifest = {"format": FORMAT, "files": listed}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -122,7 +122,7 @@ def _write(bundle: zipfile.ZipFile, name: str, path: Path, entry: dict[str, obje
         raise EestudyError(f"{path}: changed while it was exported; run the same command again")
 
 
-def bring_in(sources: Sequence[Path], store: Path | None = None) -> Counts:
+def bring_in(sources: Sequence[Path], store: Store) -> Counts:
     """Adds the records of bundles to the studies here, and their runs to the store; all are checked before that.
 
     EestudyError in one line, and nothing is changed, for a bundle that is cut short, edited or not one. Killed at any
@@ -140,7 +140,7 @@ def bring_in(sources: Sequence[Path], store: Path | None = None) -> Counts:
                     study = records.setdefault(found["study"], Records(results_folder(found["study"])))
                     record = Record.from_bytes(bundle.read(name), f"{source}, {name}")
                     counts.records[study.add(record)] += 1
-            _fill_store(bundle, Store(store), counts)
+            _fill_store(bundle, store, counts)
     return counts
 
 

@@ -17,16 +17,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
-from eestudy.config import RunConfig, content_hash
+from eestudy.analysis.cells import grouped
+from eestudy.analysis.finished_runs import add_records
+from eestudy.config import RunConfig
 from eestudy.environment import say, use_threads
 from eestudy.grids import Study
-from eestudy.progress import Progress
+from eestudy.progress import Failure, Progress
 from eestudy.records import Records
-from eestudy.runner import Failure, add_records
-from eestudy.store import Store
+from eestudy.store import Store, check_writable
 
 # What runs may differ in and still share their first phase.
 SHARING = {"seed", "strategy", "epochs", "phase_split", "lr_scale"}
@@ -48,8 +48,8 @@ class Job:
 class How:
     """What a worker needs to know."""
 
-    store: Path | None
-    results: Path | None
+    store: Store
+    records: Records | None
     device: str | None
     workers: int
     compile: str  # "auto": the whole step, on a processor and with seeds enough
@@ -61,25 +61,17 @@ def jobs_of(study: Sequence[RunConfig], todo: Sequence[RunConfig], flops: dict[s
     Groups come as in the study, whose first runs are the most wanted; of a group, the largest job is first.
     flops: of each run's `RunConfig` with seed 0, by id.
     """
-    everything, groups = _groups(study), _groups(todo)
+    everything = grouped(study, SHARING)
     jobs: list[Job] = []
-    for name, seeds in groups.items():
-        many = len(everything[name]) >= SEEDS_TO_COMPILE
+    for name, group in grouped(todo, SHARING).items():
+        many = len({config.seed for config in everything[name]}) >= SEEDS_TO_COMPILE
+        seeds = {seed: [config for config in group if config.seed == seed] for seed in {c.seed for c in group}}
         own = [
             Job(name, many, tuple(runs), tuple(flops[config.replace(seed=0).id] for config in runs))
             for runs in seeds.values()
         ]
         jobs += sorted(own, key=lambda job: (-sum(job.flops), job.configs[0].seed))
     return jobs
-
-
-def _groups(configs: Sequence[RunConfig]) -> dict[str, dict[int, list[RunConfig]]]:
-    """The runs by what may share a phase but for the seed, and by seed."""
-    groups: dict[str, dict[int, list[RunConfig]]] = {}
-    for config in configs:
-        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in SHARING}
-        groups.setdefault(content_hash(settings), {}).setdefault(config.seed, []).append(config)
-    return groups
 
 
 def next_job(waiting: Sequence[Job], last: str | None, busy: set[str]) -> Job:
@@ -94,10 +86,10 @@ def train_study(study: Study, jobs: int, how: How) -> list[Failure]:
 
     EestudyError, before anything is trained, for settings that do not fit together.
     """
-    Store(how.store).check_writable()
-    records = Records(how.results) if how.results else None
+    how.store.check_writable()
+    records = how.records
     if records:
-        Store(records.folder).check_writable()
+        check_writable(records.folder)
         records.sweep()
     todo = [config for config in study.configs if not (records and records.has("runs", config.id))]
     known = f", {len(study.configs) - len(todo)} of them with a record" if records else ""
@@ -114,6 +106,25 @@ def _flops(configs: Sequence[RunConfig]) -> dict[str, float]:
 
     first = {config.replace(seed=0).id: config for config in reversed(configs)}
     return {name: prepare(config).training_flops for name, config in first.items()}
+
+
+def train_here(study: Study, how: How) -> None:
+    """The same in this process, one run after the other; under `accelerate launch`, each in several at once."""
+    from eestudy import study as studied
+    from eestudy.training.execution import execution
+
+    process = execution(how.device)  # of several processes, one speaks
+    for number, config in enumerate(study.configs, 1):
+        lacking = process.agreed(process.main and not (how.records and how.records.has("runs", config.id)))
+        if process.main:
+            say(f"[{number}/{len(study.configs)}] {config.id}{'' if lacking else ': has a record'}")
+        if not lacking:
+            continue
+        run = studied.run(config, how.store, how.device, how.workers, how.compile)
+        if process.main:
+            print(run.exits().drop(columns="run").to_string(index=False, float_format="%.4g"), flush=True)
+            if how.records:
+                add_records([config], how.store, how.records)
 
 
 class _Pool:
@@ -245,8 +256,8 @@ def _trained(config: RunConfig, how: How, many: bool) -> str | None:
         on_processor = execution(how.device).device.type == "cpu"
         compiled = "step" if how.compile == "auto" and many and on_processor else how.compile
         study.run(config, how.store, how.device, how.workers, compiled)
-        if how.results:
-            add_records([config], Store(how.store), Records(how.results))
+        if how.records:
+            add_records([config], how.store, how.records)
     except Exception as error:  # noqa: BLE001  (it must not stop the others)
         text = " ".join(str(error).split())
         return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

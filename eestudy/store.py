@@ -147,6 +147,11 @@ class Folder:
     def frame(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(self.read(name)))
 
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """All tables, by their names without the suffix, sorted."""
+        names = sorted(name for name in self.manifest() if name.endswith(".parquet"))
+        return {name.removesuffix(".parquet"): self.frame(name) for name in names}
+
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.read("records.jsonl").splitlines()]
 
@@ -221,10 +226,7 @@ class Store:
         self.path = Path(path).expanduser() if path else home()
 
     def check_writable(self) -> None:
-        with clear_os_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+        check_writable(self.path)
 
     def folder(self, kind: str, folder_id: str) -> Folder:
         """`kind` is "phases", "runs", "dynamics" or "evaluations"."""
@@ -273,6 +275,14 @@ def _entered(content: bytes) -> Files | None:
 
 def _seal(files: Files) -> bytes:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest().encode() + b"\n"
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder where there is none. EestudyError when nothing can be written there."""
+    with clear_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def write_atomically(path: Path, content: bytes) -> None:

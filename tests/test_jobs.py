@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -50,7 +51,7 @@ def test_a_job_is_all_runs_of_a_seed_that_may_share_a_phase():
 
 
 def how(folder: Path) -> How:
-    return How(folder / "store", folder / "results", "cpu", 0, "never")
+    return How(Store(folder / "store"), Records(folder / "results"), "cpu", 0, "never")
 
 
 def test_workers_train_a_study_and_leave_its_records(tmp_path, capfd):
@@ -68,7 +69,7 @@ def test_workers_train_a_study_and_leave_its_records(tmp_path, capfd):
     records = Records(tmp_path / "results")
     assert records.ids("runs") == sorted(config.id for config in study.configs)
     assert {record.facts["made"]["threads"] for record in records.read("runs")} == {1}
-    assert not train_study(study, 2, How(tmp_path / "empty", *list(vars(how(tmp_path)).values())[1:]))
+    assert not train_study(study, 2, dataclasses.replace(how(tmp_path), store=Store(tmp_path / "empty")))
     assert "4 of them with a record; 0 to train" in capfd.readouterr().err
     assert not list((tmp_path / "empty").glob("*/*"))
 
@@ -76,6 +77,7 @@ def test_workers_train_a_study_and_leave_its_records(tmp_path, capfd):
 def test_a_worker_that_the_system_kills_is_a_failure_and_is_replaced(tmp_path, capfd):
     script = (
         "import os, sys; from pathlib import Path; from eestudy import jobs, study; from eestudy.grids import *;"
+        "from eestudy.records import Records; from eestudy.store import Store\n"
         "real = study.run\n"
         "def run(config, *rest):\n"
         "    if config.seed == 0 and config.strategy == 'mixed':\n"
@@ -83,7 +85,7 @@ def test_a_worker_that_the_system_kills_is_a_failure_and_is_replaced(tmp_path, c
         "    return real(config, *rest)\n"
         "study.run = run\n"
         "if __name__ == '__main__':\n"
-        "    p = Path(sys.argv[1]); how = jobs.How(p / 'store', p / 'results', 'cpu', 0, 'never')\n"
+        "    p = Path(sys.argv[1]); how = jobs.How(Store(p / 'store'), Records(p / 'results'), 'cpu', 0, 'never')\n"
         "    for failure in jobs.train_study(load_study(p / 'tiny.yaml'), 1, how): print(failure.title)\n"
     )
     (tmp_path / "tiny.yaml").write_text(STUDY)
@@ -141,6 +143,6 @@ def test_train_adds_records_of_a_study_in_params_alone(tmp_path, monkeypatch, ca
                                                          ("never", True, "no")])  # fmt: skip
 def test_auto_compiles_the_step_of_many_seeds(tmp_path, asked, many, expected):
     (config,) = configs(strategy="joint", epochs=1, train_size=200, batch_size=64)[:1]
-    assert jobs._trained(config, How(tmp_path, None, "cpu", 0, asked), many) is None
+    assert jobs._trained(config, How(Store(tmp_path), None, "cpu", 0, asked), many) is None
     (found,) = tmp_path.glob("phases/*/environment.json")
     assert json.loads(found.read_text())["compiled"] == expected

@@ -19,7 +19,7 @@ _STORED = _GROUND | {"grids", "store", "pretrained"}
 _BUILT = _STORED | {"data", "models", "heads"}
 _TRAINED = _BUILT | {"training", "evaluation"}
 _STUDIED = _TRAINED | {"methods", "dynamics", "environment"}
-_RUN = _STUDIED | {"notebooks", "report", "plan", "study", "records", "recording", "progress"}
+_RUN = _STUDIED | {"report", "plan", "study", "records", "progress", "analysis"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "grids": _GROUND,
@@ -31,7 +31,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "columns": set(),
     "records": _STORED | {"environment", "columns"},
     "bundles": _STORED | {"environment", "records"},
-    "notebooks": _STORED,
     "data": _STORED,
     "heads": _STORED,
     "models": _STORED | {"heads"},  # never data: a model gets input_shape and num_classes
@@ -42,18 +41,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": _STORED | {"records", "sweeps"},  # from tables only
     "plan": _STUDIED,
     "study": _STUDIED | {"plan"},
-    "recording": _STUDIED | {"plan", "study", "records"},
-    "probing": _STUDIED | {"plan"},
-    "trajectories": _STUDIED | {"plan", "study", "probing", "records", "progress"},
+    "analysis": _STUDIED | {"plan", "study", "records", "progress"},
     "deployed": _GROUND,
     "programs": _GROUND | {"deployed", "models", "evaluation"},
     "export": _GROUND | {"deployed", "programs"},
-    "evaluating": _STUDIED | {"study", "records", "progress"},
-    "runner": _RUN,
-    "jobs": _RUN | {"runner"},
-    "book": _RUN | {"runner"},
-    "refresh": _RUN | {"runner"},
-    "cli": _RUN | {"runner", "jobs", "bundles", "book", "refresh", "trajectories", "evaluating"},
+    "jobs": _RUN,
+    "book": _RUN,
+    "refresh": _RUN | {"book"},
+    "status": _STORED | {"records", "plan"},
+    "doctor": _TRAINED | {"environment"},
+    "cli": _RUN | {"jobs", "bundles", "book", "refresh", "status", "doctor"},
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }
@@ -68,7 +65,8 @@ WITHOUT_TORCH = (
     "columns",
     "records",
     "bundles",
-    "notebooks",
+    "book",
+    "status",
     "report",
     "deployed",
     "export",

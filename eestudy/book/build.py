@@ -22,11 +22,12 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from eestudy import notebooks, runner
+from eestudy.book import notebooks, run_pages
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
-from eestudy.store import Store, write_atomically
+from eestudy.progress import Failure
+from eestudy.store import Store, check_writable, write_atomically
 
 SKIPPED = {"runs", "results", "__pycache__", ".ipynb_checkpoints"}  # of book/: made here, or nobody's source
 TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "latex2mathml")
@@ -58,7 +59,7 @@ class Stage:
         return self.root / "_build" / "html"
 
 
-def build(study: Study, workers: int = 1, store: Path | None = None) -> list[runner.Failure]:
+def build(study: Study, store: Store, workers: int = 1) -> list[Failure]:
     """Runs what the study lacks, executes the chapters on its tables, builds the pages; returns what failed.
 
     After a failure no pages are made, and the ones of an earlier build stay. EestudyError with one line when
@@ -68,16 +69,16 @@ def build(study: Study, workers: int = 1, store: Path | None = None) -> list[run
     for name in ("_config.yml", "_toc.yml", "book"):
         if not (stage.root / name).exists():
             raise EestudyError(f"{stage.root / name}: not found; run this inside a checkout of the study")
-    Store(stage.folder).check_writable()
+    check_writable(stage.folder)
     clock = Clock()
     with FileLock(stage.folder.parent / "book.lock"):
         copied = copy_sources(stage)
         clock.say(f"{copied} changed files copied to {stage.folder}")
         runs_dir = stage.book / "runs" / study.name
-        failures = runner.run_study(
-            study, workers, runs_dir=runs_dir, results_dir=stage.results / study.name, store=store, every_page=True
+        failures = run_pages.run_study(
+            study, store, workers, runs_dir, results_dir=stage.results / study.name, every_page=True
         )
-        clock.say(f"{len(runner.pages(study, runs_dir))} run pages, {len(failures)} failed")
+        clock.say(f"{len(run_pages.pages(study, runs_dir))} run pages, {len(failures)} failed")
         failures = failures or execute_chapters(stage, study.name, workers, store, clock)
         if failures:
             clock.say("the book is not built, because a notebook failed")
@@ -138,9 +139,9 @@ def takes_study(notebook: Path) -> bool:
     return False
 
 
-def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None, clock: Clock) -> list[runner.Failure]:
+def execute_chapters(stage: Stage, study: str, workers: int, store: Store, clock: Clock) -> list[Failure]:
     """Executes the chapters whose source, package or tables changed; returns what failed."""
-    executor = notebooks.Executor(workers, store or Store().path)
+    executor = notebooks.Executor(workers, store)
     executor.environment["EESTUDY_RESULTS"] = str(stage.results.resolve())
     # What any chapter may read: the other studies, and the measurements that no study makes.
     files = [path for path in sorted(stage.results.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
@@ -156,11 +157,11 @@ def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None,
         if notebooks.made_from(_staged(stage, chapter)) != made:
             todo[chapter] = (given, made)
 
-    def execute(chapter: Path) -> runner.Failure | None:
+    def execute(chapter: Path) -> Failure | None:
         given, made = todo[chapter]
         reason = executor.execute(chapter, _staged(stage, chapter), given, made)
         clock.say(f"chapter {chapter.stem}: {'failed' if reason else 'done'}")
-        return runner.Failure(f"chapter {chapter.stem}", reason) if reason else None
+        return Failure(f"chapter {chapter.stem}", reason) if reason else None
 
     clock.say(f"{len(chapters)} chapters, {len(todo)} to execute")
     with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -178,17 +179,17 @@ def _staged(stage: Stage, chapter: Path) -> Path:
 def write_toc(stage: Stage, study: Study) -> None:
     """The committed _toc.yml with the run pages before its last part, a part a data set."""
     toc = yaml.safe_load((stage.root / "_toc.yml").read_text(encoding="utf-8"))
-    toc["parts"][-1:-1] = run_parts(stage, runner.pages(study, stage.book / "runs" / study.name))
+    toc["parts"][-1:-1] = run_parts(stage, run_pages.pages(study, stage.book / "runs" / study.name))
     content = yaml.safe_dump(toc, sort_keys=False, allow_unicode=True).encode()
     write_atomically(stage.folder / "_toc.yml", content)
 
 
-def run_parts(stage: Stage, pages: list[runner.Page]) -> list[dict[str, Any]]:
+def run_parts(stage: Stage, pages: list[run_pages.Page]) -> list[dict[str, Any]]:
     """The table of contents' parts for run pages: one a data set, each page with a short title of its own."""
     parts: dict[str, list[dict[str, str]]] = {}
     for page in pages:
         config = page.configs[0]
-        names = [runner.TITLES.get(name, name) for name in (config.dataset, config.architecture)]
+        names = [run_pages.TITLES.get(name, name) for name in (config.dataset, config.architecture)]
         chapters = parts.setdefault(f"Runs on {names[0]}", [])
         title = f"{names[1]}, {config.strategy}" + (f" ({page.number})" if page.number > 1 else "")
         file = page.target.relative_to(stage.folder).with_suffix("").as_posix()

@@ -11,13 +11,14 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eestudy import notebooks
+from eestudy.analysis.finished_runs import add_records
+from eestudy.book import notebooks
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
-from eestudy.progress import Progress
+from eestudy.progress import Failure, Progress
 from eestudy.records import Records, results_folder
-from eestudy.store import Store
+from eestudy.store import Store, check_writable
 
 TITLES = {
     "mlp": "MLP", "resnet1d": "ResNet-1D", "vit1d": "ViT-1D", "resnet-tiny": "ResNet-tiny",
@@ -56,14 +57,6 @@ class Page:
         return {"epochs": self.configs[0].epochs, **given, "seeds": [config.seed for config in self.configs]}
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A page that could not be made, and why, with the place of its notebook."""
-
-    title: str
-    reason: str
-
-
 def run_notebook() -> Path:
     """The parameterized notebook of this checkout. EestudyError outside of one."""
     notebook = project_root() / "book" / "run.ipynb"
@@ -86,10 +79,10 @@ def pages(study: Study, runs_dir: Path) -> list[Page]:
 
 def run_study(
     study: Study,
+    store: Store,
     workers: int = 1,
     runs_dir: Path | None = None,
     results_dir: Path | None = None,
-    store: Path | None = None,
     every_page: bool = False,
 ) -> list[Failure]:
     """Executes the runs that have no record and adds theirs, one page after the other; returns what failed.
@@ -101,8 +94,8 @@ def run_study(
     book = run_notebook().parent
     runs_dir = runs_dir or book / "runs" / study.name
     results_dir = results_dir or results_folder(study.name)
-    for folder in (store, runs_dir, results_dir):
-        Store(folder).check_writable()
+    for folder in (store.path, runs_dir, results_dir):
+        check_writable(folder)
     records = Records(results_dir)
     records.sweep()
     source = notebooks.identity(notebooks.source_identity(book / "run.ipynb"), *notebooks.package_files())
@@ -122,21 +115,6 @@ def run_study(
     return list(_execute(book / "run.ipynb", todo, workers, store, records))
 
 
-def add_records(configs: Iterable[RunConfig], store: Store, records: Records) -> None:
-    """The records of those of these runs that are done and have none yet. EestudyError for a run that is damaged."""
-    for config in configs:
-        if not records.has("runs", config.id) and _whole(config, store):
-            from eestudy import recording, study  # torch: only where something is left to do
-
-            records.add(recording.record_of(study.Run(config, store), store))
-
-
-def _whole(config: RunConfig, store: Store) -> bool:
-    """Whether the store has the run and its phases as they were written."""
-    folder = store.folder("runs", config.id)
-    return store.whole(folder) and store.phases_whole(folder)
-
-
 def _check(todo: Iterable[Page]) -> None:
     """Refuses a study with a run that cannot work before anything is trained."""
     from eestudy.plan import prepare
@@ -145,11 +123,8 @@ def _check(todo: Iterable[Page]) -> None:
         _ = prepare(page.configs[0]).data  # its files too are missed now, not after hours
 
 
-def _execute(
-    notebook: Path, todo: dict[Page, str], workers: int, store: Path | None, records: Records
-) -> Iterator[Failure]:
-    kept = Store(store)
-    executor = notebooks.Executor(workers, kept.path)
+def _execute(notebook: Path, todo: dict[Page, str], workers: int, store: Store, records: Records) -> Iterator[Failure]:
+    executor = notebooks.Executor(workers, store)
     progress = Progress({page.title: 1.0 for page in todo})
     pool = ThreadPoolExecutor(max_workers=workers)
     try:
@@ -163,7 +138,7 @@ def _execute(
             for future in finished:
                 page, reason = futures[future], future.result()
                 try:
-                    add_records(page.configs, kept, records)  # of a page that failed, those of its runs that did not
+                    add_records(page.configs, store, records)  # of a page that failed, those of its runs that did not
                 except EestudyError as error:
                     reason = reason or str(error)
                 progress.ended(page.title, reason is not None)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from eestudy.config import EestudyError
-from eestudy.store import write_atomically
+from eestudy.store import Store, write_atomically
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 
 def identity(*inputs: object) -> str:
@@ -50,11 +50,11 @@ def made_from(notebook: Path) -> str | None:
 class Executor:
     """Executes notebooks in processes of their own, several at a time when called from several threads."""
 
-    def __init__(self, workers: int, home: Path) -> None:
-        """workers: how many share the cores; home: the store they all use."""
+    def __init__(self, workers: int, store: Store) -> None:
+        """workers: how many share the cores; store: which they all use."""
         share = max(1, (os.cpu_count() or 1) // workers)
         threads = {name: os.environ.get(name, str(share)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        self.environment = {**threads, "EESTUDY_HOME": str(home.resolve())}
+        self.environment = {**threads, "EESTUDY_HOME": str(store.path.resolve())}
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = threading.Event()
 
