@@ -209,16 +209,16 @@ def _run(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from eestudy.grids import load_study
-    from eestudy.jobs import How, train_here, train_study
+    from eestudy.jobs import WorkerSettings, train_here, train_study
     from eestudy.records import Records, folder_for
     from eestudy.store import Store
 
     study, results = load_study(options.params), folder_for(options.params)
     records = Records(results) if results else None
-    how = How(Store(options.store), records, options.device, options.workers, options.compile)
+    settings = WorkerSettings(Store(options.store), records, options.device, options.workers, options.compile)
     if options.jobs:
-        return _report(train_study(study, options.jobs, how))
-    train_here(study, how)
+        return _report(train_study(study, options.jobs, settings))
+    train_here(study, settings)
     return 0
 
 

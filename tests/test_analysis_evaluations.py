@@ -14,8 +14,7 @@ from eestudy import data, evaluation
 from eestudy.analysis import evaluations
 from eestudy.analysis.cells import cells_of
 from eestudy.analysis.evaluations import RunEvaluation
-from eestudy.analysis.executor import EVALUATIONS, analyse_study
-from eestudy.analysis.task import keep
+from eestudy.analysis.executor import EVALUATIONS, analyse_study, keep
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.data.outside import KINDS, outside
@@ -200,7 +199,7 @@ def test_what_is_kept_belongs_to_these_predictions_alone(runs, small_store, tmp_
     """A run made again with other predictions is evaluated again."""
     store, run = Store(tmp_path), runs[0]
     shutil.copytree(run.path, tmp_path / "runs" / run.id)
-    copied, evaluation_of = Run(run.config, store), RunEvaluation(run.config)
+    copied, evaluation_of = Run(run.config, store), RunEvaluation((run.config,))
     before = evaluation_of.folder(store).id
     assert before == evaluation_of.folder(Store(small_store)).id
     content = copied.folder.arrays("predictions.safetensors")
@@ -224,8 +223,8 @@ def test_a_killed_evaluation_goes_on_with_what_it_lacks(runs, small_store, monke
 
     monkeypatch.setattr(evaluations, "run_makers", makers)
     with pytest.raises(KeyboardInterrupt):
-        keep(RunEvaluation(runs[0].config), store)
-    keep(RunEvaluation(runs[0].config), store)
+        keep(RunEvaluation((runs[0].config,)), store)
+    keep(RunEvaluation((runs[0].config,)), store)
     assert asked == ["one", "two", "two", "three"]
 
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from eestudy import data, dynamics
-from eestudy.analysis.executor import analyse_study
+from eestudy.analysis.executor import analyse_study, keep
 from eestudy.analysis.measurements import measurements
 from eestudy.analysis.metrics import METRICS
 from eestudy.analysis.points import Point
-from eestudy.analysis.task import keep
 from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
 from eestudy.grids import Study

@@ -249,11 +249,10 @@ def test_remote_loads_are_found_in_every_place_and_links_are_not(tmp_path: Path)
 
 
 def test_a_book_is_built_offline_once_and_warnings_stop_it(checkout: build.Stage) -> None:
-    clock = build.Clock()
     build.copy_sources(checkout)
     write_notebook(checkout.book / "chapters" / "one.ipynb", ("markdown", "# One"), ("code", "1 + 1"))
     build.write_toc(checkout, Study("tiny", ()))
-    build.build_pages(checkout, clock)
+    build.build_pages(checkout)
     page = (checkout.html / "book" / "index.html").read_text()
     assert "<munderover>" in page
     assert '<span class="eqno">(1)<a class="headerlink" href="#equation-eq-cost"' in page
@@ -263,12 +262,12 @@ def test_a_book_is_built_offline_once_and_warnings_stop_it(checkout: build.Stage
     assert remote_loads(checkout.html) == []
     # Nothing changed: the pages are not written again.
     written = (checkout.html / "book" / "index.html").stat().st_mtime_ns
-    build.build_pages(checkout, clock)
+    build.build_pages(checkout)
     assert (checkout.html / "book" / "index.html").stat().st_mtime_ns == written
     # A warning is an error, and the pages of before stay.
     (checkout.book / "index.md").write_text("# Start\n\nSee [nowhere](nowhere.md) and $\\nosuchcommand$.\n")
     with pytest.raises(EestudyError, match=r"^Sphinx: .*WARNING"):
-        build.build_pages(checkout, clock)
+        build.build_pages(checkout)
     assert (checkout.html / "book" / "index.html").stat().st_mtime_ns == written
     assert "nosuchcommand" in (checkout.folder / "sphinx.log").read_text()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 import torch
 
 from eestudy.analysis.evaluations import SCHEMA, Evaluation, Makers, Tables, predicted
-from eestudy.config import EestudyError, RunConfig, content_hash
+from eestudy.config import EestudyError, content_hash
 from eestudy.evaluation import curve_summary, difficulty, exit_metrics, run_tables
 from eestudy.evaluation.run_tables import or_reason, stacked
 from eestudy.records import Record
@@ -20,28 +19,22 @@ from eestudy.store import Store
 from eestudy.study import Run
 
 
-@dataclass(frozen=True)
 class CellEvaluation(Evaluation):
     """Of the runs that differ in strategy and seed alone; another run more makes another evaluation."""
 
-    cell: tuple[RunConfig, ...]
     analysis = "comparison"
 
     @property
-    def configs(self) -> tuple[RunConfig, ...]:
-        return self.cell
-
-    @property
     def id(self) -> str:
-        first = self.cell[0]
-        runs = content_hash([SCHEMA, sorted(config.id for config in self.cell)])
+        first = self.configs[0]
+        runs = content_hash([SCHEMA, sorted(config.id for config in self.configs)])
         return f"{first.architecture}-{first.dataset}-cell-{runs}"
 
     def makers(self, runs: list[Run]) -> Makers:
         return {"curves": lambda: {"curves": curves(runs)}, "agreement": lambda: difficulty_tables(runs)}
 
     def record(self, store: Store) -> Record:
-        facts = {"schema": SCHEMA, "runs": len(self.cell)}
+        facts = {"schema": SCHEMA, "runs": len(self.configs)}
         return Record(self.kind, self.id, facts, self.folder(store).frames())
 
 

@@ -11,7 +11,6 @@ from functools import partial
 
 import pandas as pd
 
-from eestudy.analysis.task import Task
 from eestudy.config import EestudyError, RunConfig, content_hash
 from eestudy.data.outside import outside
 from eestudy.evaluation import ood_detection, run_tables
@@ -30,9 +29,11 @@ Tables = dict[str, pd.DataFrame]
 Makers = Mapping[str, Callable[[], Tables]]
 
 
-class Evaluation(Task):
+@dataclass(frozen=True)
+class Evaluation:
     """Of one run's predictions, or of several runs' together. What is kept belongs to these predictions alone."""
 
+    configs: tuple[RunConfig, ...]
     kind = "evaluation"
 
     def folder(self, store: Store) -> Folder:
@@ -47,24 +48,23 @@ class Evaluation(Task):
                 for also, table in reversed(make().items()):  # the table of this name last: then all are there
                     folder.write_frame(f"{also}.parquet", table)
 
+    @property
+    def id(self) -> str:
+        """Of the record."""
+        raise NotImplementedError
+
     def makers(self, runs: list[Run]) -> Makers:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
 class RunEvaluation(Evaluation):
     """Everything that one run's predictions say."""
 
-    config: RunConfig
     analysis = "predictions"
 
     @property
     def id(self) -> str:
-        return self.config.id
-
-    @property
-    def configs(self) -> tuple[RunConfig, ...]:
-        return (self.config,)
+        return self.configs[0].id
 
     def makers(self, runs: list[Run]) -> Makers:
         return run_makers(runs[0])
@@ -73,7 +73,7 @@ class RunEvaluation(Evaluation):
         tables = self.folder(store).frames()
         for table in tables.values():
             table.insert(0, "run", self.id)
-        return Record(self.kind, self.id, {"schema": SCHEMA, MADE: Run(self.config, store).provenance}, tables)
+        return Record(self.kind, self.id, {"schema": SCHEMA, MADE: Run(self.configs[0], store).provenance}, tables)
 
 
 def predicted(run: Run) -> Predicted:

@@ -12,9 +12,8 @@ from functools import partial
 from eestudy.analysis.cells import cells_of
 from eestudy.analysis.comparison import CellEvaluation
 from eestudy.analysis.evaluations import RunEvaluation
-from eestudy.analysis.measurements import measurements
+from eestudy.analysis.measurements import Measurement, measurements
 from eestudy.analysis.metrics import METRICS
-from eestudy.analysis.task import Task, keep
 from eestudy.config import EestudyError, RunConfig, check_name
 from eestudy.environment import say
 from eestudy.grids import Study
@@ -22,10 +21,12 @@ from eestudy.progress import Failure, Progress, shared
 from eestudy.records import Records
 from eestudy.store import Store
 
+# What is measured of some runs: made once for all tasks of one folder in the store, and written into a record each.
+Task = Measurement | RunEvaluation | CellEvaluation
 # Name -> what of a study's runs is to be done for it. Of METRICS, how and where each is measured is said there.
 ANALYSES: dict[str, Callable[[Sequence[RunConfig], Store], Iterable[Task]]] = {
     **{name: partial(measurements, metric=name) for name in METRICS},
-    "predictions": lambda configs, store: map(RunEvaluation, configs),
+    "predictions": lambda configs, store: (RunEvaluation((config,)) for config in configs),
     "comparison": lambda configs, store: (CellEvaluation(tuple(cell)) for cell in cells_of(configs)),
 }
 EVALUATIONS = ("predictions", "comparison")
@@ -64,6 +65,15 @@ def analyse_study(
         for same in todo[task] if not error else ():
             records.add(same.record(store))
     return failures
+
+
+def keep(task: Task, store: Store) -> None:
+    """Makes what is not in the store yet, whole."""
+    folder = task.folder(store)
+    with folder.lock(say):
+        if not store.usable(folder):
+            task.fill(folder, store)
+            folder.finish()
 
 
 def check_trained(configs: Iterable[RunConfig], study: Study, store: Store) -> None:

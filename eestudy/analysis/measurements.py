@@ -16,7 +16,6 @@ import torch
 from eestudy.analysis.cells import cells_of
 from eestudy.analysis.metrics import METRICS, Metric, Tables
 from eestudy.analysis.points import Point
-from eestudy.analysis.task import Task
 from eestudy.config import RunConfig, check_name, content_hash
 from eestudy.environment import describe
 from eestudy.plan import planned, prepare
@@ -29,7 +28,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Measurement(Task):
+class Measurement:
     """One metric at one tuple of points. network_id: equal for the points of the same weights."""
 
     analysis: str
@@ -76,8 +75,8 @@ class Measurement(Task):
         for frame in tables.values():
             for name, value in self.facts:
                 frame[name] = value
-            for place, (name, value) in enumerate({"run": first.config.id, **about}.items()):
-                frame.insert(place, name, value)
+            for number, (name, value) in enumerate({"run": first.config.id, **about}.items()):
+                frame.insert(number, name, value)
         return tables
 
     def record(self, store: Store) -> Record:

@@ -10,18 +10,7 @@ from typing import Any
 import pandas as pd
 
 from eestudy import dynamics
-from eestudy.analysis.points import (
-    SEEDS,
-    START_AND_END,
-    STRATEGIES,
-    Finder,
-    along_training,
-    final,
-    final_pairs,
-    final_pairs_of_two_seeds,
-    pairs_during_training,
-    three_strategies,
-)
+from eestudy.analysis import points as at
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
 
@@ -37,7 +26,7 @@ class Metric:
 
     measure: Callable[..., Tables]
     settings: dict[str, Any]
-    points: Finder
+    points: at.Finder
     backbone_only: bool = False
 
 
@@ -104,37 +93,37 @@ def _landscape(models: Sequence[MultiExit], data: DataSet, samples: int, points:
 # Probe samples of what is counted and averaged; 512, as of the pictures below, would cap the rank of a wide stage.
 SAMPLES = 3000
 METRICS: dict[str, Metric] = {
-    "dominance": Metric(_dominance, {"samples": SAMPLES, "batch_size": 128}, along_training),
-    "rank": Metric(_rank, {"samples": SAMPLES}, partial(along_training, backbone_only=True), True),
+    "dominance": Metric(_dominance, {"samples": SAMPLES, "batch_size": 128}, at.along_training),
+    "rank": Metric(_rank, {"samples": SAMPLES}, partial(at.along_training, backbone_only=True), True),
     "information": Metric(
         _information,
         {"samples": SAMPLES, "noises": (0.1, 0.3, 1.0, 3.0), "directions": 64},
-        partial(along_training, shares=(0, 25, 50, 100), backbone_only=True),
+        partial(at.along_training, shares=(0, 25, 50, 100), backbone_only=True),
         True,
     ),
     "similarity": Metric(
         _similarity,
         {"samples": SAMPLES, "debiased": True},
-        partial(final_pairs, relations=(STRATEGIES, SEEDS, START_AND_END)),
+        partial(at.final_pairs, relations=(at.STRATEGIES, at.SEEDS, at.START_AND_END)),
         True,
     ),
-    "paths": Metric(partial(_paths, table="paths"), {"samples": SAMPLES, "points": 25, "heads": "all"}, final_pairs),
+    "paths": Metric(partial(_paths, table="paths"), {"samples": SAMPLES, "points": 25, "heads": "all"}, at.final_pairs),
     "paths-over-training": Metric(
         partial(_paths, table="paths_over_training"),
         {"samples": 512, "points": 9, "heads": "all"},
-        partial(pairs_during_training, progresses=(0, 0.25, 0.5, 0.75)),
+        partial(at.pairs_during_training, progresses=(0, 0.25, 0.5, 0.75)),
     ),
     "probed-paths": Metric(
         partial(_paths, table="probed_paths"),
         {"samples": 512, "points": 5, "heads": "probe"},
-        final_pairs_of_two_seeds,
+        at.final_pairs_of_two_seeds,
         True,
     ),
     "curves": Metric(
         _curves,
         {"samples": 512, "points": 9, "steps": 160, "lr": 3e-3, "fitted_on": 2048},
-        partial(final_pairs, relations=(STRATEGIES,)),
+        partial(at.final_pairs, relations=(at.STRATEGIES,)),
     ),
-    "plane": Metric(_plane, {"samples": 512, "points": 9}, three_strategies),
-    "landscape": Metric(_landscape, {"samples": 512, "points": 9}, final),
+    "plane": Metric(_plane, {"samples": 512, "points": 9}, at.three_strategies),
+    "landscape": Metric(_landscape, {"samples": 512, "points": 9}, at.final),
 }

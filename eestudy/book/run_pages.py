@@ -1,4 +1,4 @@
-"""A study is many runs: one notebook an architecture, data set and strategy, executed by local processes.
+"""A study is many runs: one notebook per architecture, data set and strategy, executed by local processes.
 
 Each finished run leaves a record; a study whose records are there is done, whichever machine made them. A run that
 fails does not stop the others. No torch is loaded when nothing is left to do.
@@ -7,7 +7,6 @@ fails does not stop the others. No torch is loaded when nothing is left to do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +35,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Page:
-    """One execution of run.ipynb: same settings, one RunConfig a seed."""
+    """One execution of run.ipynb: same settings, one RunConfig per seed."""
 
     configs: tuple[RunConfig, ...]
     target: Path
@@ -124,28 +123,13 @@ def _check(todo: Iterable[Page]) -> None:
 
 
 def _execute(notebook: Path, todo: dict[Page, str], workers: int, store: Store, records: Records) -> Iterator[Failure]:
-    executor = notebooks.Executor(workers, store)
     progress = Progress({page.title: 1.0 for page in todo})
-    pool = ThreadPoolExecutor(max_workers=workers)
-    try:
-        futures = {
-            pool.submit(executor.execute, notebook, page.target, page.parameters, made, page.title): page
-            for page, made in todo.items()
-        }
-        waiting = set(futures)
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                page, reason = futures[future], future.result()
-                try:
-                    add_records(page.configs, store, records)  # of a page that failed, those of its runs that did not
-                except EestudyError as error:
-                    reason = reason or str(error)
-                progress.ended(page.title, reason is not None)
-                if reason:
-                    yield Failure(page.title, reason)
-    except BaseException:
-        executor.stop()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    executions = {page: (notebook, page.target, page.parameters, made, page.title) for page, made in todo.items()}
+    for page, reason in notebooks.Executor(workers, store).execute_all(executions):
+        try:
+            add_records(page.configs, store, records)  # of a page that failed, those of its runs that did not
+        except EestudyError as error:
+            reason = reason or str(error)
+        progress.ended(page.title, reason is not None)
+        if reason:
+            yield Failure(page.title, reason)
