@@ -203,8 +203,7 @@ def _status(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from eestudy.book.run_pages import run_study
 
-    study, store, _ = _study(options)
-    return _report(run_study(study, store, options.workers))
+    return _report(run_study(*_study(options), options.workers))
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def execute(folder: Path, name: str = "tiny.yaml", workers: int = 2, every_page: bool = False) -> list:
     study = load_study(folder / name)
-    return run_study(study, Store(folder / "store"), workers, folder / "pages", folder / "results", every_page)
+    return run_study(study, Store(folder / "store"), Records(folder / "results"), workers, folder / "pages", every_page)
 
 
 def records_in(folder: Path) -> dict[str, bytes]:
@@ -182,7 +182,9 @@ def test_a_signal_stops_a_study_in_one_line_and_leaves_nothing_running(tmp_path,
                "from eestudy.grids import *; from eestudy.store import Store;"
                "p = Path(sys.argv[1]);"
                "real = run_pages.run_study;"
-               "run_pages.run_study = lambda s, _, w: real(s, Store(p / 'store'), w, p / 'pages', p / 'results');"
+               "from eestudy.records import Records;"
+               "s, r = Store(p / 'store'), Records(p / 'results');"
+               "run_pages.run_study = lambda study, _, __, w: real(study, s, r, w, p / 'pages');"
                "sys.exit(cli.main(['run', str(p / 'tiny.yaml')]))", str(tmp_path)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     while not list(tmp_path.glob("store/phases/*/config.json")):

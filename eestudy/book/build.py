@@ -25,6 +25,7 @@ from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
 from eestudy.progress import Failure, Progress
+from eestudy.records import Records
 from eestudy.store import Store, check_writable, write_atomically
 
 SKIPPED = {"runs", "results", "__pycache__", ".ipynb_checkpoints"}  # of book/: made here, or nobody's source
@@ -72,9 +73,8 @@ def build(study: Study, store: Store, workers: int = 1) -> list[Failure]:
         copied = copy_sources(stage)
         say(f"{copied} changed files copied to {stage.folder}")
         runs_dir = stage.book / "runs" / study.name
-        failures = run_pages.run_study(
-            study, store, workers, runs_dir, results_dir=stage.results / study.name, every_page=True
-        )
+        records = Records(stage.results / study.name)
+        failures = run_pages.run_study(study, store, records, workers, runs_dir, every_page=True)
         say(f"{len(run_pages.pages(study, runs_dir))} run pages, {len(failures)} failed")
         failures = failures or execute_chapters(stage, study.name, workers, store)
         if failures:

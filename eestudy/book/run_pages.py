@@ -6,7 +6,7 @@ fails does not stop the others. No torch is loaded when nothing is left to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
 from eestudy.progress import Failure, Progress
-from eestudy.records import Records, results_folder
+from eestudy.records import Records
 from eestudy.store import Store, check_writable
 
 TITLES = {
@@ -79,23 +79,20 @@ def pages(study: Study, runs_dir: Path) -> list[Page]:
 def run_study(
     study: Study,
     store: Store,
+    records: Records,
     workers: int = 1,
     runs_dir: Path | None = None,
-    results_dir: Path | None = None,
     every_page: bool = False,
 ) -> list[Failure]:
     """Executes the runs that have no record and adds theirs, one page after the other; returns what failed.
 
-    runs_dir: for the executed notebooks (default book/runs/<study>); results_dir: of the records (default
-    book/results/<study>). every_page: the book wants all notebooks, also of runs whose records are there; what the
-    store lacks of these is trained, and their records stay as they are.
+    runs_dir: for the executed notebooks (default book/runs/<study>). every_page: the book wants all notebooks, also of
+    runs whose records are there; what the store lacks of these is trained, and their records stay as they are.
     """
     book = run_notebook().parent
     runs_dir = runs_dir or book / "runs" / study.name
-    results_dir = results_dir or results_folder(study.name)
-    for folder in (store.path, runs_dir, results_dir):
+    for folder in (store.path, runs_dir, records.folder):
         check_writable(folder)
-    records = Records(results_dir)
     records.sweep()
     source = notebooks.identity(notebooks.source_identity(book / "run.ipynb"), *notebooks.package_files())
     todo: dict[Page, str] = {}
@@ -109,17 +106,11 @@ def run_study(
         f"study {study.name}: {len(study.pages())} notebooks of {len(study.configs)} runs, {recorded} of them with a "
         f"record; {len(todo)} to execute"
     )
-    if todo:
-        _check(todo)
-    return list(_execute(book / "run.ipynb", todo, workers, store, records))
-
-
-def _check(todo: Iterable[Page]) -> None:
-    """Refuses a study with a run that cannot work before anything is trained."""
-    from eestudy.plan import prepare
-
     for page in todo:
-        _ = prepare(page.configs[0]).data  # its files too are missed now, not after hours
+        from eestudy.plan import prepare  # torch: only where something is left to do
+
+        _ = prepare(page.configs[0]).data  # what cannot work and files that lack are refused now, not after hours
+    return list(_execute(book / "run.ipynb", todo, workers, store, records))
 
 
 def _execute(notebook: Path, todo: dict[Page, str], workers: int, store: Store, records: Records) -> Iterator[Failure]:

@@ -32,6 +32,7 @@ from eestudy.dynamics.weight_space import (
     Data,
     check_labels,
     combined,
+    framed,
     gram,
     network_of,
     points_of,
@@ -73,7 +74,7 @@ def linear_path(
             alpha = number / (points - 1)
             tensors = combined(ends, [1 - alpha, alpha])
             rows += [{"alpha": alpha, **row} for row in rows_at(network, tensors, splits, train)]
-    return _framed(rows, ["alpha", "exit"])
+    return framed(rows, ["alpha", "exit"])
 
 
 def barrier(frame: pd.DataFrame, column: str = "loss", exit: int = 0, above: str = "line") -> float:
@@ -150,7 +151,7 @@ def plane(
             t = y / c_y
             s = (x - t * c_x) / b_x
             grid += rows(float(x), float(y), combined(corners, [1 - s - t, s, t]))
-    return _framed(grid, ["x", "y"]), _framed(own, ["name", "x", "y"])
+    return framed(grid, ["x", "y"]), framed(own, ["x", "y"], ["name"])
 
 
 def bezier(
@@ -185,7 +186,7 @@ def bezier(
             t = number / (points - 1)
             tensors = combined([ends[0], middle, ends[1]], _bernstein(t))
             rows += [{"alpha": t, "length": lengths[number], **row} for row in rows_at(model_a, tensors, splits, train)]
-    return _framed(rows, ["alpha", "length", "exit"])
+    return framed(rows, ["alpha", "length", "exit"])
 
 
 def _lengths(products: np.ndarray, points: int) -> np.ndarray:
@@ -261,9 +262,3 @@ def _train(train: Batches | None, splits: dict[str, Batches], heads: str) -> Bat
 def _check_points(points: int) -> None:
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
         raise EestudyError(f"points: {points!r} is not valid; it must be a whole number of at least 2")
-
-
-def _framed(rows: list[dict[str, Any]], keys: list[str]) -> pd.DataFrame:
-    named = [key for key in keys if key == "name"]
-    split = ["split"] if "split" in rows[0] else []
-    return pd.DataFrame(rows)[[*named, *split, *(key for key in keys if key != "name"), "loss", "error"]]

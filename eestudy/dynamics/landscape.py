@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from eestudy.config import EestudyError, named_seed
 from eestudy.dynamics.batchnorm import Tensors
-from eestudy.dynamics.weight_space import Data, split_rows, splits_of, tensors_of
+from eestudy.dynamics.weight_space import Data, framed, split_rows, splits_of, tensors_of
 from eestudy.models import MultiExit
 from eestudy.models.tracing import mode
 
@@ -41,8 +41,7 @@ def landscape(model: MultiExit, data: Data, span: float = 1.0, points: int = 21,
             moved = {name: own[name] + x * first[name] + y * second[name] for name in first}
             for split, batches in splits.items():
                 rows += [{"x": x, "y": y, **row} for row in split_rows(split, model, {**own, **moved}, batches)]
-    frame = pd.DataFrame(rows)
-    return frame[[*(["split"] if "split" in frame else []), "x", "y", "exit", "loss", "error"]]
+    return framed(rows, ["x", "y", "exit"])
 
 
 def filter_directions(model: MultiExit, seed: int) -> Tensors:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -175,6 +176,12 @@ def split_rows(
         {**named, "exit": number, "loss": float(loss), "error": float(error)}
         for number, (loss, error) in enumerate(zip([losses.mean(), *losses], [errors.mean(), *errors]))
     ]
+
+
+def framed(rows: list[dict[str, Any]], keys: list[str], names: Sequence[str] = ()) -> pd.DataFrame:
+    """Columns names, [split], keys, loss, error."""
+    split = ["split"] if "split" in rows[0] else []
+    return pd.DataFrame(rows)[[*names, *split, *keys, "loss", "error"]]
 
 
 class Probes:
