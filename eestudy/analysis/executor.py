@@ -21,7 +21,7 @@ from eestudy.progress import Failure, Progress, shared
 from eestudy.records import Records
 from eestudy.store import Store
 
-# What is measured of some runs: made once for all tasks of one folder in the store, and written into a record each.
+# Something to measure of some runs: made once for all tasks of one folder in the store, then a record each.
 Task = Measurement | RunEvaluation | CellEvaluation
 # Name -> what of a study's runs is to be done for it. Of METRICS, how and where each is measured is said there.
 ANALYSES: dict[str, Callable[[Sequence[RunConfig], Store], Iterable[Task]]] = {
@@ -46,24 +46,26 @@ def analyse_study(
     store.check_writable()
     if not set(names) <= set(EVALUATIONS):  # how far phases came that end by patience, the store alone knows
         check_trained([config for config in study.configs if config.match == "patience"], study, store)
-    tasks = [task for name in names for task in ANALYSES[name](study.configs, store)]
-    new = [task for task in tasks if not records.has(task.kind, task.id)]
+    wanted = [task for name in names for task in ANALYSES[name](study.configs, store)]
+    new = [task for task in wanted if not records.has(task.kind, task.id)]
     check_trained([config for task in new for config in task.configs], study, store)
-    alike: dict[str, list[Task]] = {}  # by where they are kept
+    by_folder: dict[str, list[Task]] = {}
     for task in new:
-        alike.setdefault(task.folder(store).id, []).append(task)
-    todo = {same[0]: same for same in alike.values() if not store.whole(same[0].folder(store))}
-    say(f"study {study.name}: {len(tasks)} measurements, {len(todo)} to make")
-    for task in (task for same in alike.values() if same[0] not in todo for task in same):
+        by_folder.setdefault(task.folder(store).id, []).append(task)
+    todo = {tasks[0]: tasks for tasks in by_folder.values() if not store.whole(tasks[0].folder(store))}
+    say(f"study {study.name}: {len(wanted)} measurements, {len(todo)} to make")
+    kept = [task for tasks in by_folder.values() if tasks[0] not in todo for task in tasks]
+    for task in kept:
         records.add(task.record(store))
     progress, failures = Progress({task.id: 1.0 for task in todo}, QUIET), []
-    for task, error in shared(partial(keep, store=store), list(todo), workers):
-        progress.ended(task.id, error is not None)
+    for made, error in shared(partial(keep, store=store), list(todo), workers):
+        progress.ended(made.id, error is not None)
         if error:
-            names_of_runs = ", ".join(config.id for config in task.configs)
-            failures.append(Failure(f"{task.analysis} of {names_of_runs}", str(error)))
-        for same in todo[task] if not error else ():
-            records.add(same.record(store))
+            runs = ", ".join(config.id for config in made.configs)
+            failures.append(Failure(f"{made.analysis} of {runs}", str(error)))
+            continue
+        for task in todo[made]:
+            records.add(task.record(store))
     return failures
 
 
