@@ -2,7 +2,7 @@
 
     python benchmarks/dynamics.py -> dynamics.json
 
-With the settings of `eestudy dynamics` (eestudy/probing.py), each in a process of its own, on networks trained for two
+With the settings of `eestudy dynamics` (analysis/metrics.py), each in a process of its own, on networks trained for two
 epochs. Memory: MiB that the measurement adds to a process with torch, the data and the networks in it; for GROWN with
 GROWTH times the samples too.
 """
@@ -25,7 +25,7 @@ import torch
 from timing import hardware, save
 
 import eestudy
-from eestudy.probing import METRICS
+from eestudy.analysis.metrics import METRICS
 
 NETWORKS = {
     "resnet20 on fashion-mnist": {"architecture": "resnet20", "dataset": "fashion-mnist", "train_size": 3000},

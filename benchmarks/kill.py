@@ -89,8 +89,8 @@ class Doing:
             room.cached_features = self.during(room.cached_features, lambda *_: "caching features")
         store_module.Folder.verify = self.during(store_module.Folder.verify, lambda *_: "verifying")  # type: ignore[method-assign]
         # The moment between the rename of a file and its entry in the manifest is in here too.
-        store_module.Folder._write = self.during(  # type: ignore[method-assign]
-            store_module.Folder._write, lambda folder, name, content: f"entering {kind(name)}"
+        store_module.Folder.write = self.during(  # type: ignore[method-assign]
+            store_module.Folder.write, lambda folder, name, content: f"entering {kind(name)}"
         )
         store_module.write_atomically = self.during(
             store_module.write_atomically, lambda path, content: f"writing {kind(path.name)}"

@@ -30,7 +30,7 @@ _NAMES = {
 }
 _MODULES = (
     "config", "grids", "store", "data", "models", "methods", "training", "evaluation", "dynamics", "study",
-    "probing", "trajectories", "runner", "report", "export",
+    "analysis", "book", "report", "export",
 )  # fmt: skip
 
 __all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604  (names resolved by __getattr__)

@@ -12,9 +12,10 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from eestudy.config import EestudyError, nearest
 from eestudy.environment import say
@@ -38,13 +39,13 @@ class Counts:
     folders: dict[str, int] = field(default_factory=lambda: {"added": 0, "same": 0})
 
 
-def export(target: Path, studies: Sequence[str] = (), runs: bool = False, store: Path | None = None) -> int:
+def export(target: Path, studies: Sequence[str] = (), store: Store | None = None) -> int:
     """Writes the records of these studies (default: of all) into one zip; returns how many files it holds.
 
-    runs: also the run and phase folders that the store has of them. Written whole or not at all. EestudyError for a
+    store: of which also the run and phase folders go along. Written whole or not at all. EestudyError for a
     study without records, a damaged record or folder, and where nothing can be written.
     """
-    files = _files(studies, Store(store) if runs else None)
+    files = _files(studies, store)
     listed = {name: _checked(name, path) for name, path in files}
     manifest = {"format": FORMAT, "files": listed}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -105,11 +106,15 @@ def _stored(store: Store, record: Record) -> dict[str, Path]:
 def _checked(name: str, path: Path) -> dict[str, object]:
     if RESULT.fullmatch(name):
         Record.from_bytes(path.read_bytes(), path)
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        return {"bytes": path.stat().st_size, "sha256": _sha256(file)}
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _write(bundle: zipfile.ZipFile, name: str, path: Path, entry: dict[str, object]) -> None:
@@ -122,15 +127,14 @@ def _write(bundle: zipfile.ZipFile, name: str, path: Path, entry: dict[str, obje
         raise EestudyError(f"{path}: changed while it was exported; run the same command again")
 
 
-def bring_in(sources: Sequence[Path], store: Path | None = None) -> Counts:
+def bring_in(sources: Sequence[Path], store: Store) -> Counts:
     """Adds the records of bundles to the studies here, and their runs to the store; all are checked before that.
 
     EestudyError in one line, and nothing is changed, for a bundle that is cut short, edited or not one. Killed at any
     moment, the union is whole, and the same command goes on.
     """
     for source in sources:
-        for _ in _verified(source):
-            pass
+        _check_bundle(source)
     counts = Counts()
     for source in sources:
         records: dict[str, Records] = {}
@@ -140,27 +144,21 @@ def bring_in(sources: Sequence[Path], store: Path | None = None) -> Counts:
                     study = records.setdefault(found["study"], Records(results_folder(found["study"])))
                     record = Record.from_bytes(bundle.read(name), f"{source}, {name}")
                     counts.records[study.add(record)] += 1
-            _fill_store(bundle, Store(store), counts)
+            _fill_store(bundle, store, counts)
     return counts
 
 
-def _verified(source: Path) -> Iterator[str]:
-    """Every member of a bundle, once it is known to be what was exported. Reads all of it."""
+def _check_bundle(source: Path) -> None:
+    """EestudyError unless every member is what was exported. Reads all of it."""
     try:
         with zipfile.ZipFile(source) as bundle:
-            listed = _listed(bundle, source)
-            for name, entry in listed.items():
-                digest, size, kept = hashlib.sha256(), 0, []
+            for name, entry in _listed(bundle, source).items():
                 with bundle.open(name) as member:
-                    while block := member.read(BLOCK):
-                        digest.update(block)
-                        size += len(block)
-                        if RESULT.fullmatch(name):
-                            kept.append(block)
-                if size != entry["bytes"] or digest.hexdigest() != entry["sha256"]:
+                    found = {"bytes": bundle.getinfo(name).file_size, "sha256": _sha256(member)}
+                if found != entry:
                     raise EestudyError(f"{source}, {name}: is not as it was exported; export it again")
-                _check_record(name, b"".join(kept), source)
-                yield name
+                if result := RESULT.fullmatch(name):
+                    _check_record(name, result, bundle.read(name), source)
     except FileNotFoundError:
         raise EestudyError(f"{source}: no such file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
@@ -188,10 +186,7 @@ def _listed(bundle: zipfile.ZipFile, source: Path) -> dict[str, dict[str, object
     return listed
 
 
-def _check_record(name: str, content: bytes, source: Path) -> None:
-    found = RESULT.fullmatch(name)
-    if not found:
-        return
+def _check_record(name: str, found: re.Match[str], content: bytes, source: Path) -> None:
     record = Record.from_bytes(content, f"{source}, {name}")
     same = found["file"] == f"{record.id}{SUFFIX}"
     if "/replicates/" in name:
@@ -216,10 +211,10 @@ def _fill_store(bundle: zipfile.ZipFile, store: Store, counts: Counts) -> None:
             counts.folders["added"] += 1
 
 
-def _fill(folder: Folder, bundle: zipfile.ZipFile, place: str, names: Sequence[str]) -> None:
+def _fill(folder: Folder, bundle: zipfile.ZipFile, prefix: str, names: Sequence[str]) -> None:
     for name in folder.manifest():  # of a run that was begun here: its saved state is of no use any more
         if name not in names:
             folder.remove(name)
     for name in sorted(names):
-        folder.write(name, bundle.read(f"{place}/{name}"))
+        folder.write(name, bundle.read(f"{prefix}/{name}"))
     folder.finish()

@@ -79,8 +79,8 @@ def _encoded(name: str, column: pd.Series) -> dict[str, Any]:
     if dtype in ("str", "object") and all(isinstance(value, str) for value in values):
         levels = sorted(set(values))
         if 2 * len(levels) <= len(values):
-            places = {level: place for place, level in enumerate(levels)}
-            return {**head, "levels": levels, "codes": [places[value] for value in values]}
+            codes = {level: code for code, level in enumerate(levels)}
+            return {**head, "levels": levels, "codes": [codes[value] for value in values]}
     return {**head, "values": values}
 
 

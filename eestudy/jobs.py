@@ -17,16 +17,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
-from eestudy.config import RunConfig, content_hash
+from eestudy.analysis.cells import grouped
+from eestudy.analysis.finished_runs import add_records
+from eestudy.config import RunConfig
 from eestudy.environment import say, use_threads
 from eestudy.grids import Study
-from eestudy.progress import Progress
+from eestudy.progress import Failure, Progress
 from eestudy.records import Records
-from eestudy.runner import Failure, add_records
-from eestudy.store import Store
+from eestudy.store import Store, check_writable
 
 # What runs may differ in and still share their first phase.
 SHARING = {"seed", "strategy", "epochs", "phase_split", "lr_scale"}
@@ -39,17 +39,17 @@ class Job:
     """Runs of one seed, for one worker, one after the other. group: equal for the other seeds' jobs."""
 
     group: str
-    many: bool  # whether the study has enough seeds of them that the step is compiled
+    compiles: bool  # whether the study has enough seeds of them that the step is compiled
     configs: tuple[RunConfig, ...]
     flops: tuple[float, ...]  # to train each
 
 
 @dataclass(frozen=True)
-class How:
-    """What a worker needs to know."""
+class WorkerSettings:
+    """What a worker needs to know. workers: processes that read image files ahead, of each."""
 
-    store: Path | None
-    results: Path | None
+    store: Store
+    records: Records | None
     device: str | None
     workers: int
     compile: str  # "auto": the whole step, on a processor and with seeds enough
@@ -61,25 +61,17 @@ def jobs_of(study: Sequence[RunConfig], todo: Sequence[RunConfig], flops: dict[s
     Groups come as in the study, whose first runs are the most wanted; of a group, the largest job is first.
     flops: of each run's `RunConfig` with seed 0, by id.
     """
-    everything, groups = _groups(study), _groups(todo)
+    everything = grouped(study, SHARING)
     jobs: list[Job] = []
-    for name, seeds in groups.items():
-        many = len(everything[name]) >= SEEDS_TO_COMPILE
+    for name, group in grouped(todo, SHARING).items():
+        compiles = len({config.seed for config in everything[name]}) >= SEEDS_TO_COMPILE
+        seeds = {seed: [config for config in group if config.seed == seed] for seed in {c.seed for c in group}}
         own = [
-            Job(name, many, tuple(runs), tuple(flops[config.replace(seed=0).id] for config in runs))
+            Job(name, compiles, tuple(runs), tuple(flops[config.replace(seed=0).id] for config in runs))
             for runs in seeds.values()
         ]
         jobs += sorted(own, key=lambda job: (-sum(job.flops), job.configs[0].seed))
     return jobs
-
-
-def _groups(configs: Sequence[RunConfig]) -> dict[str, dict[int, list[RunConfig]]]:
-    """The runs by what may share a phase but for the seed, and by seed."""
-    groups: dict[str, dict[int, list[RunConfig]]] = {}
-    for config in configs:
-        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in SHARING}
-        groups.setdefault(content_hash(settings), {}).setdefault(config.seed, []).append(config)
-    return groups
 
 
 def next_job(waiting: Sequence[Job], last: str | None, busy: set[str]) -> Job:
@@ -89,15 +81,15 @@ def next_job(waiting: Sequence[Job], last: str | None, busy: set[str]) -> Job:
     return (own or free or list(waiting))[0]
 
 
-def train_study(study: Study, jobs: int, how: How) -> list[Failure]:
+def train_study(study: Study, jobs: int, settings: WorkerSettings) -> list[Failure]:
     """Trains what has no record (or, without records, is not in the store) by `jobs` processes; returns what failed.
 
     EestudyError, before anything is trained, for settings that do not fit together.
     """
-    Store(how.store).check_writable()
-    records = Records(how.results) if how.results else None
+    settings.store.check_writable()
+    records = settings.records
     if records:
-        Store(records.folder).check_writable()
+        check_writable(records.folder)
         records.sweep()
     todo = [config for config in study.configs if not (records and records.has("runs", config.id))]
     known = f", {len(study.configs) - len(todo)} of them with a record" if records else ""
@@ -105,7 +97,7 @@ def train_study(study: Study, jobs: int, how: How) -> list[Failure]:
     if not todo:
         return []
     waiting = jobs_of(study.configs, todo, _flops(todo))
-    return list(_Pool(min(jobs, len(waiting)), how).results(waiting))
+    return list(_Pool(min(jobs, len(waiting)), settings).results(waiting))
 
 
 def _flops(configs: Sequence[RunConfig]) -> dict[str, float]:
@@ -116,11 +108,30 @@ def _flops(configs: Sequence[RunConfig]) -> dict[str, float]:
     return {name: prepare(config).training_flops for name, config in first.items()}
 
 
+def train_here(study: Study, settings: WorkerSettings) -> None:
+    """The same in this process, one run after the other; under `accelerate launch`, each in several at once."""
+    from eestudy import study as studied
+    from eestudy.training.execution import execution
+
+    process = execution(settings.device)  # of several processes, one speaks
+    for number, config in enumerate(study.configs, 1):
+        lacking = process.agreed(process.main and not (settings.records and settings.records.has("runs", config.id)))
+        if process.main:
+            say(f"[{number}/{len(study.configs)}] {config.id}{'' if lacking else ': has a record'}")
+        if not lacking:
+            continue
+        run = studied.run(config, settings.store, settings.device, settings.workers, settings.compile)
+        if process.main:
+            print(run.exits().drop(columns="run").to_string(index=False, float_format="%.4g"), flush=True)
+            if settings.records:
+                add_records([config], settings.store, settings.records)
+
+
 class _Pool:
     """Worker processes, each at the other end of a pipe."""
 
-    def __init__(self, size: int, how: How) -> None:
-        self.how = how
+    def __init__(self, size: int, settings: WorkerSettings) -> None:
+        self.settings = settings
         self.processes: dict[Connection, SpawnProcess] = {}
         self.doing: dict[Connection, tuple[Job, set[str]]] = {}  # and the ids of what it has ended of it
         for _ in range(size):
@@ -128,7 +139,7 @@ class _Pool:
 
     def _start(self) -> None:
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self.how))
+        process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self.settings))
         # A worker hears of Ctrl-C from us alone, and not before it is ready to save its state.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -211,7 +222,7 @@ class _NoTerminal(io.TextIOWrapper):
         return False
 
 
-def _work(end: Connection, how: How) -> None:
+def _work(end: Connection, settings: WorkerSettings) -> None:
     """A worker: says that it is free, gets a job, says what came of each run; until nobody has another."""
     sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)
     if hasattr(os, "setsid"):
@@ -225,7 +236,7 @@ def _work(end: Connection, how: How) -> None:
             end.send((None, None))
             job = end.recv()
             for config in job.configs:
-                end.send((config.id, _trained(config, how, job.many)))
+                end.send((config.id, _trained(config, settings, job.compiles)))
     except (KeyboardInterrupt, EOFError, OSError):  # stopped; nothing left to do; or the first process is gone
         return
 
@@ -236,17 +247,17 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _trained(config: RunConfig, how: How, many: bool) -> str | None:
+def _trained(config: RunConfig, settings: WorkerSettings, compiles: bool) -> str | None:
     """Trains a run and adds its record; one line where that fails."""
     from eestudy import study
     from eestudy.training.execution import execution
 
     try:
-        on_processor = execution(how.device).device.type == "cpu"
-        compiled = "step" if how.compile == "auto" and many and on_processor else how.compile
-        study.run(config, how.store, how.device, how.workers, compiled)
-        if how.results:
-            add_records([config], Store(how.store), Records(how.results))
+        on_processor = execution(settings.device).device.type == "cpu"
+        compiled = "step" if settings.compile == "auto" and compiles and on_processor else settings.compile
+        study.run(config, settings.store, settings.device, settings.workers, compiled)
+        if settings.records:
+            add_records([config], settings.store, settings.records)
     except Exception as error:  # noqa: BLE001  (it must not stop the others)
         text = " ".join(str(error).split())
         return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

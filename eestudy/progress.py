@@ -8,11 +8,20 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from typing import TypeVar
 
 from eestudy.environment import say, use_threads
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that could not be made, such as a run or a notebook, and why in one line."""
+
+    title: str
+    reason: str
 
 
 class Progress:

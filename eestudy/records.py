@@ -195,8 +195,8 @@ def results_folder(study: str) -> Path:
 
 def folder_for(params: Path) -> Path | None:
     """Where the records of a YAML's runs go: those of a study, a file in the checkout's params/. None for any other."""
-    place = project_root() / "params"
-    return results_folder(params.stem) if place.resolve() in params.resolve().parents else None
+    folder = project_root() / "params"
+    return results_folder(params.stem) if folder.resolve() in params.resolve().parents else None
 
 
 class Records:

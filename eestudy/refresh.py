@@ -6,12 +6,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from eestudy import notebooks
+from eestudy.book import notebooks
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.grids import project_root
+from eestudy.progress import Failure
 from eestudy.report import claims, load, plots, tables
-from eestudy.runner import Failure
 from eestudy.store import Store, write_atomically
 
 BEGIN, END = "<!-- results: written by `eestudy refresh`, do not edit -->", "<!-- results end -->"
@@ -19,7 +19,7 @@ FIGURE = "book/_static/results.png"
 BACKBONES = "book/results/backbones.csv"
 
 
-def refresh(study: str, store: Path | None = None) -> list[Failure]:
+def refresh(study: str) -> list[Failure]:
     """Executes run.ipynb and every chapter in place, on the committed tables, and writes `study` into the README.
 
     Before them it counts again what every backbone costs, which builds each once: two minutes, 2 GB.
@@ -29,7 +29,7 @@ def refresh(study: str, store: Path | None = None) -> list[Failure]:
     write_readme(root, study)
     say(f"{BACKBONES}: the cost of every backbone with every head")
     write_backbones(root)
-    executor = notebooks.Executor(1, store or Store().path)
+    executor = notebooks.Executor(1, Store())
     failures = []
     for chapter in [*sorted((root / "book" / "chapters").glob("*.ipynb")), root / "book" / "run.ipynb"]:
         say(f"executing {chapter.stem}")

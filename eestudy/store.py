@@ -147,29 +147,43 @@ class Folder:
     def frame(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(self.read(name)))
 
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """All tables, by their names without the suffix, sorted."""
+        names = sorted(name for name in self.manifest() if name.endswith(".parquet"))
+        return {name.removesuffix(".parquet"): self.frame(name) for name in names}
+
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.read("records.jsonl").splitlines()]
 
     # writing
 
     def write(self, name: str, content: bytes) -> None:
-        """A file as it is, such as one of the same folder in another store."""
-        self._write(name, content)
+        """A file as it is, and its entry in the manifest. The folder is then not done until `finish`."""
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        before = self.manifest().get(name)
+        if before == entry:
+            return
+        (self.path / "done").unlink(missing_ok=True)
+        if before:
+            # Never leave a moment in which the manifest speaks of other bytes than the file holds.
+            self.remove(name)
+        self._replace(name, content)
+        self._replace(MANIFEST, _manifest({**self.manifest(), name: entry}))
 
     def write_json(self, name: str, content: Any) -> None:
-        self._write(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        self.write(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     def write_arrays(self, name: str, arrays: Arrays, metadata: dict[str, Any] | None = None) -> None:
         contiguous = {key: value.copy(order="C") for key, value in arrays.items()}
-        self._write(name, safetensors_bytes(contiguous, {"json": json.dumps(metadata or {}, sort_keys=True)}))
+        self.write(name, safetensors_bytes(contiguous, {"json": json.dumps(metadata or {}, sort_keys=True)}))
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
-        self._write(name, buffer.getvalue())
+        self.write(name, buffer.getvalue())
 
     def write_records(self, records: list[dict[str, Any]]) -> None:
-        self._write("records.jsonl", "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
+        self.write("records.jsonl", "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
 
     def remove(self, name: str) -> None:
         files = self.manifest()
@@ -188,28 +202,15 @@ class Folder:
             if path.is_file() and path.name not in (MANIFEST, "done", *files):
                 path.unlink()
 
-    def _write(self, name: str, content: bytes) -> None:
-        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        before = self.manifest().get(name)
-        if before == entry:
-            return
-        # A folder in which something changes is not done; `finish` says when it is again.
-        (self.path / "done").unlink(missing_ok=True)
-        if before:
-            # Never leave a moment in which the manifest speaks of other bytes than the file holds.
-            self.remove(name)
-        self._replace(name, content)
-        self._replace(MANIFEST, _manifest({**self.manifest(), name: entry}))
-
     def _replace(self, name: str, content: bytes) -> None:
         write_atomically(self.path / name, content)
 
     def set_aside(self, reason: str) -> None:
         """Moves a damaged folder out of the way, keeping it for whoever wants to look, and says so on stderr."""
         with clear_os_errors(self.path):
-            place = self.path.parent.parent / "set-aside"
-            place.mkdir(parents=True, exist_ok=True)
-            target = place / f"{self.id}-{time.time_ns()}"
+            aside = self.path.parent.parent / "set-aside"
+            aside.mkdir(parents=True, exist_ok=True)
+            target = aside / f"{self.id}-{time.time_ns()}"
             self.path.rename(target)
         print(f"eestudy: {self.path} is damaged: {reason}; set aside as {target}, made again", file=sys.stderr)
 
@@ -221,10 +222,7 @@ class Store:
         self.path = Path(path).expanduser() if path else home()
 
     def check_writable(self) -> None:
-        with clear_os_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+        check_writable(self.path)
 
     def folder(self, kind: str, folder_id: str) -> Folder:
         """`kind` is "phases", "runs", "dynamics" or "evaluations"."""
@@ -273,6 +271,14 @@ def _entered(content: bytes) -> Files | None:
 
 def _seal(files: Files) -> bytes:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest().encode() + b"\n"
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder where there is none. EestudyError when nothing can be written there."""
+    with clear_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -18,7 +18,8 @@ def paper_budgets_of_sweeps(sweeps: Sequence[pd.DataFrame], limits: Mapping[str,
 
     sweeps: one a run, its thresholds in order: threshold (the number in the sweep), flops (mean cost, a sample) and
     any further columns, which are taken over. limits: budget -> FLOPs a sample; infinity takes the last threshold.
-    Returns run_index, budget, threshold, ..., flops, one row a run and budget; NaN where no threshold is cheap enough.
+    Returns run_index, budget, threshold, ..., flops, one row per run and budget; NaN where no threshold is cheap
+    enough.
     Raises EestudyError for no sweeps, and for sweeps of unequal length.
     """
     if not sweeps:
@@ -39,16 +40,11 @@ def paper_budgets_of_sweeps(sweeps: Sequence[pd.DataFrame], limits: Mapping[str,
 
 
 def last_within(costs: np.ndarray, limits: Mapping[str, float]) -> list[int | None]:
-    """For each limit the number of the threshold that the runs choose together; None when the first one is too much.
+    """For each limit the number of the last threshold before the runs' mean cost first exceeds it; else None.
 
-    costs (R, T): of R runs at T thresholds, from "everybody leaves early" to "everybody stays".
+    costs (R, T): of R runs at T thresholds, from "everybody leaves early" to "everybody stays". None: the first one is
+    too much.
     """
     mean = costs.mean(axis=0)
-    return [_last_before_excess(mean, limit) for limit in limits.values()]
-
-
-def _last_before_excess(mean_cost: np.ndarray, limit: float) -> int | None:
-    """Index of the last threshold before the cost first exceeds the limit; None when the first one does."""
-    over = np.flatnonzero(mean_cost > limit)
-    chosen = int(over[0]) - 1 if len(over) else len(mean_cost) - 1
-    return chosen if chosen >= 0 else None
+    chosen = [int(np.argmax(np.append(mean > limit, True))) - 1 for limit in limits.values()]
+    return [number if number >= 0 else None for number in chosen]

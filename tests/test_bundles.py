@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 import eestudy
-from eestudy import bundles, recording
+from eestudy import bundles
+from eestudy.analysis.run_record import record_of
 from eestudy.cli import main
 from eestudy.records import Record, Records
 from eestudy.store import Store
@@ -194,7 +195,7 @@ def test_an_import_killed_at_any_moment_leaves_a_whole_union(machines, tmp_path)
     bundle = exported(machines, tmp_path, range(30))
     folder, moments = machines("two"), random.Random(1)
     for attempt in range(100):
-        child = forked(lambda: bundles.bring_in([bundle]) and 0)
+        child = forked(lambda: bundles.bring_in([bundle], Store()) and 0)
         if attempt < 15:
             time.sleep(moments.uniform(0, 0.1))
             os.kill(child, signal.SIGKILL)
@@ -207,7 +208,7 @@ def test_an_import_killed_at_any_moment_leaves_a_whole_union(machines, tmp_path)
 
 def test_runs_travel_with_their_phases_and_are_not_trained_again(machines, tmp_path, small_run, small_store, capsys):
     run = small_run("mlp", "digits", "mixed")
-    Records(machines("one") / "small").add(recording.record_of(run, Store(small_store)))
+    Records(machines("one") / "small").add(record_of(run, Store(small_store)))
     assert main(["export", str(tmp_path / "x.zip"), "--runs", "--store", str(small_store)]) == 0
     machines("two")
     assert main(["import", str(tmp_path / "x.zip")]) == 0

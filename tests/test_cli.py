@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from eestudy.analysis.run_record import record_of
 from eestudy.cli import COMMANDS, main
-from eestudy.recording import record_of
 from eestudy.records import Records
 from eestudy.store import Store
 

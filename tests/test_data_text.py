@@ -20,7 +20,7 @@ from sklearn.datasets._twenty_newsgroups import (
 )
 
 import eestudy
-from eestudy import cli, data
+from eestudy import data, doctor
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.data import small, text, wordnet
@@ -420,7 +420,7 @@ def test_get_unpacks_by_sha256(home, tmp_path, monkeypatch, capsys):
 
 
 def test_doctor_counts_texts(home, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "DATASETS", [*text.SOURCES, *wordnet.SOURCES])
+    monkeypatch.setattr(doctor, "DATASETS", [*text.SOURCES, *wordnet.SOURCES])
     write_newsgroups(home / "20newsgroups")
     write_wordnet(home / "wordnet-supersense")
     write_pairs(home / "stsb" / "stsbenchmark")

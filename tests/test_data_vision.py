@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from eestudy import cli, data
+from eestudy import data, doctor
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.data import download, sources, vision
@@ -445,7 +445,7 @@ def test_doctor_counts_without_loading(home):
 
 
 def test_doctor_says_whether_bfloat16_is_fast(home, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "DATASETS", {})
+    monkeypatch.setattr(doctor, "DATASETS", {})
     for found, wanted in (({"amx_bf16": True}, "fast on the processor: amx_bf16"), ({}, "slow on the processor")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         main(["doctor"])

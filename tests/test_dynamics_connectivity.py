@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from eestudy.config import EestudyError
 from eestudy.data import load
+from eestudy.dynamics.batchnorm import with_statistics_of
 from eestudy.dynamics.connectivity import barrier, bezier, distance, linear_path, plane
-from eestudy.dynamics.normalization import re_estimated
-from eestudy.dynamics.points import tensors_of
+from eestudy.dynamics.weight_space import tensors_of
 from eestudy.models import Backbone, MultiExit, build_backbone
 
 
@@ -255,7 +255,7 @@ def test_batchnorm_statistics_are_means_over_batches_weighed_by_size():
     model, data = normed(2.0), noise_data()
     data = [(3 + x, y) for x, y in data]
     given = tensors_of(model)
-    found = re_estimated(model, given, data)
+    found = with_statistics_of(model, given, data)
     means, variances = (torch.stack([statistic(2 * x) for x, _ in data]) for statistic in (lambda x: x.mean(0), var))
     weights = torch.tensor([[20.0], [10.0]]) / 30
     name = "backbone.stages.1.running_"
@@ -267,21 +267,21 @@ def test_batchnorm_statistics_are_means_over_batches_weighed_by_size():
     assert not model.backbone.stages[1]._forward_pre_hooks
     without = linear(0)
     own = tensors_of(without)
-    assert re_estimated(without, own, data) is own
+    assert with_statistics_of(without, own, data) is own
 
 
 def var(x: Tensor) -> Tensor:
     return x.var(0)
 
 
-def test_re_estimated_at_every_point_a_scale_before_batchnorm_is_without_effect():
+def test_with_statistics_of_at_every_point_a_scale_before_batchnorm_is_without_effect():
     a, b, data = normed(1.0), normed(5.0), noise_data(classes=4)
     b.load_state_dict({**a.state_dict(), "backbone.stages.0.weight": 5 * torch.eye(3)})
     frame = linear_path(a, b, data, points=5)
     assert np.ptp(at(frame, 2)) < 1e-5
     other = linear_path(a, b, data, points=5, train=[(4 * x, y) for x, y in data])
     assert abs(at(other, 2) - at(frame, 2)).min() > 1e-3  # `train` is what they come from
-    wanted = re_estimated(a, tensors_of(a), data)
+    wanted = with_statistics_of(a, tensors_of(a), data)
     a.load_state_dict(wanted)
     with torch.no_grad():
         losses = [F.cross_entropy(a(x)[1], y, reduction="sum").item() for x, y in data]

@@ -13,9 +13,10 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
-from eestudy.dynamics import information
+from eestudy.dynamics import information, label_information
 from eestudy.dynamics.activations import stage_activations
-from eestudy.dynamics.information import information_sweep, mutual_information, stage_information, usable_information
+from eestudy.dynamics.information import information_sweep, mutual_information, stage_information
+from eestudy.dynamics.label_information import usable_information
 from eestudy.models import Backbone, MultiExit
 
 NOISES = (1e-6, 0.03, 0.1, 0.3, 1.0, 3.0, 100.0)
@@ -154,7 +155,7 @@ def test_what_shuffled_labels_give_is_taken_off(monkeypatch: pytest.MonkeyPatch)
         seen.append(classes)
         return next(gains)
 
-    monkeypatch.setattr(information, "_held_out_gain", gain)
+    monkeypatch.setattr(label_information, "_held_out_gain", gain)
     labels = np.arange(60) % 3
     assert usable_information(cloud(), labels, shuffles=2) == pytest.approx(1.0 - (0.5 + 0.1) / 2)
     assert np.array_equal(seen[0], labels)

@@ -12,7 +12,7 @@ import torch
 
 import eestudy
 from eestudy import evaluation as ev
-from eestudy import runner
+from eestudy.analysis.finished_runs import add_records
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.evaluation.rules.patience import TOO_EARLY
@@ -347,7 +347,7 @@ def study(make, small_run, small_store, tmp_path_factory):
     both = [*runs, *(small_run("mlp", "digits", strategy) for strategy in ("joint", "mixed"))]
     store = Store(small_store)
     for name, chosen in (("regression", runs), ("both", both), ("classes", both[len(runs) :])):
-        runner.add_records([run.config for run in chosen], store, Records(root / name))
+        add_records([run.config for run in chosen], store, Records(root / name))
     return root, runs
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from eestudy.book.run_pages import Page
 from eestudy.config import EestudyError
 from eestudy.grids import load_study, read_yaml, request
-from eestudy.runner import Page
 
 ROOT = Path(__file__).parents[1]
 

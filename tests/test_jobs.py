@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from eestudy import jobs
 from eestudy.cli import main
 from eestudy.config import RunConfig
 from eestudy.grids import Study, load_study
-from eestudy.jobs import How, jobs_of, next_job, train_study
+from eestudy.jobs import WorkerSettings, jobs_of, next_job, train_study
 from eestudy.records import Records, folder_for
 from eestudy.store import Store
 
@@ -41,16 +42,16 @@ def test_a_job_is_all_runs_of_a_seed_that_may_share_a_phase():
     assert [len(job.configs) for job in found] == [3, 3, 3, 1, 1, 1]  # as they come in the study
     assert [job.configs[0].seed for job in found] == [0, 1, 2, 0, 1, 2]
     assert {config.seed for config in found[1].configs} == {1}
-    assert not any(job.many for job in found)
-    assert all(job.many for job in jobs_of([*small, *small[:1], small[0].replace(seed=3)], small, flops))
+    assert not any(job.compiles for job in found)
+    assert all(job.compiles for job in jobs_of([*small, *small[:1], small[0].replace(seed=3)], small, flops))
     # A worker stays with what it has compiled; a new one takes what nobody has.
     assert next_job(found[1:], found[0].group, {found[3].group}) is found[1]
     assert next_job(found[1:], "", {found[0].group}) is found[3]
     assert next_job(found[1:3], found[3].group, {found[0].group}) is found[1]
 
 
-def how(folder: Path) -> How:
-    return How(folder / "store", folder / "results", "cpu", 0, "never")
+def settings(folder: Path) -> WorkerSettings:
+    return WorkerSettings(Store(folder / "store"), Records(folder / "results"), "cpu", 0, "never")
 
 
 def test_workers_train_a_study_and_leave_its_records(tmp_path, capfd):
@@ -58,7 +59,7 @@ def test_workers_train_a_study_and_leave_its_records(tmp_path, capfd):
     study = load_study(tmp_path / "tiny.yaml")
     bad = RunConfig(architecture="mlp", dataset="digits", strategy="joint", optimizer="sgd", lr=1e30, clip=None,
                     schedule="constant", warmup=0, epochs=2, train_size=300, batch_size=64)  # fmt: skip
-    (failure,) = train_study(Study("tiny", (*study.configs, bad)), 2, how(tmp_path))
+    (failure,) = train_study(Study("tiny", (*study.configs, bad)), 2, settings(tmp_path))
     assert failure.title == bad.id
     assert "not finite" in failure.reason
     said = capfd.readouterr().err
@@ -68,7 +69,7 @@ def test_workers_train_a_study_and_leave_its_records(tmp_path, capfd):
     records = Records(tmp_path / "results")
     assert records.ids("runs") == sorted(config.id for config in study.configs)
     assert {record.facts["made"]["threads"] for record in records.read("runs")} == {1}
-    assert not train_study(study, 2, How(tmp_path / "empty", *list(vars(how(tmp_path)).values())[1:]))
+    assert not train_study(study, 2, dataclasses.replace(settings(tmp_path), store=Store(tmp_path / "empty")))
     assert "4 of them with a record; 0 to train" in capfd.readouterr().err
     assert not list((tmp_path / "empty").glob("*/*"))
 
@@ -76,6 +77,7 @@ def test_workers_train_a_study_and_leave_its_records(tmp_path, capfd):
 def test_a_worker_that_the_system_kills_is_a_failure_and_is_replaced(tmp_path, capfd):
     script = (
         "import os, sys; from pathlib import Path; from eestudy import jobs, study; from eestudy.grids import *;"
+        "from eestudy.records import Records; from eestudy.store import Store\n"
         "real = study.run\n"
         "def run(config, *rest):\n"
         "    if config.seed == 0 and config.strategy == 'mixed':\n"
@@ -83,8 +85,9 @@ def test_a_worker_that_the_system_kills_is_a_failure_and_is_replaced(tmp_path, c
         "    return real(config, *rest)\n"
         "study.run = run\n"
         "if __name__ == '__main__':\n"
-        "    p = Path(sys.argv[1]); how = jobs.How(p / 'store', p / 'results', 'cpu', 0, 'never')\n"
-        "    for failure in jobs.train_study(load_study(p / 'tiny.yaml'), 1, how): print(failure.title)\n"
+        "    p = Path(sys.argv[1])\n"
+        "    settings = jobs.WorkerSettings(Store(p / 'store'), Records(p / 'results'), 'cpu', 0, 'never')\n"
+        "    for failure in jobs.train_study(load_study(p / 'tiny.yaml'), 1, settings): print(failure.title)\n"
     )
     (tmp_path / "tiny.yaml").write_text(STUDY)
     (tmp_path / "script.py").write_text(script)
@@ -141,6 +144,6 @@ def test_train_adds_records_of_a_study_in_params_alone(tmp_path, monkeypatch, ca
                                                          ("never", True, "no")])  # fmt: skip
 def test_auto_compiles_the_step_of_many_seeds(tmp_path, asked, many, expected):
     (config,) = configs(strategy="joint", epochs=1, train_size=200, batch_size=64)[:1]
-    assert jobs._trained(config, How(tmp_path, None, "cpu", 0, asked), many) is None
+    assert jobs._trained(config, WorkerSettings(Store(tmp_path), None, "cpu", 0, asked), many) is None
     (found,) = tmp_path.glob("phases/*/environment.json")
     assert json.loads(found.read_text())["compiled"] == expected

@@ -19,7 +19,7 @@ _STORED = _GROUND | {"grids", "store", "pretrained"}
 _BUILT = _STORED | {"data", "models"}
 _TRAINED = _BUILT | {"training", "evaluation"}
 _STUDIED = _TRAINED | {"methods", "dynamics", "environment"}
-_RUN = _STUDIED | {"notebooks", "report", "plan", "study", "records", "recording", "progress"}
+_RUN = _STUDIED | {"report", "plan", "study", "records", "progress", "analysis"}
 MAY_IMPORT: dict[str, set[str]] = {
     "registry": set(),  # names places as text; whoever looks a name up imports what it may import itself
     "config": {"registry"},
@@ -33,7 +33,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "columns": set(),
     "records": _STORED | {"environment", "columns"},
     "bundles": _STORED | {"environment", "records"},
-    "notebooks": _STORED,
     "data": _STORED,
     "models": _STORED,  # never data: a model gets input_shape and num_classes
     "training": _BUILT | {"environment"},  # never evaluation, and evaluation never training: study joins them
@@ -44,16 +43,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chapters": _GROUND | {"report"},  # what one chapter alone needs; never the other way round
     "plan": _STUDIED,
     "study": _STUDIED | {"plan"},
-    "recording": _STUDIED | {"plan", "study", "records"},
-    "probing": _STUDIED | {"plan"},
-    "trajectories": _STUDIED | {"plan", "study", "probing", "records", "progress"},
+    "analysis": _STUDIED | {"plan", "study", "records", "progress"},
     "export": _GROUND | {"models", "evaluation"},
-    "evaluating": _STUDIED | {"study", "records", "progress"},
-    "runner": _RUN,
-    "jobs": _RUN | {"runner"},
-    "book": _RUN | {"runner"},
-    "refresh": _RUN | {"runner"},
-    "cli": _RUN | {"runner", "jobs", "bundles", "book", "refresh", "trajectories", "evaluating"},
+    "jobs": _RUN - {"report"},
+    "book": _RUN - {"report"},
+    "refresh": _RUN | {"book"},
+    "status": _STORED | {"records", "plan"},
+    "doctor": _TRAINED | {"environment"},
+    "cli": _RUN | {"jobs", "bundles", "book", "refresh", "status", "doctor"},
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }
@@ -70,7 +67,8 @@ WITHOUT_TORCH = (
     "columns",
     "records",
     "bundles",
-    "notebooks",
+    "book",
+    "status",
     "report",
     "chapters",
     "export",

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 import eestudy
-from eestudy import evaluation, recording, records
+from eestudy import evaluation, records
+from eestudy.analysis import run_record
 from eestudy.config import EestudyError
 from eestudy.records import Record, Records, agree
 from eestudy.registry import EXIT_RULES
@@ -257,13 +258,13 @@ def cell(small_run, small_store, tmp_path_factory):
     runs = [small_run("mlp", "digits", "mixed", seed=seed) for seed in range(3)]
     folder = tmp_path_factory.mktemp("union")
     for run in runs:
-        Records(folder).add(recording.record_of(run, Store(small_store)))
+        Records(folder).add(run_record.record_of(run, Store(small_store)))
     return runs, Results("cell", folder)
 
 
 def test_what_a_runs_record_holds(cell, small_store):
     runs, results = cell
-    record = recording.record_of(runs[0], Store(small_store))
+    record = run_record.record_of(runs[0], Store(small_store))
     assert len(record.to_bytes()) < 40_000
     columns = {name: list(frame.columns) for name, frame in record.tables.items()}
     assert columns == {
@@ -315,7 +316,7 @@ def test_the_published_protocol_from_the_union_is_that_of_the_predictions(cell):
 
 def test_a_regression_has_r2_in_every_table(small_run, small_store):
     run = small_run("mlp", "diabetes", "joint")
-    tables = recording.record_of(run, Store(small_store)).tables
+    tables = run_record.record_of(run, Store(small_store)).tables
     for name, frame in tables.items():
         assert "accuracy" not in frame, name
         assert set(frame["score"]) == {"r2"}, name

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import eestudy
-from eestudy import evaluation, plan, study, trajectories
+from eestudy import evaluation, plan, study
+from eestudy.analysis.measurements import measurements
 from eestudy.config import EestudyError, RunConfig
 from eestudy.plan import prepare
 from eestudy.training.loop import checkpoint_name
@@ -93,7 +94,7 @@ def test_a_phase_that_ends_by_patience_has_the_checkpoints_it_came_to(tmp_path):
     assert [share for share in config.checkpoints if run.reached(1, share)] == [0, 1, 100]
     with pytest.raises(EestudyError, match=r"checkpoint: phase 1 of mlp-.* ended by patience before 90 %"):
         run.checkpoint(1, 90)
-    found = trajectories.measurements([config], "rank", eestudy.Store(tmp_path))
+    found = measurements([config], eestudy.Store(tmp_path), "rank")
     assert [point.share for each in found for point in each.points] == [0, 1, 100]
 
 

@@ -9,7 +9,8 @@ model is changed.
 from .activations import stage_activations
 from .connectivity import barrier, bezier, distance, linear_path, plane
 from .gradients import gradient_conflict, gradient_dominance, gradient_tables
-from .information import information_sweep, mutual_information, stage_information, usable_information
+from .information import information_sweep, mutual_information, stage_information
+from .label_information import usable_information
 from .landscape import landscape
 from .probes import Batches, probe_batches
 from .representation import effective_rank, numerical_rank, stable_rank, stage_ranks

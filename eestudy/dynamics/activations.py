@@ -37,7 +37,10 @@ def stage_activations(
     labels (B,) on the model's device.
     Raises EestudyError for a stage that is not there, features below 1, and activations that are not finite.
     """
-    wanted = _wanted(model, stages)
+    valid = range(1, len(model.backbone.stages) + 1)
+    wanted = list(valid) if stages is None else list(stages)
+    if not wanted or not set(wanted) <= set(valid):
+        raise EestudyError(f"stages: {wanted} is not valid; give some of 1 to {len(valid)}")
     if features < 1:
         raise EestudyError(f"features: {features} is out of range; it must be at least 1")
     columns: dict[int, Tensor] = {}
@@ -53,7 +56,9 @@ def stage_activations(
                 check_finite(f"activations of stage {stage}", rows)
                 if rows.shape[1] > features:
                     if stage not in columns:
-                        columns[stage] = _drawn(rows.shape[1], features, seed, stage).to(rows.device)
+                        generator = torch.Generator().manual_seed(named_seed("representation", seed, stage))
+                        drawn = torch.randperm(rows.shape[1], generator=generator)[:features].sort().values
+                        columns[stage] = drawn.to(rows.device)
                     rows = rows[:, columns[stage]]
                 taken[stage] = rows
         yield taken
@@ -75,6 +80,36 @@ class Held:
 
     def gram(self) -> Tensor:
         return smaller_gram(self.rows)
+
+
+class Moments:
+    """Activations of all batches, summed up into the Gram matrix of their features, (m, m) float64.
+
+    Relative to the first sample: sums of what is far from 0 would lose the digits in which samples differ.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, part: Tensor) -> None:
+        part = part.double()
+        if not self.count:
+            self.shift, self.sums = part[0].clone(), torch.zeros_like(part[0])
+            self.products = part.new_zeros(part.shape[1], part.shape[1])
+        part = part - self.shift
+        self.count += len(part)
+        self.sums += part.sum(0)
+        self.products.addmm_(part.T, part)
+
+    def gram(self) -> Tensor:
+        return self.products.addr_(self.sums, self.sums, alpha=-1 / self.count)
+
+
+def gather(model: MultiExit, batches: Batches, features: int, seed: int, into: Mapping[int, Held | Moments]) -> None:
+    """Adds the activations of all batches to what takes those of each stage. Errors: `stage_activations`."""
+    for taken in stage_activations(model, batches, features, seed, list(into)):
+        for stage, part in taken.items():
+            into[stage].add(part)
 
 
 def centred(rows: Tensor) -> Tensor:
@@ -116,25 +151,27 @@ def widths_of(model: MultiExit, batches: Batches, features: int) -> dict[int, in
     return {stage: part.shape[1] for stage, part in taken.items()}
 
 
-def _drawn(total: int, features: int, seed: int, stage: int) -> Tensor:
-    generator = torch.Generator().manual_seed(named_seed("representation", seed, stage))
-    return torch.randperm(total, generator=generator)[:features].sort().values
-
-
-def _wanted(model: MultiExit, stages: Sequence[int] | None) -> list[int]:
-    valid = range(1, len(model.backbone.stages) + 1)
-    wanted = list(valid) if stages is None else list(stages)
-    if not wanted or not set(wanted) <= set(valid):
-        raise EestudyError(f"stages: {wanted} is not valid; give some of 1 to {len(valid)}")
-    return wanted
-
-
 def sample_count(batches: Batches, least: int = 2) -> int:
     samples = sum(len(x) for x, _ in batches)
     if samples < least:
         raise EestudyError(
             f"batches: {samples} sample{'' if samples == 1 else 's'} in all; at least {least} are needed"
         )
+    return samples
+
+
+def flattened(activations: Activations) -> Tensor:
+    """(N, ...) -> floating (N, M). EestudyError for fewer than 2 samples, and values that are not finite."""
+    samples = torch.as_tensor(activations).detach()
+    if samples.ndim < 2 or len(samples) < 2 or not samples[0].numel():
+        raise EestudyError(
+            f"activations: shape {tuple(samples.shape)} is not valid; expected (N, M) with at least 2 samples"
+        )
+    samples = samples.flatten(1)
+    samples = samples if samples.dtype in (torch.float32, torch.float64) else samples.float()
+    wrong = int((~samples.isfinite()).sum())
+    if wrong:
+        raise EestudyError(f"activations: {wrong} of {samples.numel()} values are NaN or infinite")
     return samples
 
 

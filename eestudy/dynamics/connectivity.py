@@ -26,18 +26,19 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, check_name, named_seed
-from eestudy.dynamics.normalization import Tensors, batch_norms, by_batch, check_sizes
-from eestudy.dynamics.points import (
+from eestudy.dynamics.batchnorm import Tensors, batch_norms, by_batch, check_sizes
+from eestudy.dynamics.probes import Batches
+from eestudy.dynamics.weight_space import (
     Data,
     check_labels,
     combined,
+    framed,
     gram,
     network_of,
     points_of,
     rows_at,
     splits_of,
 )
-from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 from eestudy.training.losses import exit_losses
@@ -63,17 +64,17 @@ def linear_path(
     Raises EestudyError for models of different shapes, for fewer than 2 points, for "probe" without `train`, and where
     a loss is not finite.
     """
-    _check_points(points, 2)
+    _check_points(points)
     network, splits = network_of(model_a, heads), splits_of(data)
     ends = points_of([model_a, model_b], heads)
     train = _train(train, splits, heads)
     rows = []
     with mode(network, False):
-        for place in tqdm(range(points), desc="linear path", leave=False, disable=None):
-            alpha = place / (points - 1)
+        for number in tqdm(range(points), desc="linear path", leave=False, disable=None):
+            alpha = number / (points - 1)
             tensors = combined(ends, [1 - alpha, alpha])
             rows += [{"alpha": alpha, **row} for row in rows_at(network, tensors, splits, train)]
-    return _framed(rows, ["alpha", "exit"])
+    return framed(rows, ["alpha", "exit"])
 
 
 def barrier(frame: pd.DataFrame, column: str = "loss", exit: int = 0, above: str = "line") -> float:
@@ -116,7 +117,6 @@ def plane(
     points: int = 15,
     margin: float = 0.2,
     over: str = "all",
-    heads: str = "all",
     train: Batches | None = None,
     names: Sequence[str] = ("a", "b", "c"),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -127,36 +127,31 @@ def plane(
     (|b - a|, 0), c at a positive y; the grid reaches `margin` of the models' extent beyond them on every side.
     over: "all" takes distances over all parameters, "backbone" over those of the stages alone; every other parameter
     then follows along (a point is a + s (b - a) + t (c - a) in all of them), so that each model stays itself.
-    heads: as in `linear_path`; "probe" has distances over the backbone.
     Raises EestudyError as `linear_path` does, and for models on one line.
     """
-    _check_points(points, 2)
-    network, splits = network_of(model_a, heads), splits_of(data)
-    models = [model_a, model_b, model_c]
-    corners = points_of(models, heads)
-    train = _train(train, splits, heads)
-    named = _measured_over(model_a, over) if heads == "all" else [name for name, _ in network.named_parameters()]
-    places = _coordinates(gram(corners, named))
-    (_, _), (b_x, _), (c_x, c_y) = places
+    _check_points(points)
+    splits, corners = splits_of(data), points_of([model_a, model_b, model_c])
+    train = _train(train, splits, "all")
+    coordinates = _coordinates(gram(corners, _measured_over(model_a, over)))
+    (_, _), (b_x, _), (c_x, c_y) = coordinates
 
     def rows(x: float, y: float, tensors: Tensors) -> list[dict[str, Any]]:
-        found = rows_at(network, tensors, splits, train)
-        return [{"x": x, "y": y, **row} for row in found if row["exit"] == 0]
+        return [{"x": x, "y": y, **row} for row in rows_at(model_a, tensors, splits, train) if row["exit"] == 0]
 
     grid: list[dict[str, Any]] = []
-    low, high = np.min(places, 0), np.max(places, 0)
+    low, high = np.min(coordinates, 0), np.max(coordinates, 0)
     xs, ys = np.linspace(low - margin * (high - low), high + margin * (high - low), points).T
-    with mode(network, False):
+    with mode(model_a, False):
         own = [
             {"name": name, **row}
-            for name, corner, (x, y) in zip(names, corners, places, strict=True)
+            for name, corner, (x, y) in zip(names, corners, coordinates, strict=True)
             for row in rows(x, y, corner)
         ]
         for x, y in tqdm([(x, y) for y in ys for x in xs], desc="plane", leave=False, disable=None):
             t = y / c_y
             s = (x - t * c_x) / b_x
             grid += rows(float(x), float(y), combined(corners, [1 - s - t, s, t]))
-    return _framed(grid, ["x", "y"]), _framed(own, ["name", "x", "y"])
+    return framed(grid, ["x", "y"]), framed(own, ["x", "y"], ["name"])
 
 
 def bezier(
@@ -178,7 +173,7 @@ def bezier(
     are held beside the models.
     Raises EestudyError as `linear_path` does, and where training leaves the finite numbers.
     """
-    _check_points(points, 2)
+    _check_points(points)
     if steps < 1 or not lr > 0:
         raise EestudyError(f"steps: {steps} at lr {lr:g} is not valid; both must be above 0")
     splits, ends = splits_of(data), points_of([model_a, model_b])
@@ -187,11 +182,11 @@ def bezier(
         middle = _middle(model_a, ends, train, steps, lr, seed)
         lengths = _lengths(gram([ends[0], middle, ends[1]], _measured_over(model_a, "all")), points)
         rows = []
-        for place in tqdm(range(points), desc="curve", leave=False, disable=None):
-            t = place / (points - 1)
+        for number in tqdm(range(points), desc="curve", leave=False, disable=None):
+            t = number / (points - 1)
             tensors = combined([ends[0], middle, ends[1]], _bernstein(t))
-            rows += [{"alpha": t, "length": lengths[place], **row} for row in rows_at(model_a, tensors, splits, train)]
-    return _framed(rows, ["alpha", "length", "exit"])
+            rows += [{"alpha": t, "length": lengths[number], **row} for row in rows_at(model_a, tensors, splits, train)]
+    return framed(rows, ["alpha", "length", "exit"])
 
 
 def _lengths(products: np.ndarray, points: int) -> np.ndarray:
@@ -264,12 +259,6 @@ def _train(train: Batches | None, splits: dict[str, Batches], heads: str) -> Bat
     return train
 
 
-def _check_points(points: int, least: int) -> None:
-    if isinstance(points, bool) or not isinstance(points, int) or points < least:
-        raise EestudyError(f"points: {points!r} is not valid; it must be a whole number of at least {least}")
-
-
-def _framed(rows: list[dict[str, Any]], keys: list[str]) -> pd.DataFrame:
-    named = [key for key in keys if key == "name"]
-    split = ["split"] if "split" in rows[0] else []
-    return pd.DataFrame(rows)[[*named, *split, *(key for key in keys if key != "name"), "loss", "error"]]
+def _check_points(points: int) -> None:
+    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
+        raise EestudyError(f"points: {points!r} is not valid; it must be a whole number of at least 2")

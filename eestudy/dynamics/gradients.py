@@ -52,14 +52,14 @@ class GradientGrams:
     across: np.ndarray
 
     def exits(self, stage: int) -> list[int]:
-        """The places (from 0) of the exits that a stage is upstream of."""
-        return [place for place, of_exit in enumerate(self.exit_stages) if of_exit >= stage]
+        """The numbers, from 0, of the exits that a stage is upstream of."""
+        return [index for index, of_exit in enumerate(self.exit_stages) if of_exit >= stage]
 
 
 def gradient_dominance(
     model: MultiExit, batches: Batches, weighting: str = "equal", scaled: bool = False
 ) -> pd.DataFrame:
-    """How much of each stage's gradient is each exit's: one row an exit k and stage l at or before it.
+    """How much of each stage's gradient is each exit's: one row per exit k and stage l at or before it.
 
     norm_share |g_k| / sum_j |g_j|; signed_share <g_k, G> / |G|^2, negative for an exit that is pulled against its
     will; cosine cos(g_k, G); norm |g_k|. Both shares sum to 1 over a stage's exits. Each is taken per batch, then
@@ -113,7 +113,7 @@ def gradient_grams(model: MultiExit, batches: Batches, weighting: str = "equal",
         for number, batch in enumerate(tqdm(batches, desc="gradients", unit="batch", leave=False, disable=None), 1):
             same, before = _batch_grams(model, batch, weighting, names, held, scales)
             if not same.isfinite().all():
-                bad = [place + 1 for place in range(model.num_exits) if not same[:, place, place].isfinite().all()]
+                bad = [index + 1 for index in range(model.num_exits) if not same[:, index, index].isfinite().all()]
                 raise EestudyError(f"batch {number} of {len(batches)}: the gradient of exits {bad} is not finite")
             within.append(same.numpy())
             across.append(before.numpy())
@@ -171,30 +171,30 @@ def _batch_grams(
 ) -> tuple[Tensor, Tensor]:
     """One batch's inner products (S', K, K) and those with the batch before (S', K), on the CPU.
 
-    held: (exit place, stage) -> that exit's gradient, flattened, of the batch before; of this one afterwards. scales:
+    held: (exit index, stage) -> that exit's gradient, flattened, of the batch before; of this one afterwards. scales:
     what gradients are multiplied by, by stage.
     """
     weights, losses = _losses(model, batch, weighting)
     within = torch.zeros(1 + len(names), len(losses), len(losses), dtype=torch.float64)
     across = torch.zeros(1 + len(names), len(losses), dtype=torch.float64)
-    for place, (loss, last) in enumerate(zip(losses, (*model.exit_stages, len(model.backbone.stages)), strict=True)):
+    for index, (loss, last) in enumerate(zip(losses, (*model.exit_stages, len(model.backbone.stages)), strict=True)):
         upstream = {stage: own for stage, own in names.items() if stage <= last}
         inputs = [weights[name] for own in upstream.values() for name in own]
         if not inputs:  # no stage before this exit has parameters
             continue
-        final = place == len(losses) - 1
+        final = index == len(losses) - 1
         gradients = iter(torch.autograd.grad(loss, inputs, retain_graph=not final, materialize_grads=True))
         for row, stage in enumerate(names, 1):
             if stage not in upstream:
                 continue
             new = torch.cat([next(gradients).flatten() for _ in names[stage]])
             new = new if scales is None else new * scales[stage]
-            if (place, stage) in held:
-                across[row, place] = _inner(new, held[place, stage])
-            held[place, stage] = new
-            for other in range(place + 1):
+            if (index, stage) in held:
+                across[row, index] = _inner(new, held[index, stage])
+            held[index, stage] = new
+            for other in range(index + 1):
                 if (other, stage) in held:
-                    within[row, place, other] = within[row, other, place] = _inner(new, held[other, stage])
+                    within[row, index, other] = within[row, other, index] = _inner(new, held[other, stage])
     # No parameter is in two stages here, so inner products over the whole backbone are sums over stages.
     within[0], across[0] = within[1:].sum(0), across[1:].sum(0)
     return within, across
@@ -217,9 +217,9 @@ def _dominance(grams: GradientGrams) -> pd.DataFrame:
         }
     means = {name: _mean(values) for name, values in columns.items()}
     rows = [
-        (place + 1, stage, *(values[row, place] for values in means.values()))
+        (index + 1, stage, *(values[row, index] for values in means.values()))
         for row, stage in enumerate(grams.stages)
-        for place in grams.exits(stage)
+        for index in grams.exits(stage)
     ]
     return pd.DataFrame(rows, columns=DOMINANCE)
 
@@ -233,10 +233,10 @@ def _conflict(grams: GradientGrams) -> pd.DataFrame:
     exits_mean, exits_negative = _mean(exits), _mean(_negative(exits))
     noise_mean, noise_negative = _mean(noise), _mean(_negative(noise))
     for row, stage in enumerate(grams.stages):
-        places = grams.exits(stage)
-        for a, b in combinations(places, 2):
+        indices = grams.exits(stage)
+        for a, b in combinations(indices, 2):
             rows.append((stage, a + 1, b + 1, exits_mean[row, a, b], exits_negative[row, a, b], "exits"))
-        for a in places if len(noise) else []:
+        for a in indices if len(noise) else []:
             rows.append((stage, a + 1, a + 1, noise_mean[row, a], noise_negative[row, a], "noise"))
     return pd.DataFrame(rows, columns=CONFLICT)
 

@@ -9,8 +9,8 @@ import torch
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, named_seed
-from eestudy.dynamics.normalization import Tensors
-from eestudy.dynamics.points import Data, split_rows, splits_of, tensors_of
+from eestudy.dynamics.batchnorm import Tensors
+from eestudy.dynamics.weight_space import Data, framed, split_rows, splits_of, tensors_of
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 
@@ -34,15 +34,14 @@ def landscape(model: MultiExit, data: Data, span: float = 1.0, points: int = 21,
     own = tensors_of(model)
     first, second = (filter_directions(model, named_seed(seed, "landscape", axis)) for axis in ("x", "y"))
     half = points // 2
-    steps = [span * place / half for place in range(-half, half + 1)]
+    steps = [span * index / half for index in range(-half, half + 1)]
     rows: list[dict[str, Any]] = []
     with mode(model, False):
         for x, y in tqdm([(x, y) for y in steps for x in steps], desc="landscape", leave=False, disable=None):
             moved = {name: own[name] + x * first[name] + y * second[name] for name in first}
             for split, batches in splits.items():
                 rows += [{"x": x, "y": y, **row} for row in split_rows(split, model, {**own, **moved}, batches)]
-    frame = pd.DataFrame(rows)
-    return frame[[*(["split"] if "split" in frame else []), "x", "y", "exit", "loss", "error"]]
+    return framed(rows, ["x", "y", "exit"])
 
 
 def filter_directions(model: MultiExit, seed: int) -> Tensors:

@@ -17,10 +17,11 @@ from eestudy.dynamics.activations import (
     HELD,
     Activations,
     Held,
+    Moments,
     checked,
+    gather,
     sample_count,
     smaller_gram,
-    stage_activations,
     stages_by_pass,
     widths_of,
 )
@@ -43,12 +44,13 @@ def numerical_rank(activations: Activations, threshold: float = THRESHOLD) -> in
     activations have rank 0. activations: (n, m), a tensor or an array.
     Raises EestudyError for one sample, values that are not finite, or a threshold outside [0, 1).
     """
-    return _numerical_rank(squared_singular_values(activations), threshold)
+    _check_threshold(threshold)
+    return _ranks(squared_singular_values(activations), threshold)[0]
 
 
 def stable_rank(activations: Activations) -> float:
     """sum_i s_i^2 / s_1^2 (Rudelson & Vershynin 2007); 0 for constant activations. Arguments: `numerical_rank`."""
-    return _stable_rank(squared_singular_values(activations))
+    return _ranks(squared_singular_values(activations))[1]
 
 
 def effective_rank(activations: Activations) -> float:
@@ -57,7 +59,7 @@ def effective_rank(activations: Activations) -> float:
     So of the singular values themselves; some authors put their squares, the covariance's, in the place of p, which
     gives less. Arguments: `numerical_rank`.
     """
-    return _effective_rank(squared_singular_values(activations))
+    return _ranks(squared_singular_values(activations))[2]
 
 
 def squared_singular_values(activations: Activations) -> Tensor:
@@ -72,7 +74,7 @@ def stage_ranks(
     features: int = FEATURES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The three ranks of every stage's activations, and each as a share of min(n, m): one row a stage.
+    """The three ranks of every stage's activations, and each as a share of min(n, m): one row per stage.
 
     samples n, features m. Memory: a stage with n < m holds its activations, one with n >= m is summed up into an
     (m, m) matrix batch by batch; as many stages as HELD allows in one pass over the batches, so never more than that
@@ -84,41 +86,13 @@ def stage_ranks(
     sizes = {stage: 4 * samples * width if samples < width else 8 * width**2 for stage, width in widths.items()}
     rows = []
     for stages in tqdm(stages_by_pass(sizes, HELD), desc="ranks", unit="pass", leave=False, disable=None):
-        gathered: dict[int, Held | _Moments] = {
-            stage: Held(samples) if samples < widths[stage] else _Moments() for stage in stages
-        }
-        for taken in stage_activations(model, batches, features, seed, stages):
-            for stage, part in taken.items():
-                gathered[stage].add(part)
+        gathered = {stage: Held(samples) if samples < widths[stage] else Moments() for stage in stages}
+        gather(model, batches, features, seed, gathered)
         for stage in stages:
-            values = _eigenvalues(gathered.pop(stage).gram())
-            ranks = (_numerical_rank(values, threshold), _stable_rank(values), _effective_rank(values))
+            ranks = _ranks(_eigenvalues(gathered.pop(stage).gram()), threshold)
             most = min(samples, widths[stage])
             rows.append((stage, samples, widths[stage], *ranks, *(rank / most for rank in ranks)))
     return pd.DataFrame(rows, columns=RANKS)
-
-
-class _Moments:
-    """Activations of all batches, summed up into the Gram matrix of their features, (m, m) float64.
-
-    Relative to the first sample: sums of what is far from 0 would lose the digits in which samples differ.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, part: Tensor) -> None:
-        part = part.double()
-        if not self.count:
-            self.shift, self.sums = part[0].clone(), torch.zeros_like(part[0])
-            self.products = part.new_zeros(part.shape[1], part.shape[1])
-        part = part - self.shift
-        self.count += len(part)
-        self.sums += part.sum(0)
-        self.products.addmm_(part.T, part)
-
-    def gram(self) -> Tensor:
-        return self.products.addr_(self.sums, self.sums, alpha=-1 / self.count)
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:
@@ -126,20 +100,16 @@ def _eigenvalues(gram: Tensor) -> Tensor:
     return torch.where(values > ROUNDING * values[0], values, 0)
 
 
-def _numerical_rank(values: Tensor, threshold: float) -> int:
-    _check_threshold(threshold)
-    return int((values > (threshold + ROUNDING) * values[0]).sum())
-
-
-def _stable_rank(values: Tensor) -> float:
-    return float(values.sum() / values[0]) if values[0] > 0 else 0.0
-
-
-def _effective_rank(values: Tensor) -> float:
+def _ranks(values: Tensor, threshold: float = THRESHOLD) -> tuple[int, float, float]:
+    """Numerical, stable and effective rank from s_i^2, largest first."""
     if not values[0] > 0:
-        return 0.0
+        return 0, 0.0, 0.0
     shares = values.sqrt() / values.sqrt().sum()
-    return float(torch.special.entr(shares).sum().exp())
+    return (
+        int((values > (threshold + ROUNDING) * values[0]).sum()),
+        float(values.sum() / values[0]),
+        float(torch.special.entr(shares).sum().exp()),
+    )
 
 
 def _check_threshold(threshold: float) -> None:

@@ -14,9 +14,9 @@ from eestudy.dynamics.activations import (
     Held,
     centred,
     checked,
+    gather,
     sample_count,
     smaller_gram,
-    stage_activations,
     stages_by_pass,
     widths_of,
 )
@@ -51,7 +51,7 @@ def stage_similarity(
     seed: int = 0,
     debiased: bool = False,
 ) -> pd.DataFrame:
-    """`linear_cka` of every stage of one model with every stage of the other: one row a pair.
+    """`linear_cka` of every stage of one model with every stage of the other: one row per pair.
 
     The models may be of different shapes, and may be the same one. Memory: for each stage at hand an (n, n) matrix, or
     (n, m) with fewer features than samples; as many of each model as half of HELD allows, or one, and the batches go
@@ -112,8 +112,6 @@ def _cka(a: _Side, b: _Side) -> float:
 def _sides(
     model: MultiExit, batches: Batches, features: int, seed: int, stages: list[int], debiased: bool
 ) -> dict[int, _Side]:
-    gathered = {stage: Held(sample_count(batches)) for stage in stages}
-    for taken in stage_activations(model, batches, features, seed, stages):
-        for stage, part in taken.items():
-            gathered[stage].add(part)
-    return {stage: _Side(gathered.pop(stage).rows, debiased) for stage in stages}
+    held = {stage: Held(sample_count(batches)) for stage in stages}
+    gather(model, batches, features, seed, held)
+    return {stage: _Side(held.pop(stage).rows, debiased) for stage in stages}

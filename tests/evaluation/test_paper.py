@@ -116,12 +116,10 @@ def test_paper_threshold_is_common_although_one_run_alone_overshoots():
 def test_paper_stops_at_the_first_excess():
     # The mean cost that falls again later must not tempt: checked on the helper, a sweep's own cost never
     # falls.
-    from eestudy.sweeps import _last_before_excess
+    from eestudy.sweeps import last_within
 
-    assert _last_before_excess(np.array([1.0, 2.0, 5.0, 2.5]), 3.0) == 1
-    assert _last_before_excess(np.array([1.0, 3.0, 5.0]), 3.0) == 1
-    assert _last_before_excess(np.array([4.0, 1.0]), 3.0) is None
-    assert _last_before_excess(np.array([1.0, 2.0]), 3.0) == 1
+    for costs, chosen in (([1.0, 2.0, 5.0, 2.5], 1), ([1.0, 3.0, 5.0], 1), ([4.0, 1.0], None), ([1.0, 2.0], 1)):
+        assert last_within(np.array([costs]), {"one": 3.0}) == [chosen]
 
 
 @pytest.mark.parametrize(

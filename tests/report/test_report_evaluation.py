@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eestudy import evaluating
+from eestudy.analysis import evaluations
 from eestudy.chapters import calibration, difficulty, thresholds
 from eestudy.config import EestudyError
 from eestudy.evaluation import difficulty as samples_of
@@ -285,7 +285,7 @@ def test_validation_data_that_chose_the_weights_guarantee_nothing():
         run = SimpleNamespace(
             predictions=str, costs=COSTS, backbone_flops=BACKBONE, config=SimpleNamespace(match=match)
         )
-        assert evaluating.predicted(cast(Any, run)).validation_chose == (match == "patience")
+        assert evaluations.predicted(cast(Any, run)).validation_chose == (match == "patience")
 
 
 def test_ends_scaling_and_strategies(frames):

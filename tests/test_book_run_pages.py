@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from eestudy import notebooks
+from eestudy.book import notebooks
+from eestudy.book.run_pages import Page, pages, run_study
 from eestudy.cli import main
 from eestudy.grids import load_study
 from eestudy.records import Record, Records, agree
 from eestudy.report import Results
-from eestudy.runner import Page, pages, run_study
+from eestudy.store import Store
 
 ROOT = Path(__file__).parents[1]
 STUDY = """
@@ -40,7 +41,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def execute(folder: Path, name: str = "tiny.yaml", workers: int = 2, every_page: bool = False) -> list:
     study = load_study(folder / name)
-    return run_study(study, workers, folder / "pages", folder / "results", folder / "store", every_page)
+    return run_study(study, Store(folder / "store"), Records(folder / "results"), workers, folder / "pages", every_page)
 
 
 def records_in(folder: Path) -> dict[str, bytes]:
@@ -177,10 +178,13 @@ def test_the_notebook_refuses_a_parameter_it_does_not_know(tmp_path):
 def test_a_signal_stops_a_study_in_one_line_and_leaves_nothing_running(tmp_path, number):
     (tmp_path / "tiny.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 100000"))
     command = [sys.executable, "-c",
-               "import sys; from pathlib import Path; from eestudy import cli, runner; from eestudy.grids import *;"
+               "import sys; from pathlib import Path; from eestudy import cli; from eestudy.book import run_pages;"
+               "from eestudy.grids import *; from eestudy.store import Store;"
                "p = Path(sys.argv[1]);"
-               "real = runner.run_study;"
-               "runner.run_study = lambda s, w, store: real(s, w, p / 'pages', p / 'results', p / 'store');"
+               "real = run_pages.run_study;"
+               "from eestudy.records import Records;"
+               "s, r = Store(p / 'store'), Records(p / 'results');"
+               "run_pages.run_study = lambda study, _, __, w: real(study, s, r, w, p / 'pages');"
                "sys.exit(cli.main(['run', str(p / 'tiny.yaml')]))", str(tmp_path)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     while not list(tmp_path.glob("store/phases/*/config.json")):

@@ -9,14 +9,16 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eestudy.config import EestudyError
-from eestudy.store import write_atomically
+from eestudy.store import Store, write_atomically
 
-PACKAGE = Path(__file__).parent
+T = TypeVar("T")
+PACKAGE = Path(__file__).parents[1]
 
 
 def identity(*inputs: object) -> str:
@@ -50,11 +52,12 @@ def made_from(notebook: Path) -> str | None:
 class Executor:
     """Executes notebooks in processes of their own, several at a time when called from several threads."""
 
-    def __init__(self, workers: int, home: Path) -> None:
-        """workers: how many share the cores; home: the store they all use."""
+    def __init__(self, workers: int, store: Store) -> None:
+        """workers: how many share the cores; store: which they all use."""
+        self.workers = workers
         share = max(1, (os.cpu_count() or 1) // workers)
         threads = {name: os.environ.get(name, str(share)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        self.environment = {**threads, "EESTUDY_HOME": str(home.resolve())}
+        self.environment = {**threads, "EESTUDY_HOME": str(store.path.resolve())}
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = threading.Event()
 
@@ -63,6 +66,19 @@ class Executor:
         self._stopped.set()
         for process in list(self._running):
             process.terminate()  # papermill takes its kernel along
+
+    def execute_all(self, todo: Mapping[T, tuple[Any, ...]]) -> Iterator[tuple[T, str | None]]:
+        """What `execute` says of the arguments of each, as they end. All are stopped when the caller is."""
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            futures = {pool.submit(self.execute, *arguments): each for each, arguments in todo.items()}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def execute(
         self, source: Path, target: Path, parameters: Mapping[str, Any], made: str, title: str | None = None

@@ -1,4 +1,4 @@
-"""A study is many runs: one notebook an architecture, data set and strategy, executed by local processes.
+"""A study is many runs: one notebook per architecture, data set and strategy, executed by local processes.
 
 Each finished run leaves a record; a study whose records are there is done, whichever machine made them. A run that
 fails does not stop the others. No torch is loaded when nothing is left to do.
@@ -6,24 +6,24 @@ fails does not stop the others. No torch is loaded when nothing is left to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eestudy import notebooks
+from eestudy.analysis.finished_runs import add_records
+from eestudy.book import notebooks
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
-from eestudy.progress import Progress
-from eestudy.records import Records, results_folder
+from eestudy.progress import Failure, Progress
+from eestudy.records import Records
 from eestudy.registry import ARCHITECTURES, DATASETS
-from eestudy.store import Store
+from eestudy.store import Store, check_writable
 
 
 @dataclass(frozen=True)
 class Page:
-    """One execution of run.ipynb: same settings, one RunConfig a seed."""
+    """One execution of run.ipynb: same settings, one RunConfig per seed."""
 
     configs: tuple[RunConfig, ...]
     target: Path
@@ -42,14 +42,6 @@ class Page:
         given = self.configs[0].model_dump(mode="json", exclude_defaults=True)
         given.pop("seed", None)
         return {"epochs": self.configs[0].epochs, **given, "seeds": [config.seed for config in self.configs]}
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A page that could not be made, and why, with the place of its notebook."""
-
-    title: str
-    reason: str
 
 
 def run_notebook() -> Path:
@@ -74,24 +66,21 @@ def pages(study: Study, runs_dir: Path) -> list[Page]:
 
 def run_study(
     study: Study,
+    store: Store,
+    records: Records,
     workers: int = 1,
     runs_dir: Path | None = None,
-    results_dir: Path | None = None,
-    store: Path | None = None,
     every_page: bool = False,
 ) -> list[Failure]:
     """Executes the runs that have no record and adds theirs, one page after the other; returns what failed.
 
-    runs_dir: for the executed notebooks (default book/runs/<study>); results_dir: of the records (default
-    book/results/<study>). every_page: the book wants all notebooks, also of runs whose records are there; what the
-    store lacks of these is trained, and their records stay as they are.
+    runs_dir: for the executed notebooks (default book/runs/<study>). every_page: the book wants all notebooks, also of
+    runs whose records are there; what the store lacks of these is trained, and their records stay as they are.
     """
     book = run_notebook().parent
     runs_dir = runs_dir or book / "runs" / study.name
-    results_dir = results_dir or results_folder(study.name)
-    for folder in (store, runs_dir, results_dir):
-        Store(folder).check_writable()
-    records = Records(results_dir)
+    for folder in (store.path, runs_dir, records.folder):
+        check_writable(folder)
     records.sweep()
     source = notebooks.identity(notebooks.source_identity(book / "run.ipynb"), *notebooks.package_files())
     todo: dict[Page, str] = {}
@@ -105,60 +94,21 @@ def run_study(
         f"study {study.name}: {len(study.pages())} notebooks of {len(study.configs)} runs, {recorded} of them with a "
         f"record; {len(todo)} to execute"
     )
-    if todo:
-        _check(todo)
+    for page in todo:
+        from eestudy.plan import prepare  # torch: only where something is left to do
+
+        _ = prepare(page.configs[0]).data  # what cannot work and files that lack are refused now, not after hours
     return list(_execute(book / "run.ipynb", todo, workers, store, records))
 
 
-def add_records(configs: Iterable[RunConfig], store: Store, records: Records) -> None:
-    """The records of those of these runs that are done and have none yet. EestudyError for a run that is damaged."""
-    for config in configs:
-        if not records.has("runs", config.id) and _whole(config, store):
-            from eestudy import recording, study  # torch: only where something is left to do
-
-            records.add(recording.record_of(study.Run(config, store), store))
-
-
-def _whole(config: RunConfig, store: Store) -> bool:
-    """Whether the store has the run and its phases as they were written."""
-    folder = store.folder("runs", config.id)
-    return store.whole(folder) and store.phases_whole(folder)
-
-
-def _check(todo: Iterable[Page]) -> None:
-    """Refuses a study with a run that cannot work before anything is trained."""
-    from eestudy.plan import prepare
-
-    for page in todo:
-        _ = prepare(page.configs[0]).data  # its files too are missed now, not after hours
-
-
-def _execute(
-    notebook: Path, todo: dict[Page, str], workers: int, store: Path | None, records: Records
-) -> Iterator[Failure]:
-    kept = Store(store)
-    executor = notebooks.Executor(workers, kept.path)
+def _execute(notebook: Path, todo: dict[Page, str], workers: int, store: Store, records: Records) -> Iterator[Failure]:
     progress = Progress({page.title: 1.0 for page in todo})
-    pool = ThreadPoolExecutor(max_workers=workers)
-    try:
-        futures = {
-            pool.submit(executor.execute, notebook, page.target, page.parameters, made, page.title): page
-            for page, made in todo.items()
-        }
-        waiting = set(futures)
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                page, reason = futures[future], future.result()
-                try:
-                    add_records(page.configs, kept, records)  # of a page that failed, those of its runs that did not
-                except EestudyError as error:
-                    reason = reason or str(error)
-                progress.ended(page.title, reason is not None)
-                if reason:
-                    yield Failure(page.title, reason)
-    except BaseException:
-        executor.stop()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    executions = {page: (notebook, page.target, page.parameters, made, page.title) for page, made in todo.items()}
+    for page, reason in notebooks.Executor(workers, store).execute_all(executions):
+        try:
+            add_records(page.configs, store, records)  # of a page that failed, those of its runs that did not
+        except EestudyError as error:
+            reason = reason or str(error)
+        progress.ended(page.title, reason is not None)
+        if reason:
+            yield Failure(page.title, reason)

@@ -10,7 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from eestudy import data, evaluating, evaluation
+from eestudy import data, evaluation
+from eestudy.analysis import evaluations
+from eestudy.analysis.cells import cells_of
+from eestudy.analysis.evaluations import RunEvaluation
+from eestudy.analysis.executor import EVALUATIONS, analyse_study, keep
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.data.out_of_distribution import KINDS, outside
@@ -43,12 +47,13 @@ def folder(runs, small_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "tiny"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(run_tables, "DRAWS", 4)
-        patched.setattr(evaluating, "OUTSIDERS", 100)
+        patched.setattr(evaluations, "OOD_SAMPLES", 100)
         study = Study("tiny", tuple(run.config for run in runs))
-        added = evaluating.evaluate_study(study, 1, small_store, folder)
-        assert added == len(runs) + len(evaluating._cells(study.configs))
+        records = Records(folder)
+        assert not analyse_study(study, EVALUATIONS, Store(small_store), records)
+        assert len(records.ids("evaluation")) == len(runs) + len(cells_of(study.configs))
         # What has a record is not asked for again, whatever the store holds.
-        assert evaluating.evaluate_study(study, 1, folder.parent / "empty", folder) == 0
+        assert not analyse_study(study, EVALUATIONS, Store(folder.parent / "empty"), records)
     assert {name for record in Records(folder).read("evaluation") for name in record.tables} == TABLES
     return folder
 
@@ -127,7 +132,7 @@ def test_a_regression_has_what_it_can_have_and_says_why_not(runs, results):
     assert own["bins"].empty
 
 
-def test_strangers(runs, results):
+def test_samples_out_of_the_distribution(runs, results):
     frame = results.evaluation("ood")
     own = frame[frame["run"] == runs[0].id]
     assert {"inverted", "turned", "noise"} <= set(own["outside"])
@@ -182,8 +187,9 @@ def test_what_is_evaluated_is_not_evaluated_again(runs, folder, small_store, tmp
     def never(_):
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(evaluating, "parts_of", never)
-    evaluating.evaluate_study(Study("tiny", tuple(run.config for run in runs)), 1, small_store, tmp_path)
+    monkeypatch.setattr(evaluations, "run_makers", never)
+    study = Study("tiny", tuple(run.config for run in runs))
+    assert not analyse_study(study, EVALUATIONS, Store(small_store), Records(tmp_path))
     here, there = (Records(place).read("evaluation") for place in (folder, tmp_path))
     assert len(here) == len(there) > len(runs)
     assert all(agree(left, right) for left, right in zip(here, there, strict=True))
@@ -193,20 +199,20 @@ def test_what_is_kept_belongs_to_these_predictions_alone(runs, small_store, tmp_
     """A run made again with other predictions is evaluated again."""
     store, run = Store(tmp_path), runs[0]
     shutil.copytree(run.path, tmp_path / "runs" / run.id)
-    copied = Run(run.config, store)
-    before = evaluating._folder(copied, store).path.name
-    assert before == evaluating._folder(run, Store(small_store)).path.name
+    copied, evaluation_of = Run(run.config, store), RunEvaluation((run.config,))
+    before = evaluation_of.folder(store).id
+    assert before == evaluation_of.folder(Store(small_store)).id
     content = copied.folder.arrays("predictions.safetensors")
     copied.folder.write_arrays("predictions.safetensors", {**content, "test.logits": content["test.logits"] + 1})
-    assert evaluating._folder(copied, store).path.name != before
+    assert evaluation_of.folder(store).id != before
 
 
 def test_a_killed_evaluation_goes_on_with_what_it_lacks(runs, small_store, monkeypatch):
-    place = Store(small_store)
-    monkeypatch.setattr(evaluating, "SCHEMA", -1)  # a folder of this test's own
+    store = Store(small_store)
+    monkeypatch.setattr(evaluations, "SCHEMA", -1)  # a folder of this test's own
     asked = []
 
-    def parts(_):
+    def makers(_):
         def make(name):
             asked.append(name)
             if len(asked) == 2:
@@ -215,10 +221,10 @@ def test_a_killed_evaluation_goes_on_with_what_it_lacks(runs, small_store, monke
 
         return {name: partial(make, name) for name in ("one", "two", "three")}
 
-    monkeypatch.setattr(evaluating, "parts_of", parts)
+    monkeypatch.setattr(evaluations, "run_makers", makers)
     with pytest.raises(KeyboardInterrupt):
-        evaluating.evaluate(runs[0].config, place)
-    evaluating.evaluate(runs[0].config, place)
+        keep(RunEvaluation((runs[0].config,)), store)
+    keep(RunEvaluation((runs[0].config,)), store)
     assert asked == ["one", "two", "two", "three"]
 
 
@@ -298,7 +304,7 @@ def test_draws_know_the_true_risk(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist1d"])
-def test_strangers_have_the_shape_and_range_of_the_data(name):
+def test_ood_samples_have_the_shape_and_range_of_the_data(name):
     loaded = data.load(name, **({"samples": 1000} if name == "mnist1d" else {}))
     found = outside(loaded, 50)
     assert tuple(found) == KINDS

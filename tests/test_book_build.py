@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from eestudy import book, notebooks, runner
+from eestudy.book import build, notebooks, run_pages
 from eestudy.chapters.early_exits import early_exits
 from eestudy.chapters.strategies import drawing
 from eestudy.config import EestudyError, RunConfig
@@ -48,7 +48,7 @@ def write_notebook(path: Path, *cells: tuple[str, str], outputs: list | None = N
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> book.Stage:
+def checkout(tmp_path: Path) -> build.Stage:
     """A small checkout: two pages, the committed configuration, style and extension."""
     for name in ("_config.yml", "book/references.bib"):
         target = tmp_path / name
@@ -74,7 +74,7 @@ def checkout(tmp_path: Path) -> book.Stage:
         ],
     }
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
-    return book.Stage(tmp_path)
+    return build.Stage(tmp_path)
 
 
 @pytest.fixture
@@ -145,15 +145,15 @@ def test_what_is_not_understood_is_an_error(latex: str) -> None:
         mathml.mathml(latex, True)
 
 
-def test_copy_holds_sources_and_touches_nothing_else(checkout: book.Stage) -> None:
+def test_copy_holds_sources_and_touches_nothing_else(checkout: build.Stage) -> None:
     write_notebook(checkout.root / "book" / "runs" / "tiny" / "old.ipynb", ("markdown", "# Old"))
     (checkout.root / "book" / "results" / "tiny").mkdir(parents=True)
     (checkout.root / "book" / "results" / "tiny" / "runs.csv").write_text("run\n")
     (checkout.root / "book" / "results" / "large").mkdir()
     (checkout.root / "book" / "results" / "large" / "runs.csv").write_text("run\n")
     before = snapshot(checkout.root)
-    assert book.copy_sources(checkout) > 0
-    assert book.copy_sources(checkout) == 0
+    assert build.copy_sources(checkout) > 0
+    assert build.copy_sources(checkout) == 0
     assert snapshot(checkout.root) == before
     copied = set(snapshot(checkout.folder))
     results = {"book/results/tiny/runs.csv", "book/results/large/runs.csv"}
@@ -162,13 +162,13 @@ def test_copy_holds_sources_and_touches_nothing_else(checkout: book.Stage) -> No
     assert not copied & made_elsewhere
 
 
-def test_copy_follows_changes_and_keeps_what_was_made(checkout: book.Stage) -> None:
-    book.copy_sources(checkout)
+def test_copy_follows_changes_and_keeps_what_was_made(checkout: build.Stage) -> None:
+    build.copy_sources(checkout)
     page = write_notebook(checkout.book / "runs" / "tiny" / "a.ipynb", ("markdown", "# A"))
     chapter = write_notebook(checkout.book / "chapters" / "one.ipynb", ("markdown", "# One, executed"))
     (checkout.root / "book" / "index.md").write_text("# Changed\n")
     (checkout.root / "book" / "references.md").unlink()
-    assert book.copy_sources(checkout) == 2
+    assert build.copy_sources(checkout) == 2
     assert (checkout.book / "index.md").read_text() == "# Changed\n"
     assert not (checkout.book / "references.md").exists()
     assert page.is_file()
@@ -179,20 +179,20 @@ def test_takes_study_only_where_the_parameters_cell_assigns_it(tmp_path: Path) -
     notebook = write_notebook(
         tmp_path / "a.ipynb", ("code", 'study: str = "smoke"  # whose tables'), ("code", "study = 1")
     )
-    assert not book.takes_study(notebook)  # no cell is tagged
+    assert not build.takes_study(notebook)  # no cell is tagged
     content = json.loads(notebook.read_text())
     for tagged, expected in ((0, True), (1, True)):
         for place, cell in enumerate(content["cells"]):
             cell["metadata"] = {"tags": ["parameters"]} if place == tagged else {}
         notebook.write_text(json.dumps(content))
-        assert book.takes_study(notebook) is expected
+        assert build.takes_study(notebook) is expected
     content["cells"][1]["source"] = "epochs = 3\nprint(study)"
     notebook.write_text(json.dumps(content))
-    assert not book.takes_study(notebook)
+    assert not build.takes_study(notebook)
 
 
-def test_toc_has_run_pages_by_data_set_before_the_last_part(checkout: book.Stage, study: Study) -> None:
-    book.write_toc(checkout, study)
+def test_toc_has_run_pages_by_data_set_before_the_last_part(checkout: build.Stage, study: Study) -> None:
+    build.write_toc(checkout, study)
     toc = yaml.safe_load((checkout.folder / "_toc.yml").read_text())
     assert [part["caption"] for part in toc["parts"]] == [
         "The study", "Runs on MNIST-1D", "Runs on digits", "Back matter",
@@ -204,10 +204,10 @@ def test_toc_has_run_pages_by_data_set_before_the_last_part(checkout: book.Stage
     assert len(yaml.safe_load((checkout.root / "_toc.yml").read_text())["parts"]) == 2
 
 
-def test_pages_of_one_combination_are_told_apart_in_the_toc(checkout: book.Stage, study: Study) -> None:
+def test_pages_of_one_combination_are_told_apart_in_the_toc(checkout: build.Stage, study: Study) -> None:
     other = Study("tiny", (study.configs[0], study.configs[0].replace(epochs=3)))
-    pages = runner.pages(other, checkout.book / "runs" / "tiny")
-    titles = [chapter["title"] for chapter in book.run_parts(checkout, pages)[0]["chapters"]]
+    pages = run_pages.pages(other, checkout.book / "runs" / "tiny")
+    titles = [chapter["title"] for chapter in build.run_parts(checkout, pages)[0]["chapters"]]
     assert titles == ["ViT-1D, mixed", "ViT-1D, mixed (2)"]
 
 
@@ -215,17 +215,17 @@ def test_heading_of_a_run_page_is_rewritten(study: Study, tmp_path: Path) -> Non
     notebook = json.loads(
         write_notebook(tmp_path / "a.ipynb", ("code", "# no heading"), ("markdown", "# A run\n\n# B")).read_text()
     )
-    notebooks.set_title(notebook, runner.pages(study, tmp_path)[0].title)
+    notebooks.set_title(notebook, run_pages.pages(study, tmp_path)[0].title)
     assert notebook["cells"][0]["source"] == "# no heading"
     assert "".join(notebook["cells"][1]["source"]) == "# ViT-1D on MNIST-1D, mixed\n\n# B"
 
 
-def test_an_error_output_is_found_although_sphinx_says_nothing(checkout: book.Stage) -> None:
-    book.copy_sources(checkout)
-    book.write_toc(checkout, Study("tiny", ()))
+def test_an_error_output_is_found_although_sphinx_says_nothing(checkout: build.Stage) -> None:
+    build.copy_sources(checkout)
+    build.write_toc(checkout, Study("tiny", ()))
     cells = (("markdown", "# One"), ("code", "1 / 0"))
     write_notebook(checkout.book / "chapters" / "one.ipynb", *cells)
-    book.check_notebooks(checkout)
+    build.check_notebooks(checkout)
     error = {
         "output_type": "error",
         "ename": "ZeroDivisionError",
@@ -234,7 +234,7 @@ def test_an_error_output_is_found_although_sphinx_says_nothing(checkout: book.St
     }
     write_notebook(checkout.book / "chapters" / "one.ipynb", *cells, outputs=[error])
     with pytest.raises(EestudyError, match=r"one\.ipynb, cell 2: ZeroDivisionError: division by zero"):
-        book.check_notebooks(checkout)
+        build.check_notebooks(checkout)
 
 
 def test_remote_loads_are_found_in_every_place_and_links_are_not(tmp_path: Path) -> None:
@@ -249,12 +249,11 @@ def test_remote_loads_are_found_in_every_place_and_links_are_not(tmp_path: Path)
     assert [letter for letter in "abcdefghij" if f"{letter}.example" in found] == list("acdfhij")
 
 
-def test_a_book_is_built_offline_once_and_warnings_stop_it(checkout: book.Stage) -> None:
-    clock = book.Clock()
-    book.copy_sources(checkout)
+def test_a_book_is_built_offline_once_and_warnings_stop_it(checkout: build.Stage) -> None:
+    build.copy_sources(checkout)
     write_notebook(checkout.book / "chapters" / "one.ipynb", ("markdown", "# One"), ("code", "1 + 1"))
-    book.write_toc(checkout, Study("tiny", ()))
-    book.build_pages(checkout, clock)
+    build.write_toc(checkout, Study("tiny", ()))
+    build.build_pages(checkout)
     page = (checkout.html / "book" / "index.html").read_text()
     assert "<munderover>" in page
     assert '<span class="eqno">(1)<a class="headerlink" href="#equation-eq-cost"' in page
@@ -264,12 +263,12 @@ def test_a_book_is_built_offline_once_and_warnings_stop_it(checkout: book.Stage)
     assert remote_loads(checkout.html) == []
     # Nothing changed: the pages are not written again.
     written = (checkout.html / "book" / "index.html").stat().st_mtime_ns
-    book.build_pages(checkout, clock)
+    build.build_pages(checkout)
     assert (checkout.html / "book" / "index.html").stat().st_mtime_ns == written
     # A warning is an error, and the pages of before stay.
     (checkout.book / "index.md").write_text("# Start\n\nSee [nowhere](nowhere.md) and $\\nosuchcommand$.\n")
     with pytest.raises(EestudyError, match=r"^Sphinx: .*WARNING"):
-        book.build_pages(checkout, clock)
+        build.build_pages(checkout)
     assert (checkout.html / "book" / "index.html").stat().st_mtime_ns == written
     assert "nosuchcommand" in (checkout.folder / "sphinx.log").read_text()
 

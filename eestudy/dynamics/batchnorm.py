@@ -3,7 +3,8 @@
 The statistics are gathered in one pass over the data in which the BatchNorm layers, and only they, normalize by their
 batch, and every layer keeps the mean over all batches (Izmailov et al. 2018, SWA; Garipov et al. 2018): each layer thus
 sees what the layers before it give when they normalize by about these statistics. The variance is the mean of the
-batches' (unbiased) variances, so it lacks what the batches' means differ by.
+batches' (unbiased) variances, so it lacks what the batches' means differ by. Batches weigh by their size; in
+`training.normalization`, where all are whole, they weigh alike.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def by_batch(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def re_estimated(network: nn.Module, tensors: Tensors, batches: Batches) -> Tensors:
+def with_statistics_of(network: nn.Module, tensors: Tensors, batches: Batches) -> Tensors:
     """`tensors` with the BatchNorm statistics that belong to them; as they are where the network has no BatchNorm.
 
     network: in eval mode; neither it nor `tensors` is changed. Batches weigh by their size: after each, a layer's

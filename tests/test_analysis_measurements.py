@@ -9,15 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
-from eestudy import data, dynamics, trajectories
+from eestudy import data, dynamics
+from eestudy.analysis.executor import analyse_study, keep
+from eestudy.analysis.measurements import measurements
+from eestudy.analysis.metrics import METRICS
+from eestudy.analysis.points import Point
 from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
 from eestudy.grids import Study
-from eestudy.probing import METRICS, Point
 from eestudy.records import Records
 from eestudy.store import Store
 from eestudy.study import Run
-from eestudy.trajectories import measure, measured, measurements
 
 from .conftest import SMALL
 
@@ -31,7 +33,7 @@ def configs(small_run):
 
 
 @pytest.fixture
-def place(small_store, tmp_path, monkeypatch):
+def store(small_store, tmp_path, monkeypatch):
     """The shared store of runs, with what is measured in a folder of the test's own."""
     store = Store(small_store)
     folder = store.folder
@@ -50,29 +52,29 @@ def test_progress_is_the_share_of_the_whole_run():
     assert Point(mixed.replace(strategy="joint"), 1, 10).progress == pytest.approx(0.1)
 
 
-def test_equal_weights_are_measured_once(configs, place):
-    made = measurements(configs, "dominance", place)
-    by_strategy = {s: {m.id for m in made if m.points[0].config.strategy == s} for s in STRATEGIES}
-    first = {m.id for m in made if m.points[0].config.strategy == "mixed" and m.points[0].phase == 1}
+def test_equal_weights_are_measured_once(configs, store):
+    made = measurements(configs, store, "dominance")
+    by_strategy = {s: {m.network_id for m in made if m.points[0].config.strategy == s} for s in STRATEGIES}
+    first = {m.network_id for m in made if m.points[0].config.strategy == "mixed" and m.points[0].phase == 1}
     assert by_strategy["disjoint"] & by_strategy["mixed"] == first
-    start = {m.id for m in made if m.points[0].progress == 0}
+    start = {m.network_id for m in made if m.points[0].progress == 0}
     assert by_strategy["joint"] & by_strategy["mixed"] == start
     assert len(start) == 2, "one a seed"
     assert len(first) == 2 * 7
-    assert len({m.id for m in made}) == 2 * (7 + 6 + 6 + 7 - 1), "the untrained network is one"
+    assert len({m.network_id for m in made}) == 2 * (7 + 6 + 6 + 7 - 1), "the untrained network is one"
 
 
-def test_a_frozen_backbone_is_measured_once(configs, place):
-    made = [m for m in measurements(configs, "rank", place) if m.points[0].config.strategy == "disjoint"]
+def test_a_frozen_backbone_is_measured_once(configs, store):
+    made = [m for m in measurements(configs, store, "rank") if m.points[0].config.strategy == "disjoint"]
     assert [(p.phase, p.share) for m in made for p in m.points if p.config.seed == 0] == [
         *((1, share) for share in (0, 5, 10, 25, 50, 75, 100)), (2, 100),
     ]  # fmt: skip
-    ends = {m.id for m in made if m.points[0].share == 100}
+    ends = {m.network_id for m in made if m.points[0].share == 100}
     assert len(ends) == 2, "one a seed: the end of phase 1 is the end of the run"
 
 
-def test_pairs_and_their_controls(configs, place):
-    made = measurements(configs, "paths", place)
+def test_pairs_and_their_controls(configs, store):
+    made = measurements(configs, store, "paths")
     relations = [dict(m.facts)["relation"] for m in made]
     assert relations.count("strategies") == 2 * 3
     assert relations.count("seeds") == 3, "two seeds are one pair"
@@ -86,13 +88,13 @@ def test_pairs_and_their_controls(configs, place):
     assert sorted(pairs) == sorted([(0, 1), (1, 2), (2, 3), (3, 0)] * 3)
 
 
-def test_pairs_over_training_are_of_networks_that_differ(configs, place):
+def test_pairs_over_training_are_of_networks_that_differ(configs, store):
     """Two seeds: disjoint and mixed part after half of the run, joint from both at once."""
-    made = measurements(configs, "paths-over-training", place)
+    made = measurements(configs, store, "paths-over-training")
     found: dict[str, set[object]] = {"strategies": set(), "seeds": set(), "start and end": set()}
     for each in made:
         (left, right), facts = each.points, dict(each.facts)
-        first, second = (Run(point.config, place).checkpoint(point.phase, point.share) for point in each.points)
+        first, second = (Run(point.config, store).checkpoint(point.phase, point.share) for point in each.points)
         assert dynamics.distance(first, second) > 0
         if facts["relation"] == "start and end":
             assert (left.progress, right.progress) == (0, 1)
@@ -109,7 +111,9 @@ def test_pairs_over_training_are_of_networks_that_differ(configs, place):
     assert found["strategies"] == {(a, s, b, s, p) for (a, b), at in pairs.items() for s in (0, 1) for p in at}
     assert found["seeds"] == {(a, 0, a, 1, p) for a in STRATEGIES for p in (0, 0.25, 0.5, 0.75)}
     assert found["start and end"] == {(a, s, a, s, 1.0) for a in STRATEGIES for s in (0, 1)}
-    assert len({each.id for each in made}) == len(made) - 2 - 2, "the first phase is one, and so are untrained networks"
+    assert len({each.network_id for each in made}) == len(made) - 2 - 2, (
+        "the first phase is one, and so are untrained networks"
+    )
 
 
 def test_runs_that_end_by_patience_are_paired_at_their_start_alone(configs):
@@ -118,17 +122,17 @@ def test_runs_that_end_by_patience_are_paired_at_their_start_alone(configs):
     assert set(found) == {("strategies", 0), ("seeds", 0), ("start and end", 1.0)}
 
 
-def test_a_point_without_a_checkpoint_is_not_measured(small_run, place):
+def test_a_point_without_a_checkpoint_is_not_measured(small_run, store):
     few = [small_run("mlp", "digits", strategy, checkpoints=(50,)).config for strategy in ("joint", "mixed")]
-    shares = {p.share for each in measurements(few, "paths-over-training", place) for p in each.points}
+    shares = {p.share for each in measurements(few, store, "paths-over-training") for p in each.points}
     assert shares == {50, 100}
-    assert [m.facts for m in measurements(few, "similarity", place)] == [(("relation", "strategies"),)]
+    assert [m.facts for m in measurements(few, store, "similarity")] == [(("relation", "strategies"),)]
 
 
-def test_a_measurement_is_kept_and_made_again_when_damaged(configs, place, monkeypatch, capsys):
-    each = measurements(configs, "rank", place)[3]
-    measure(each, place)
-    frame = measured(each, place)["rank"]
+def test_a_measurement_is_kept_and_made_again_when_damaged(configs, store, monkeypatch, capsys):
+    each = measurements(configs, store, "rank")[3]
+    keep(each, store)
+    frame = each.tables(store)["rank"]
     assert {"run", "phase", "share", "progress", "stage", "numerical_rank"} <= set(frame.columns)
     assert set(frame["run"]) == {each.points[0].config.id}
 
@@ -137,23 +141,21 @@ def test_a_measurement_is_kept_and_made_again_when_damaged(configs, place, monke
 
     with monkeypatch.context() as patched:
         patched.setitem(METRICS, "rank", dataclasses.replace(METRICS["rank"], measure=never))
-        measure(each, place)
-    path = place.folder("dynamics", each.id).path / "rank.parquet"
+        keep(each, store)
+    path = each.folder(store).path / "rank.parquet"
     path.write_bytes(path.read_bytes()[:-10])
-    measure(each, place)
+    keep(each, store)
     assert "set aside" in capsys.readouterr().err
-    pd.testing.assert_frame_equal(measured(each, place)["rank"], frame)
+    pd.testing.assert_frame_equal(each.tables(store)["rank"], frame)
 
 
 def test_what_was_not_trained_is_named(tmp_path):
     config = RunConfig(architecture="mlp", dataset="digits", strategy="joint", **SMALL)
-    with pytest.raises(EestudyError, match=rf"{config.id}: is not trained yet; train the study first"):
-        trajectories.measure_study(Study("tiny", (config,)), ["rank"], 1, tmp_path, tmp_path / "results")
-    patient = config.replace(match="patience")
-    with pytest.raises(EestudyError, match=rf"{patient.id}: is not trained yet; train the study first"):
-        measurements([patient], "rank", Store(tmp_path))
+    for missing in (config, config.replace(match="patience")):
+        with pytest.raises(EestudyError, match=rf"{missing.id}: not trained yet; make with: eestudy run params/tiny"):
+            analyse_study(Study("tiny", (missing,)), ["rank"], Store(tmp_path), Records(tmp_path / "results"))
     with pytest.raises(EestudyError, match="metric: unknown name 'rang'; nearest: rank"):
-        measurements([config], "rang", Store(tmp_path))
+        measurements([config], Store(tmp_path), "rang")
 
 
 def test_what_is_fitted_is_fitted_to_training_samples(monkeypatch):
@@ -190,12 +192,12 @@ SMALLER = {"samples": 64, "points": 3, "steps": 2, "noises": (1.0,), "batch_size
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_gives_tables(configs, place, monkeypatch, metric):
+def test_every_metric_gives_tables(configs, store, monkeypatch, metric):
     settings = {key: SMALLER.get(key, value) for key, value in METRICS[metric].settings.items()}
     monkeypatch.setitem(METRICS, metric, dataclasses.replace(METRICS[metric], settings=settings))
-    each = measurements(configs, metric, place)[-1]
-    measure(each, place)
-    tables = measured(each, place)
+    each = measurements(configs, store, metric)[-1]
+    keep(each, store)
+    tables = each.tables(store)
     assert tables
     for frame in tables.values():
         assert len(frame)
@@ -207,13 +209,13 @@ def test_every_metric_gives_tables(configs, place, monkeypatch, metric):
 def test_a_study_s_tables(configs, small_store, tmp_path):
     """In two processes; then nothing twice, and without the trained runs, because the records are there."""
     study = Study("tiny", tuple(configs))
-    assert trajectories.measure_study(study, ["rank", "plane"], 2, small_store, tmp_path) == []
+    assert not analyse_study(study, ["rank", "plane"], Store(small_store), Records(tmp_path), 2)
     assert not (tmp_path / "replicates").exists()
     records = Records(tmp_path).read("dynamics")
     assert {record.facts["metric"] for record in records} == {"rank", "plane"}
     assert all(record.facts["made"]["seconds"] > 0 for record in records)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json.gz")}
-    assert trajectories.measure_study(study, ["rank"], 1, tmp_path / "empty", tmp_path) == []
+    assert not analyse_study(study, ["rank"], Store(tmp_path / "empty"), Records(tmp_path))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json.gz")} == before
     rank = pd.concat([record.tables["rank"] for record in records if "rank" in record.tables])
     assert set(rank["run"]) == {config.id for config in configs}

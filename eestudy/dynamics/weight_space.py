@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from eestudy.config import EestudyError, check_name
-from eestudy.dynamics.normalization import Tensors, re_estimated
+from eestudy.dynamics.batchnorm import Tensors, with_statistics_of
 from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
 from eestudy.training.losses import exit_hits, exit_losses, is_regression
@@ -134,7 +135,7 @@ def rows_at(network: nn.Module, tensors: Tensors, splits: dict[str, Batches], tr
     network: in eval mode. Exit 0 is the mean over exits. Where the network gives features, its exits are probes fitted
     to `train`.
     """
-    tensors = re_estimated(network, tensors, train)
+    tensors = with_statistics_of(network, tensors, train)
     read = Probes(network, tensors, train) if isinstance(network, PooledFeatures) else None
     return [row for name, batches in splits.items() for row in split_rows(name, network, tensors, batches, read)]
 
@@ -147,7 +148,7 @@ def split_rows(
     batches: Batches,
     read: Callable[[list[Tensor]], list[Tensor]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row an exit, 0 (their mean) first: [split], exit, loss, error. BatchNorm's statistics as they are.
+    """One row per exit, 0 (their mean) first: [split], exit, loss, error. BatchNorm's statistics as they are.
 
     error: the share of wrong predictions; in regression 1 - R2, the mean squared error over the variance of the
     targets, NaN where these are all the same. Raises EestudyError for a loss that is not finite.
@@ -164,8 +165,8 @@ def split_rows(
             real = y.cpu().double()
             targets += [len(y), float(real.sum()), float(real.square().sum())]
     if not np.isfinite(sums).all():
-        place = int(np.argmin(np.isfinite(sums).all(0)))
-        raise EestudyError(f"data: the loss of exit {place + 1} is not finite at this point ({sums[0, place]})")
+        index = int(np.argmin(np.isfinite(sums).all(0)))
+        raise EestudyError(f"data: the loss of exit {index + 1} is not finite at this point ({sums[0, index]})")
     losses, errors = sums / sum(len(y) for _, y in batches)
     if targets[0]:
         variance = targets[2] / targets[0] - (targets[1] / targets[0]) ** 2
@@ -175,6 +176,12 @@ def split_rows(
         {**named, "exit": number, "loss": float(loss), "error": float(error)}
         for number, (loss, error) in enumerate(zip([losses.mean(), *losses], [errors.mean(), *errors]))
     ]
+
+
+def framed(rows: list[dict[str, Any]], keys: list[str], names: Sequence[str] = ()) -> pd.DataFrame:
+    """Columns names, [split], keys, loss, error."""
+    split = ["split"] if "split" in rows[0] else []
+    return pd.DataFrame(rows)[[*names, *split, *keys, "loss", "error"]]
 
 
 class Probes:

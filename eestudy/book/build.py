@@ -12,8 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +20,14 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from eestudy import notebooks, runner
+from eestudy.book import notebooks, run_pages
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
+from eestudy.progress import Failure, Progress
+from eestudy.records import Records
 from eestudy.registry import ARCHITECTURES, DATASETS
-from eestudy.store import Store, write_atomically
+from eestudy.store import Store, check_writable, write_atomically
 
 SKIPPED = {"runs", "results", "__pycache__", ".ipynb_checkpoints"}  # of book/: made here, or nobody's source
 TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "latex2mathml")
@@ -59,7 +59,7 @@ class Stage:
         return self.root / "_build" / "html"
 
 
-def build(study: Study, workers: int = 1, store: Path | None = None) -> list[runner.Failure]:
+def build(study: Study, store: Store, workers: int = 1) -> list[Failure]:
     """Runs what the study lacks, executes the chapters on its tables, builds the pages; returns what failed.
 
     After a failure no pages are made, and the ones of an earlier build stay. EestudyError with one line when
@@ -69,37 +69,25 @@ def build(study: Study, workers: int = 1, store: Path | None = None) -> list[run
     for name in ("_config.yml", "_toc.yml", "book"):
         if not (stage.root / name).exists():
             raise EestudyError(f"{stage.root / name}: not found; run this inside a checkout of the study")
-    Store(stage.folder).check_writable()
-    clock = Clock()
+    check_writable(stage.folder)
     with FileLock(stage.folder.parent / "book.lock"):
         copied = copy_sources(stage)
-        clock.say(f"{copied} changed files copied to {stage.folder}")
+        say(f"{copied} changed files copied to {stage.folder}")
         runs_dir = stage.book / "runs" / study.name
-        failures = runner.run_study(
-            study, workers, runs_dir=runs_dir, results_dir=stage.results / study.name, store=store, every_page=True
-        )
-        clock.say(f"{len(runner.pages(study, runs_dir))} run pages, {len(failures)} failed")
-        failures = failures or execute_chapters(stage, study.name, workers, store, clock)
+        records = Records(stage.results / study.name)
+        failures = run_pages.run_study(study, store, records, workers, runs_dir, every_page=True)
+        say(f"{len(run_pages.pages(study, runs_dir))} run pages, {len(failures)} failed")
+        failures = failures or execute_chapters(stage, study.name, workers, store)
         if failures:
-            clock.say("the book is not built, because a notebook failed")
+            say("the book is not built, because a notebook failed")
             return failures
         write_toc(stage, study)
         check_notebooks(stage)
-        build_pages(stage, clock)
+        build_pages(stage)
     index = stage.html / "index.html"
     say(f"open {index.as_uri()}")
     say(f"or serve it: {Path(sys.executable).name} -m http.server --directory {stage.html}")
     return []
-
-
-class Clock:
-    """Progress lines with the seconds since the start."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-
-    def say(self, line: str) -> None:
-        say(f"[{time.monotonic() - self.started:.0f} s] {line}")
 
 
 def copy_sources(stage: Stage) -> int:
@@ -139,9 +127,9 @@ def takes_study(notebook: Path) -> bool:
     return False
 
 
-def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None, clock: Clock) -> list[runner.Failure]:
+def execute_chapters(stage: Stage, study: str, workers: int, store: Store) -> list[Failure]:
     """Executes the chapters whose source, package or tables changed; returns what failed."""
-    executor = notebooks.Executor(workers, store or Store().path)
+    executor = notebooks.Executor(workers, store)
     executor.environment["EESTUDY_RESULTS"] = str(stage.results.resolve())
     # What any chapter may read: the other studies, and the measurements that no study makes.
     files = [path for path in sorted(stage.results.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
@@ -149,43 +137,33 @@ def execute_chapters(stage: Stage, study: str, workers: int, store: Path | None,
     committed = [path for path in files if path not in tables]
     committed += sorted((stage.root / "benchmarks").glob("*.json"))
     package = notebooks.identity(*notebooks.package_files(), *committed)
-    todo: dict[Path, tuple[dict[str, str], str]] = {}
+    todo: dict[Path, tuple[Path, Path, dict[str, str], str]] = {}
     chapters = sorted((stage.root / "book" / "chapters").glob("*.ipynb"))
     for chapter in chapters:
-        given = {"study": study} if takes_study(chapter) else {}
+        target, given = stage.book / "chapters" / chapter.name, {"study": study} if takes_study(chapter) else {}
         made = notebooks.identity(notebooks.source_identity(chapter), given, package, *(tables if given else []))
-        if notebooks.made_from(_staged(stage, chapter)) != made:
-            todo[chapter] = (given, made)
-
-    def execute(chapter: Path) -> runner.Failure | None:
-        given, made = todo[chapter]
-        reason = executor.execute(chapter, _staged(stage, chapter), given, made)
-        clock.say(f"chapter {chapter.stem}: {'failed' if reason else 'done'}")
-        return runner.Failure(f"chapter {chapter.stem}", reason) if reason else None
-
-    clock.say(f"{len(chapters)} chapters, {len(todo)} to execute")
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        try:
-            return [failure for failure in pool.map(execute, todo) if failure]
-        except BaseException:
-            executor.stop()
-            raise
-
-
-def _staged(stage: Stage, chapter: Path) -> Path:
-    return stage.book / "chapters" / chapter.name
+        if notebooks.made_from(target) != made:
+            todo[chapter] = (chapter, target, given, made)
+    say(f"{len(chapters)} chapters, {len(todo)} to execute")
+    progress, failures = Progress({f"chapter {chapter.stem}": 1.0 for chapter in todo}), []
+    for chapter, reason in executor.execute_all(todo):
+        title = f"chapter {chapter.stem}"
+        progress.ended(title, reason is not None)
+        if reason:
+            failures.append(Failure(title, reason))
+    return failures
 
 
 def write_toc(stage: Stage, study: Study) -> None:
-    """The committed _toc.yml with the run pages before its last part, a part a data set."""
+    """The committed _toc.yml with the run pages before its last part, one part per data set."""
     toc = yaml.safe_load((stage.root / "_toc.yml").read_text(encoding="utf-8"))
-    toc["parts"][-1:-1] = run_parts(stage, runner.pages(study, stage.book / "runs" / study.name))
+    toc["parts"][-1:-1] = run_parts(stage, run_pages.pages(study, stage.book / "runs" / study.name))
     content = yaml.safe_dump(toc, sort_keys=False, allow_unicode=True).encode()
     write_atomically(stage.folder / "_toc.yml", content)
 
 
-def run_parts(stage: Stage, pages: list[runner.Page]) -> list[dict[str, Any]]:
-    """The table of contents' parts for run pages: one a data set, each page with a short title of its own."""
+def run_parts(stage: Stage, pages: list[run_pages.Page]) -> list[dict[str, Any]]:
+    """The table of contents' parts for run pages: one per data set, each page with a short title of its own."""
     parts: dict[str, list[dict[str, str]]] = {}
     for page in pages:
         config = page.configs[0]
@@ -210,7 +188,7 @@ def check_notebooks(stage: Stage) -> None:
         raise EestudyError(f"an executed notebook holds an error: {found[0]}{more}")
 
 
-def build_pages(stage: Stage, clock: Clock) -> None:
+def build_pages(stage: Stage) -> None:
     """Sphinx with warnings as errors, or nothing when all inputs are as they were.
 
     Always from nothing: a warm build forgets earlier warnings.
@@ -225,15 +203,15 @@ def build_pages(stage: Stage, clock: Clock) -> None:
     made = notebooks.identity({name: version(name) for name in TOOLS}, names, *files)
     stamp = stage.html / ".made-from"
     if stamp.is_file() and stamp.read_text() == made:
-        clock.say("pages are as they were")
+        say("pages are as they were")
         return
-    clock.say("Sphinx reads and writes the pages")
+    say("Sphinx reads and writes the pages")
     html = sphinx(stage.folder)
     write_atomically(html / ".made-from", made.encode())
     if stage.html.exists():
         shutil.rmtree(stage.html)
     html.replace(stage.html)
-    clock.say(f"{len(list((stage.html / 'book').rglob('*.html')))} pages written to {stage.html}")
+    say(f"{len(list((stage.html / 'book').rglob('*.html')))} pages written to {stage.html}")
 
 
 def sphinx(folder: Path) -> Path:

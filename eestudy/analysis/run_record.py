@@ -1,4 +1,4 @@
-"""A finished run as a record: the facts and tables that the study keeps of it, wherever the run itself may end up."""
+"""A finished run as a record: the facts and tables that a study keeps of it, wherever the run itself may end up."""
 
 from __future__ import annotations
 
