@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
-from eestudy.book import notebooks
+from eestudy.book import inputs, notebooks
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.grids import project_root
@@ -20,7 +19,7 @@ BACKBONES = "book/results/backbones.csv"
 
 
 def refresh(study: str) -> list[Failure]:
-    """Executes run.ipynb and every chapter in place, on the committed tables, and writes `study` into the README.
+    """Writes `study` into the README; executes in place run.ipynb and the chapters that reach something that changed.
 
     Before them it counts again what every backbone costs, which builds each once: two minutes, 2 GB.
     """
@@ -32,16 +31,18 @@ def refresh(study: str) -> list[Failure]:
     executor = notebooks.Executor(1, Store())
     failures = []
     for chapter in [*sorted((root / "book" / "chapters").glob("*.ipynb")), root / "book" / "run.ipynb"]:
+        of_study = inputs.default_study(chapter)
+        made = inputs.chapter_identity(chapter, root / "book" / "results", root / "benchmarks", of_study)
+        if made == inputs.made_from(chapter):
+            continue
         say(f"executing {chapter.stem}")
         with tempfile.TemporaryDirectory() as folder:
             executed = Path(folder) / chapter.name
-            reason = executor.execute(chapter, executed, {}, "")
+            reason = executor.execute(chapter, executed, {}, made)
             if reason:
                 failures.append(Failure(f"chapter {chapter.stem}", reason))
-                continue
-            notebook = json.loads(executed.read_text(encoding="utf-8"))
-        notebook["metadata"].pop("eestudy")  # what a committed chapter was made from, git knows
-        notebooks.write_notebook(chapter, notebook)
+            else:
+                write_atomically(chapter, executed.read_bytes())
     return failures
 
 

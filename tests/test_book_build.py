@@ -175,22 +175,6 @@ def test_copy_follows_changes_and_keeps_what_was_made(checkout: build.Stage) -> 
     assert chapter.is_file()
 
 
-def test_takes_study_only_where_the_parameters_cell_assigns_it(tmp_path: Path) -> None:
-    notebook = write_notebook(
-        tmp_path / "a.ipynb", ("code", 'study: str = "smoke"  # whose tables'), ("code", "study = 1")
-    )
-    assert not build.takes_study(notebook)  # no cell is tagged
-    content = json.loads(notebook.read_text())
-    for tagged, expected in ((0, True), (1, True)):
-        for place, cell in enumerate(content["cells"]):
-            cell["metadata"] = {"tags": ["parameters"]} if place == tagged else {}
-        notebook.write_text(json.dumps(content))
-        assert build.takes_study(notebook) is expected
-    content["cells"][1]["source"] = "epochs = 3\nprint(study)"
-    notebook.write_text(json.dumps(content))
-    assert not build.takes_study(notebook)
-
-
 def test_toc_has_run_pages_by_data_set_before_the_last_part(checkout: build.Stage, study: Study) -> None:
     build.write_toc(checkout, study)
     toc = yaml.safe_load((checkout.folder / "_toc.yml").read_text())

@@ -6,8 +6,6 @@ is not made again. The pages end up in `_build/html`.
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 import shutil
 import subprocess
@@ -20,7 +18,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from eestudy.book import notebooks, run_pages
+from eestudy.book import inputs, notebooks, run_pages
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
@@ -118,31 +116,22 @@ def copy_sources(stage: Stage) -> int:
     return changed
 
 
-def takes_study(notebook: Path) -> bool:
-    """Whether the cell tagged `parameters` assigns `study`: then the chapter reads a study's tables."""
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            names = (node for node in ast.walk(ast.parse("".join(cell["source"]))) if isinstance(node, ast.Name))
-            return any(node.id == "study" and isinstance(node.ctx, ast.Store) for node in names)
-    return False
-
-
 def execute_chapters(stage: Stage, study: str, workers: int, store: Store) -> list[Failure]:
-    """Executes the chapters whose source, package or tables changed; returns what failed."""
+    """Executes the chapters that have no outputs made from what they reach now; returns what failed."""
     executor = notebooks.Executor(workers, store)
     executor.environment["EESTUDY_RESULTS"] = str(stage.results.resolve())
-    # What any chapter may read: the other studies, and the measurements that no study makes.
-    files = [path for path in sorted(stage.results.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
-    tables = [path for path in files if path.relative_to(stage.results).parts[0] == study]
-    committed = [path for path in files if path not in tables]
-    committed += sorted((stage.root / "benchmarks").glob("*.json"))
-    package = notebooks.identity(*notebooks.package_files(), *committed)
     todo: dict[Path, tuple[Path, Path, dict[str, str], str]] = {}
     chapters = sorted((stage.root / "book" / "chapters").glob("*.ipynb"))
     for chapter in chapters:
-        target, given = stage.book / "chapters" / chapter.name, {"study": study} if takes_study(chapter) else {}
-        made = notebooks.identity(notebooks.source_identity(chapter), given, package, *(tables if given else []))
-        if notebooks.made_from(target) != made:
+        target, given = stage.book / "chapters" / chapter.name, {}
+        if inputs.default_study(chapter):
+            given["study"] = study
+        made = inputs.chapter_identity(chapter, stage.results, stage.root / "benchmarks", given.get("study"))
+        if made == inputs.made_from(target):
+            continue
+        if made == inputs.made_from(chapter):  # its committed outputs were made from just this
+            write_atomically(target, chapter.read_bytes())
+        else:
             todo[chapter] = (chapter, target, given, made)
     say(f"{len(chapters)} chapters, {len(todo)} to execute")
     progress, failures = Progress({f"chapter {chapter.stem}": 1.0 for chapter in todo}), []
@@ -200,7 +189,7 @@ def build_pages(stage: Stage) -> None:
     ]
     files += [stage.folder / "_config.yml", stage.folder / "_toc.yml"]
     names = [path.relative_to(stage.folder).as_posix() for path in files]
-    made = notebooks.identity({name: version(name) for name in TOOLS}, names, *files)
+    made = inputs.identity({name: version(name) for name in TOOLS}, names, *files)
     stamp = stage.html / ".made-from"
     if stamp.is_file() and stamp.read_text() == made:
         say("pages are as they were")

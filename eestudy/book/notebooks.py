@@ -1,8 +1,7 @@
-"""Executing a notebook through papermill, and knowing when that is not needed. No torch here."""
+"""Executing a notebook through papermill. No torch here."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,35 +17,6 @@ from eestudy.config import EestudyError
 from eestudy.store import Store, write_atomically
 
 T = TypeVar("T")
-PACKAGE = Path(__file__).parents[1]
-
-
-def identity(*inputs: object) -> str:
-    """SHA-256 of everything an output was made from: files by their bytes, other things by their JSON."""
-    digest = hashlib.sha256()
-    for item in inputs:
-        content = item.read_bytes() if isinstance(item, Path) else json.dumps(item, sort_keys=True).encode()
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
-
-
-def package_files() -> list[Path]:
-    """The package's own source: when it changes, every page is drawn again (trained runs are kept)."""
-    return sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".js", ".css"))
-
-
-def source_identity(notebook: Path) -> str:
-    """Identity of a notebook's cells, without outputs and execution counts."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return identity([[cell["cell_type"], cell["source"], cell["metadata"].get("tags", [])] for cell in cells])
-
-
-def made_from(notebook: Path) -> str | None:
-    """The identity of what an executed notebook was made from; None if there is none, or it is not whole."""
-    try:
-        return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["eestudy"]["identity"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 class Executor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eestudy.analysis.finished_runs import add_records
-from eestudy.book import notebooks
+from eestudy.book import inputs, notebooks
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
 from eestudy.grids import Study, project_root
@@ -82,13 +82,13 @@ def run_study(
     for folder in (store.path, runs_dir, records.folder):
         check_writable(folder)
     records.sweep()
-    source = notebooks.identity(notebooks.source_identity(book / "run.ipynb"), *notebooks.package_files())
+    source = inputs.identity(inputs.source_identity(book / "run.ipynb"), *inputs.package_files())
     todo: dict[Page, str] = {}
     for page in pages(study, runs_dir):
         lacking = tuple(config for config in page.configs if not records.has("runs", config.id))
         wanted = page if every_page else replace(page, configs=lacking)
-        if lacking or (every_page and notebooks.made_from(page.target) != notebooks.identity(source, page.parameters)):
-            todo[wanted] = notebooks.identity(source, wanted.parameters)
+        if lacking or (every_page and inputs.made_from(page.target) != inputs.identity(source, page.parameters)):
+            todo[wanted] = inputs.identity(source, wanted.parameters)
     recorded = sum(records.has("runs", config.id) for config in study.configs)
     say(
         f"study {study.name}: {len(study.pages())} notebooks of {len(study.configs)} runs, {recorded} of them with a "

@@ -1,0 +1,152 @@
+"""What an executed notebook was made from: its cells, its parameters, and the code and results that it reaches.
+
+A page whose inputs are what they were is not made again: not in a second build, and not in a fresh clone where the
+committed outputs of a chapter were made from them. No torch here.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+ASSETS = (".js", ".css")
+
+
+def identity(*inputs: object) -> str:
+    """SHA-256 of everything an output was made from: files by their bytes, other things by their JSON."""
+    digest = hashlib.sha256()
+    for item in inputs:
+        content = item.read_bytes() if isinstance(item, Path) else json.dumps(item, sort_keys=True).encode()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def package_files() -> list[Path]:
+    """The package's own source."""
+    return sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", *ASSETS))
+
+
+def source_identity(notebook: Path) -> str:
+    """Identity of a notebook's cells, without outputs and execution counts."""
+    return identity(
+        [[cell["cell_type"], cell["source"], cell["metadata"].get("tags", [])] for cell in _cells(notebook)]
+    )
+
+
+def made_from(notebook: Path) -> str | None:
+    """The identity of what an executed notebook was made from; None if there is none, or it is not whole."""
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["eestudy"]["identity"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def default_study(chapter: Path) -> str | None:
+    """What the cell tagged `parameters` assigns to `study`: the study whose tables the chapter reads; None: no study."""
+    for cell in _cells(chapter):
+        if "parameters" in cell["metadata"].get("tags", []):
+            for node in ast.walk(ast.parse("".join(cell["source"]))):
+                targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+                if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value and _is_study(targets[0]):
+                    return str(ast.literal_eval(node.value))
+    return None
+
+
+def _is_study(target: ast.AST | None) -> bool:
+    return isinstance(target, ast.Name) and target.id == "study"
+
+
+def chapter_identity(chapter: Path, results: Path, benchmarks: Path, study: str | None) -> str:
+    """Of what a chapter is made from.
+
+    results: the folder of all records; of them, and of the files in `benchmarks`, those count that the chapter or the
+    report's code names. study: whose tables it is given, if it takes a study.
+    """
+    code = code_of(chapter)
+    words = quoted([_source(chapter), *(path.read_text(encoding="utf-8") for path in code if _is_report(path))])
+    named = [path for path in sorted(results.iterdir()) if path.name in words or path.name == study]
+    named += [path for path in sorted(benchmarks.glob("*.json")) if path.stem in words or path.name in words]
+    files = [each for path in named for each in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    kept = [path for path in files if path.is_file() and path.suffix != ".tmp"]
+    return identity(source_identity(chapter), study, [path.name for path in (*code, *kept)], *code, *kept)
+
+
+def quoted(texts: Iterable[str]) -> set[str]:
+    """Every word or file name between quotes."""
+    return {word for text in texts for word in re.findall(r"""["']([\w.-]+)["']""", text)}
+
+
+def code_of(chapter: Path) -> list[Path]:
+    """The package's files that a chapter imports, and what they import: all of it where one of them needs torch.
+
+    Names that are looked up when they are first used (`eestudy.run`, a registry's) are in no import: who can get at
+    them has torch, or imports the package itself.
+    """
+    found: set[Path] = set()
+    waiting = list(_imported(_source(chapter), PACKAGE.parent))
+    while waiting:
+        path = waiting.pop()
+        if path is None:
+            return package_files()
+        if path not in found:
+            found.add(path)
+            waiting += _imports_of(path)
+    beside = {asset for path in found for asset in path.parent.iterdir() if asset.suffix in ASSETS}
+    return sorted(found | beside)
+
+
+@cache
+def _imports_of(path: Path) -> tuple[Path | None, ...]:
+    source = path.read_text(encoding="utf-8")
+    return (None,) if _needs_torch(source) else tuple(_imported(source, path.parent))
+
+
+def _needs_torch(source: str) -> bool:
+    """Whether importing this source imports torch; an import in a function does not."""
+    return bool(re.search(r"^(import|from) torch\b", source, re.MULTILINE))
+
+
+def _imported(source: str, folder: Path) -> Iterator[Path | None]:
+    """The package's files that a source imports anywhere; None for the package itself or what it looks up."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE.name]
+            yield from (_file(PACKAGE.parent.joinpath(*name.split("."))) for name in names)
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == PACKAGE.name):
+            start = folder.parents[node.level - 2] if node.level > 1 else folder if node.level else PACKAGE.parent
+            base = start.joinpath(*(node.module or "").split(".")) if node.module else start
+            if base != PACKAGE:
+                yield _file(base)
+            for alias in node.names:
+                inner = base / alias.name
+                if inner.is_dir() or inner.with_suffix(".py").is_file():
+                    yield _file(inner)
+                elif base == PACKAGE:
+                    yield None
+
+
+def _file(module: Path) -> Path | None:
+    if module == PACKAGE:
+        return None
+    return module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether the file draws tables and figures: such code names the results that it reads."""
+    return path.relative_to(PACKAGE).parts[0] in ("report", "chapters")
+
+
+def _cells(notebook: Path) -> list[dict[str, Any]]:
+    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+
+
+def _source(notebook: Path) -> str:
+    """The code of a notebook's cells."""
+    return "\n".join("".join(cell["source"]) for cell in _cells(notebook) if cell["cell_type"] == "code")
