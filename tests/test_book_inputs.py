@@ -24,7 +24,7 @@ def chapter(folder: Path, *sources: str, parameters: str = "") -> Path:
 
 
 def reached(folder: Path, source: str) -> set[str]:
-    found = inputs.code_of(chapter(folder, source))
+    found, _ = inputs.code_of(chapter(folder, source))
     return {path.relative_to(inputs.PACKAGE).as_posix() for path in found}
 
 

@@ -49,7 +49,7 @@ def made_from(notebook: Path) -> str | None:
 
 
 def default_study(chapter: Path) -> str | None:
-    """What the cell tagged `parameters` assigns to `study`: the study whose tables the chapter reads; None: no study."""
+    """What the cell tagged `parameters` assigns to `study`: the study whose tables the chapter reads; None: none."""
     for cell in _cells(chapter):
         if "parameters" in cell["metadata"].get("tags", []):
             for node in ast.walk(ast.parse("".join(cell["source"]))):
@@ -69,8 +69,8 @@ def chapter_identity(chapter: Path, results: Path, benchmarks: Path, study: str 
     results: the folder of all records; of them, and of the files in `benchmarks`, those count that the chapter or the
     report's code names. study: whose tables it is given, if it takes a study.
     """
-    code = code_of(chapter)
-    words = quoted([_source(chapter), *(path.read_text(encoding="utf-8") for path in code if _is_report(path))])
+    code, reached = code_of(chapter)
+    words = quoted([_source(chapter), *(path.read_text(encoding="utf-8") for path in reached if _is_report(path))])
     named = [path for path in sorted(results.iterdir()) if path.name in words or path.name == study]
     named += [path for path in sorted(benchmarks.glob("*.json")) if path.stem in words or path.name in words]
     files = [each for path in named for each in ([path] if path.is_file() else sorted(path.rglob("*")))]
@@ -83,34 +83,33 @@ def quoted(texts: Iterable[str]) -> set[str]:
     return {word for text in texts for word in re.findall(r"""["']([\w.-]+)["']""", text)}
 
 
-def code_of(chapter: Path) -> list[Path]:
-    """The package's files that a chapter imports, and what they import: all of it where one of them needs torch.
+def code_of(chapter: Path) -> tuple[list[Path], set[Path]]:
+    """The package's files that a chapter depends on, and of them those that it imports, directly or not.
 
-    Names that are looked up when they are first used (`eestudy.run`, a registry's) are in no import: who can get at
-    them has torch, or imports the package itself.
+    They are the same, with scripts and styles beside them, where none needs torch; else it depends on all. Names that
+    are looked up when they are first used (`eestudy.run`, a registry's) are in no import, but who can get at them has
+    torch, or imports the package itself.
     """
-    found: set[Path] = set()
-    waiting = list(_imported(_source(chapter), PACKAGE.parent))
+    reached: set[Path] = set()
+    waiting, trains = list(_imported(_source(chapter), PACKAGE.parent)), False
     while waiting:
         path = waiting.pop()
         if path is None:
-            return package_files()
-        if path not in found:
-            found.add(path)
-            waiting += _imports_of(path)
-    beside = {asset for path in found for asset in path.parent.iterdir() if asset.suffix in ASSETS}
-    return sorted(found | beside)
+            trains = True
+        elif path not in reached:
+            reached.add(path)
+            needs_torch, imports = _read(path)
+            trains |= needs_torch
+            waiting += imports
+    beside = {asset for path in reached for asset in path.parent.iterdir() if asset.suffix in ASSETS}
+    return (package_files() if trains else sorted(reached | beside)), reached
 
 
 @cache
-def _imports_of(path: Path) -> tuple[Path | None, ...]:
+def _read(path: Path) -> tuple[bool, tuple[Path | None, ...]]:
+    """Whether importing a file imports torch (an import in a function does not), and what of the package it imports."""
     source = path.read_text(encoding="utf-8")
-    return (None,) if _needs_torch(source) else tuple(_imported(source, path.parent))
-
-
-def _needs_torch(source: str) -> bool:
-    """Whether importing this source imports torch; an import in a function does not."""
-    return bool(re.search(r"^(import|from) torch\b", source, re.MULTILINE))
+    return bool(re.search(r"^(import|from) torch\b", source, re.MULTILINE)), tuple(_imported(source, path.parent))
 
 
 def _imported(source: str, folder: Path) -> Iterator[Path | None]:
