@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from eestudy.config import EestudyError
@@ -13,6 +14,14 @@ def needed(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise EestudyError(
-            f"{package} cannot be imported ({error}); it comes with: pip install 'eestudy[{extra}]'"
-        ) from error
+        raise _missing(f"{package} cannot be imported ({error})", extra) from error
+
+
+def check_there(package: str, extra: str) -> None:
+    """EestudyError where a package is missing that another process will import."""
+    if importlib.util.find_spec(package) is None:
+        raise _missing(f"{package} is not installed", extra)
+
+
+def _missing(what: str, extra: str) -> EestudyError:
+    return EestudyError(f"{what}; it comes with: pip install 'eestudy[{extra}]'")

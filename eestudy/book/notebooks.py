@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eestudy.config import EestudyError
+from eestudy.extras import check_there
 from eestudy.store import Store, write_atomically
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ class Executor:
 
     def __init__(self, workers: int, store: Store) -> None:
         """workers: how many share the cores; store: which they all use."""
+        check_there("papermill", "book")
         self.workers = workers
         share = max(1, (os.cpu_count() or 1) // workers)
         threads = {name: os.environ.get(name, str(share)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eestudy.export.runner import MANIFEST, Runner, needed
+from eestudy.export.runner import MANIFEST, Runner
+from eestudy.extras import needed
 
 if TYPE_CHECKING:
     from eestudy.evaluation import ExitRule
@@ -28,7 +29,7 @@ def export(model: MultiExit, folder: str | Path, rule: ExitRule) -> Path:
     a package that is missing.
     """
     for package in ("onnx", "onnxscript"):
-        needed(package)
+        needed(package, "export")
     from eestudy.export.writer import write
 
     return write(model, Path(folder), rule)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -11,18 +10,11 @@ from typing import Any
 import numpy as np
 
 from eestudy.config import EestudyError
+from eestudy.extras import needed
 
 FORMAT = 1
 MANIFEST = "exits.json"
 TOO_EARLY = float(np.finfo(np.float32).min)  # a regression's score before k changes were seen
-
-
-def needed(package: str) -> Any:
-    """The package; EestudyError with the command that installs it where it is missing."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise EestudyError(f"export: needs the package {package} ({error}); pip install {package}") from error
 
 
 class Runner:
@@ -34,7 +26,7 @@ class Runner:
     """
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
-        runtime = needed("onnxruntime")
+        runtime = needed("onnxruntime", "export")
         folder = Path(folder)
         try:
             facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

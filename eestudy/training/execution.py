@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from eestudy.config import EestudyError, check_name
 from eestudy.environment import say
+from eestudy.extras import needed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -148,6 +149,7 @@ def execution(device: str | None = None, workers: int = 0, compile: str = "auto"
 
 
 def _joined(cpu: bool) -> Accelerator:
+    needed("accelerate", "cluster")
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
