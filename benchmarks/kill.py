@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 
 import eestudy
+from eestudy import runs
 from eestudy import store as store_module
-from eestudy import study
 from eestudy.environment import describe
 from eestudy.training import batches, loop, validation
 from eestudy.training.eager_step import EagerStep
@@ -74,15 +74,15 @@ class Doing:
 
     def watch(self) -> None:
         """Watches the parts of a run, in this process, from now on."""
-        prepare = self.during(study.prepare, lambda *_: "preparing")
+        prepare = self.during(runs.prepare, lambda *_: "preparing")
 
         def prepared(*arguments, **keywords):
             plan = prepare(*arguments, **keywords)
             self.memory[64] = 1
             return plan
 
-        study.prepare = prepared
-        study.predict_logits = self.during(study.predict_logits, lambda *_: "predicting")
+        runs.prepare = prepared
+        runs.predict_logits = self.during(runs.predict_logits, lambda *_: "predicting")
         EagerStep.step = self.during(EagerStep.step, lambda *_: "a training step")  # type: ignore[method-assign]
         loop.Validation.measured = self.during(loop.Validation.measured, lambda *_: "validation")  # type: ignore[method-assign]
         for room in (batches, validation):

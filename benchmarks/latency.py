@@ -26,10 +26,10 @@ import eestudy
 from eestudy import evaluation
 from eestudy.evaluation.clock import PLAIN, compared, stage_times, time_parts, timed
 from eestudy.evaluation.exit_rules import ExitRule, max_probability, per_exit, simulate
-from eestudy.grids import load_study, project_root
 from eestudy.models import MultiExit, build_backbone, exit_costs
 from eestudy.models.multi_exit import Rule
-from eestudy.study import Run
+from eestudy.runs import Run
+from eestudy.study import load_study, project_root
 
 STUDY = "dynamics"
 RULE = "max-probability"

@@ -19,7 +19,7 @@ from eestudy import evaluation
 from eestudy.chapters.static_baselines import WHOLE, named
 from eestudy.config import EestudyError
 from eestudy.evaluation.clock import PLAIN, timed
-from eestudy.grids import load_study, project_root
+from eestudy.study import load_study, project_root
 
 BUDGETS = (0.25, 0.5, 0.75, 1.0)
 SIZES = (1, 256)

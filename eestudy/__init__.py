@@ -1,6 +1,6 @@
 """Early-exit networks: train them by different strategies, measure them honestly.
 
-Start reading at ``study.py``: one run from top to bottom. Importing this package loads no torch; each name below is
+Start reading at ``runs.py``: one run from top to bottom. Importing this package loads no torch; each name below is
 imported when it is first used.
 """
 
@@ -15,21 +15,20 @@ __version__ = "0.1.0"
 _NAMES = {
     "RunConfig": "config",
     "EestudyError": "config",
-    "Study": "grids",
-    "load_study": "grids",
-    "request": "grids",
+    "Study": "study",
+    "load_study": "study",
+    "request": "study",
     "Store": "store",
     "Backbone": "models",
     "MultiExit": "models",
     "add_exits": "models",
     "from_model": "models",
-    "Run": "study",
-    "run": "study",
-    "budgets": "study",
-    "tradeoffs": "study",
+    "Run": "runs",
+    "run": "runs",
+    "budgets": "runs",
 }
 _MODULES = (
-    "config", "grids", "store", "data", "models", "methods", "training", "evaluation", "dynamics", "study",
+    "config", "study", "store", "data", "models", "methods", "training", "evaluation", "dynamics", "runs",
     "analysis", "book", "report", "export",
 )  # fmt: skip
 

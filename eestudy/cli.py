@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from eestudy.config import EestudyError
 
 if TYPE_CHECKING:  # a command loads what it needs
-    from eestudy.grids import Study
     from eestudy.progress import Failure
     from eestudy.records import Records
     from eestudy.store import Store
+    from eestudy.study import Study
 
 STORE = "folder of runs (default: $EESTUDY_HOME, or ./runs)"
 
@@ -168,9 +168,9 @@ def _positive(text: str) -> int:
 
 def _study(options: argparse.Namespace) -> tuple[Study, Store, Records]:
     """What is asked for, where its runs are and where its records are."""
-    from eestudy.grids import load_study
     from eestudy.records import Records, results_folder
     from eestudy.store import Store
+    from eestudy.study import load_study
 
     study = load_study(options.params)
     return study, Store(options.store), Records(results_folder(study.name))
@@ -207,10 +207,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from eestudy.grids import load_study
     from eestudy.jobs import WorkerSettings, train_here, train_study
     from eestudy.records import Records, folder_for
     from eestudy.store import Store
+    from eestudy.study import load_study
 
     study, results = load_study(options.params), folder_for(options.params)
     records = Records(results) if results else None

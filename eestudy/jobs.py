@@ -23,10 +23,10 @@ from eestudy.analysis.cells import grouped
 from eestudy.analysis.finished_runs import add_records
 from eestudy.config import RunConfig
 from eestudy.environment import say, use_threads
-from eestudy.grids import Study
 from eestudy.progress import Failure, Progress
 from eestudy.records import Records
 from eestudy.store import Store, check_writable
+from eestudy.study import Study
 
 # What runs may differ in and still share their first phase.
 SHARING = {"seed", "strategy", "epochs", "phase_split", "lr_scale"}
@@ -110,7 +110,7 @@ def _flops(configs: Sequence[RunConfig]) -> dict[str, float]:
 
 def train_here(study: Study, settings: WorkerSettings) -> None:
     """The same in this process, one run after the other; under `accelerate launch`, each in several at once."""
-    from eestudy import study as studied
+    from eestudy import runs
     from eestudy.training.execution import execution
 
     process = execution(settings.device)  # of several processes, one speaks
@@ -120,7 +120,7 @@ def train_here(study: Study, settings: WorkerSettings) -> None:
             say(f"[{number}/{len(study.configs)}] {config.id}{'' if lacking else ': has a record'}")
         if not lacking:
             continue
-        run = studied.run(config, settings.store, settings.device, settings.workers, settings.compile)
+        run = runs.run(config, settings.store, settings.device, settings.workers, settings.compile)
         if process.main:
             print(run.exits().drop(columns="run").to_string(index=False, float_format="%.4g"), flush=True)
             if settings.records:
@@ -249,13 +249,13 @@ def _end_with_parent() -> None:
 
 def _trained(config: RunConfig, settings: WorkerSettings, compiles: bool) -> str | None:
     """Trains a run and adds its record; one line where that fails."""
-    from eestudy import study
+    from eestudy import runs
     from eestudy.training.execution import execution
 
     try:
         on_processor = execution(settings.device).device.type == "cpu"
         compiled = "step" if settings.compile == "auto" and compiles and on_processor else settings.compile
-        study.run(config, settings.store, settings.device, settings.workers, compiled)
+        runs.run(config, settings.store, settings.device, settings.workers, compiled)
         if settings.records:
             add_records([config], settings.store, settings.records)
     except Exception as error:  # noqa: BLE001  (it must not stop the others)

@@ -28,8 +28,8 @@ import pandas as pd
 from eestudy.columns import decoded_table, encoded_table, stacked_tables
 from eestudy.config import EestudyError, check_name
 from eestudy.environment import say
-from eestudy.grids import project_root
 from eestudy.store import write_once
+from eestudy.study import project_root
 
 FORMAT = 1
 KINDS = ("runs", "dynamics", "evaluation")

@@ -8,10 +8,10 @@ from pathlib import Path
 from eestudy.book import inputs, notebooks
 from eestudy.config import EestudyError
 from eestudy.environment import say
-from eestudy.grids import project_root
 from eestudy.progress import Failure
 from eestudy.report import claims, load, plots, tables
 from eestudy.store import Store, write_atomically
+from eestudy.study import project_root
 
 BEGIN, END = "<!-- results: written by `eestudy refresh`, do not edit -->", "<!-- results end -->"
 FIGURE = "book/_static/results.png"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eestudy.grids import Study
 from eestudy.records import Records
 from eestudy.store import Store
+from eestudy.study import Study
 
 
 def status(study: Study, store: Store, records: Records) -> Iterator[str]:

@@ -29,7 +29,7 @@ from safetensors.numpy import load as safetensors_arrays
 from safetensors.numpy import save as safetensors_bytes
 
 from eestudy.config import EestudyError
-from eestudy.grids import project_root
+from eestudy.study import project_root
 
 Arrays = dict[str, np.ndarray]
 Files = dict[str, dict[str, Any]]  # file name -> {bytes, sha256}

@@ -1,371 +1,206 @@
-"""One run from top to bottom: config -> data -> network -> phases -> predictions -> tables. Start reading here."""
+"""Many runs at once: a study's YAML, a grid of settings, a notebook's parameters. No torch here."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
+import ast
+import itertools
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
+import yaml
 
-from eestudy import data, evaluation
-from eestudy.config import EestudyError, RunConfig
-from eestudy.environment import describe, say
-from eestudy.methods import MethodOfRun
-from eestudy.models import MultiExit, exit_costs
-from eestudy.plan import Plan, build_model, fingerprint, load_data, outline_of, prepare, stages_of
-from eestudy.registry import METHODS
-from eestudy.store import Arrays, Folder, Store
-from eestudy.training.batches import clean_batches
-from eestudy.training.execution import Execution, execution, warn_if_slow
-from eestudy.training.loop import checkpoint_name, train_phase
-from eestudy.training.phases import Phase
-from eestudy.training.resume import state_files
-from eestudy.training.whole_step import fits
-
-CURVE_FRACTIONS = tuple(np.round(np.linspace(0.05, 1.3, 51), 3))  # budgets of a trade-off curve, of the plain backbone
-
-ALLOCATION = "shared"  # one threshold for all exits, in every table that is not asked for another one
-BUDGET_COLUMNS = ["run", "protocol", "rule", "allocation", "budget", "accuracy", "flops"]
+from eestudy.config import EestudyError, RunConfig, content_hash, nearest
+from eestudy.registry import STRATEGIES
 
 
-def run(
-    config: RunConfig,
-    store: str | Path | Store | None = None,
-    device: str | None = None,
-    workers: int = 0,
-    compile: str = "auto",
-    model: MultiExit | None = None,
-) -> Run:
-    """Trains the run of `config`, or loads what of it is done.
+@dataclass(frozen=True)
+class Study:
+    """A named tuple of runs, in the order in which they are best executed."""
 
-    store: a folder (default $EESTUDY_HOME or ./runs); device: "cpu", "cuda", ... (default: a GPU if there is one);
-    workers, compile: see `training.execution`. model: your own network, for `architecture="own"`; a copy of it is
-    trained, from the weights it comes with, which are part of the run's identity.
-    Raises EestudyError for settings that do not fit together and for a store that cannot be written.
+    name: str
+    configs: tuple[RunConfig, ...]
+
+    def pages(self) -> list[list[RunConfig]]:
+        """The runs grouped into notebooks: same settings, different seeds."""
+        groups: dict[str, list[RunConfig]] = {}
+        for config in self.configs:
+            groups.setdefault(content_hash(config.replace(seed=0).identity()), []).append(config)
+        return list(groups.values())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that also refuses a key given twice, where the first value would be lost in silence."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: list[Any] = []
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):  # such as {{name}}, a template that nobody filled in
+            mark = key_node.start_mark
+            raise yaml.constructor.ConstructorError(problem="a key must be a single word", problem_mark=mark)
+        if key_node.tag == MERGE:
+            continue
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        if key in seen:
+            mark = key_node.start_mark
+            raise yaml.constructor.ConstructorError(problem=f"key {key!r} is given twice", problem_mark=mark)
+        seen.append(key)
+    loader.flatten_mapping(node)
+    return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
+
+
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; tags that would run code, unreadable and empty files raise EestudyError."""
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        near = ""
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+            near = "; " + nearest(path.name, sorted(p.name for p in path.parent.glob("*.y*ml")) or ["(no YAML there)"])
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise EestudyError(f"{path}: {reason}{near}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that does not exist
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise EestudyError(f"{path}{line}: not valid YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise EestudyError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return content
+
+
+def load_study(path: str | Path) -> Study:
+    """The runs of a YAML file.
+
+    A study has `seeds`, `common` (settings of every run) and `grid`: a list of blocks whose lists multiply. A flat
+    file of RunConfig fields, with or without `seeds`, is a study of one combination.
     """
-    store = store if isinstance(store, Store) else Store(store)
-    done = Run(config, store, model)
-    how = execution(device, workers, compile)
-    store.check_writable()
-    with _locked(done.folder, how):
-        if how.agreed(how.main and not (store.usable(done.folder) and store.phases_whole(done.folder))):
-            warn_if_slow(config.precision, how.device)
-            plan = prepare(config, model)
-            if how.main:
-                done.folder.write_json("config.json", config.model_dump(mode="json"))
-            for number, phase_id in enumerate(plan.phase_ids):
-                train_or_load(store, plan, number, phase_id, plan.model, how)
-            if how.main:
-                _finish(done.folder, store, plan, plan.model.eval(), how)
-    return done
+    content = read_yaml(path)
+    name = Path(path).stem
+    if "grid" not in content:
+        if "seeds" in content and "seed" in content:
+            raise EestudyError(f"{path}: give seed or seeds, not both")
+        seeds = content.pop("seeds", [content.pop("seed", 0)])
+        return Study(name, _expand(path, [content], {}, seeds))
+    unknown = sorted(str(key) for key in set(content) - {"seeds", "common", "grid"})
+    if unknown:
+        raise EestudyError(f"{path}: unknown key {unknown[0]!r}; {nearest(unknown[0], ['seeds', 'common', 'grid'])}")
+    common = content.get("common") or {}
+    if not isinstance(common, dict):
+        raise EestudyError(f"{path}: common: expected a mapping of settings, found {common!r}")
+    return Study(name, _expand(path, content["grid"], common, content.get("seeds", [0])))
 
 
-@contextmanager
-def _locked(folder: Folder, how: Execution) -> Iterator[None]:
-    """Of several processes that train together, the first holds the lock; all leave together."""
-    with folder.lock(say) if how.main else nullcontext():
-        yield
-        how.wait()
-
-
-def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: MultiExit, how: Execution) -> None:
-    """Brings `model` from the end of the phase before to the end of phase `number`, training only what is not done."""
-    phase, folder = plan.phases[number], store.folder("phases", phase_id)
-    with _locked(folder, how):
-        # The summary is a phase's last file; without `done` behind it, it was killed just there.
-        if how.agreed(how.main and not store.usable(folder) and not folder.has("summary.json")):
-            how = _as_begun(folder, phase, plan, model, how)
-            if how.main:
-                parent = plan.phase_ids[number - 1] if number else None
-                content = {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
-                folder.write_json("config.json", content)
-            with torch.random.fork_rng(devices=[]):
-                hooks = plan.method.hooks(phase)
-                train_phase(model, phase, plan.data, folder, plan.config.seed, number, how, hooks)
-        else:
-            load_weights(model, folder.arrays(checkpoint_name(100)))
-        if how.main and not folder.done():
-            for name in state_files(folder):
-                folder.remove(name)
-            folder.finish()
-
-
-# What of a phase is compiled, as its environment.json says -> the setting that compiles just this. Phases begun when
-# only networks could be compiled have a truth value.
-COMPILED = {"no": "never", "network": "always", "step": "step", False: "never", True: "always"}
-
-
-def _as_begun(folder: Folder, phase: Phase, plan: Plan, model: MultiExit, how: Execution) -> Execution:
-    """`how`, compiling what the phase was begun with: so a resumed phase has the bits of an undisturbed one.
-
-    Notes in the folder what the phase is made with.
-    """
-    if not folder.has("environment.json"):
-        steps = phase.settings.epochs * (plan.outline.train // min(phase.settings.batch_size, plan.outline.train))
-        compiled = "no"
-        if fits(model, phase, plan.data, how):
-            compiled = "step"
-        elif how.compiles(steps) and phase.settings.gradient_combination == "sum":
-            compiled = "network"
-        if how.main:
-            folder.write_json("environment.json", {**describe(how.device.type), "compiled": compiled})
-    else:
-        compiled = folder.json("environment.json")["compiled"]
-    return dataclasses.replace(how, compile=COMPILED[compiled])
-
-
-def load_weights(model: MultiExit, arrays: Arrays) -> None:
-    """Copies a phase's checkpoint, the tensors it trained, into the network; the others stay."""
-    model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()}, strict=False)
-
-
-def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, how: Execution) -> None:
-    """Predictions on clean validation and test data, the exits' table and where they come from; then `done`."""
-    arrays: Arrays = {}
-    for name, split in (("validation", plan.data.validation), ("test", plan.data.test)):
-        arrays[f"{name}.logits"] = predict_logits(model, split, how)
-        arrays[f"{name}.labels"] = split.y.numpy()
-    folder.write_arrays("predictions.safetensors", arrays)
-    costs = exit_costs(model)
-    stages = stages_of(model)
-    exits = evaluation.exit_metrics(arrays["test.logits"], arrays["test.labels"])
-    exits = exits.assign(stage=stages, flops=costs.flops, params=costs.params)
-    columns = ["exit", "stage", "flops", "params", "accuracy", "nll", "ece"]
-    folder.write_frame("exits.parquet", _scored(exits, columns))
-    summaries = [store.folder("phases", phase_id).json("summary.json") for phase_id in plan.phase_ids]
-    spent = [
-        plan.step_flops[phase.name] * summary["samples"] for phase, summary in zip(plan.phases, summaries, strict=True)
-    ]
-    folder.write_json(
-        "run.json",
-        {
-            "phases": list(plan.phase_ids),
-            "seconds": round(sum(summary["seconds"] for summary in summaries), 3),
-            "training_flops": float(sum(spent) + plan.once_flops),
-            "stage_flops": costs.stages,
-            "classifier_flops": costs.classifier,
-            "head_flops": costs.heads,
-        },
-    )
-    if not folder.has("environment.json"):
-        folder.write_json("environment.json", describe(how.device.type))
-    folder.finish()
-
-
-@torch.no_grad()
-def predict_logits(model: MultiExit, split: data.Split, how: Execution) -> np.ndarray:
-    """Logits of every exit (K, N, C), float32, in eval mode; all of them in this process."""
-    model.eval().to(how.device)
-    logits = [torch.stack(model(x)).float().cpu() for x, _ in clean_batches(split, how, model.memory_format)]
-    return torch.cat(logits, dim=1).numpy()
-
-
-class Run:
-    """A finished run: its weights, predictions and tables, read from the store."""
-
-    def __init__(self, config: RunConfig, store: Store, model: MultiExit | None = None) -> None:
-        if (config.architecture == "own") != (model is not None):
-            hint = "give yours: eestudy.run(config, model=...)" if model is None else 'architecture="own" trains it'
-            raise EestudyError(f"model: architecture is {config.architecture!r}; {hint}")
-        self.config = config
-        self._store = store
-        self._own = model
-        self.id = f"{config.id}-{fingerprint(model)}" if model else config.id
-        self.folder = store.folder("runs", self.id)
-
-    @cached_property
-    def _facts(self) -> dict[str, Any]:
-        return self.folder.json("run.json")
-
-    @property
-    def path(self) -> Path:
-        return self.folder.path
-
-    @property
-    def phases(self) -> list[str]:
-        """Ids of the phases, in order."""
-        return self._facts["phases"]
-
-    def model(self) -> MultiExit:
-        """The network with its final weights, in eval mode."""
-        return self.checkpoint(len(self.phases), 100)
-
-    def checkpoint(self, phase: int, share: int) -> MultiExit:
-        """The network as it was at `share` per cent of its phase number `phase` (from 1), in eval mode.
-
-        EestudyError if there is no such phase, or no checkpoint at that share.
-        """
-        shares = sorted({*self.config.checkpoints, 100})
-        if not 1 <= phase <= len(self.phases) or share not in shares:
-            raise EestudyError(
-                f"checkpoint: {share} % of phase {phase} is not there; {self.config.strategy} has "
-                f"{len(self.phases)} phases, with checkpoints at {', '.join(map(str, shares))} %"
-            )
-        if not self.reached(phase, share):
-            raise EestudyError(f"checkpoint: phase {phase} of {self.id} ended by patience before {share} %")
-        model = build_model(MethodOfRun(self.config), outline_of(self.config), self._own)
-        for number, name in enumerate(self.phases[:phase], 1):
-            reached = share if number == phase else 100
-            load_weights(model, self._store.folder("phases", name).arrays(checkpoint_name(reached)))
-        return model.eval().requires_grad_(False)
-
-    def reached(self, phase: int, share: int) -> bool:
-        """Whether phase number `phase` came to `share` per cent; one that ends by patience may not."""
-        if self.config.match != "patience":
-            return True
-        return self._store.folder("phases", self.phases[phase - 1]).has(checkpoint_name(share))
-
-    def data(self) -> data.DataSet:
-        """The data set the run was trained and tested on."""
-        return load_data(self.config)
-
-    def history(self) -> pd.DataFrame:
-        """Training curves: run, phase, epoch, exit, split, loss, accuracy. Regression: r2 in its place, score "r2"."""
-        frames = [
-            pd.DataFrame(self._store.folder("phases", phase).records()).assign(phase=f"{number}-{phase.split('-')[0]}")
-            for number, phase in enumerate(self.phases, 1)
-        ]
-        frame = pd.concat(frames, ignore_index=True).assign(run=self.id)
-        columns = ["run", "phase", "epoch", "exit", "split", "loss"]
-        if self.task == "classification":
-            return frame[[*columns, "accuracy"]]
-        # The training loop may call its one score of an exit by either name.
-        frame["r2"] = frame["r2"] if "r2" in frame else frame["accuracy"]
-        return frame[[*columns, "r2"]].assign(score="r2")
-
-    def exits(self) -> pd.DataFrame:
-        """Test metrics by exit: run, exit, stage, flops, params (both cumulative), accuracy, nll, ece.
-
-        Regression: r2, pearson, spearman, mse in place of the last three, and score "r2".
-        """
-        frame = self.folder.frame("exits.parquet")
-        frame.insert(0, "run", self.id)
-        return frame
-
-    @cached_property
-    def _predictions(self) -> Arrays:
-        return self.folder.arrays("predictions.safetensors")
-
-    def predictions(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-        """Logits (K, N, C) float32 and labels (N,) of "validation" or "test", both without augmentation."""
-        if split not in ("validation", "test"):
-            raise EestudyError(f"split: {split!r} has no stored predictions; valid: validation, test")
-        return self._predictions[f"{split}.logits"], self._predictions[f"{split}.labels"]
-
-    @property
-    def task(self) -> str:
-        """ "classification", or "regression": one output."""
-        return "regression" if self._predictions["test.logits"].shape[2] == 1 else "classification"
-
-    @property
-    def exit_rule(self) -> str:
-        """The rule its budgets are reported with: the method's; in regression patience, which needs no classes."""
-        return "patience" if self.task == "regression" else METHODS[self.config.method].exit_rule
-
-    @cached_property
-    def costs(self) -> np.ndarray:
-        """Mean cost of leaving at each exit, (K,) FLOPs a sample: backbone so far and every head so far."""
-        return self.folder.frame("exits.parquet")["flops"].to_numpy(dtype=float)
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """FLOPs part by part: "stages" (one a stage), "classifier", "heads" (one a head)."""
-        return {
-            "stages": self._facts["stage_flops"],
-            "classifier": self._facts["classifier_flops"],
-            "heads": self._facts["head_flops"],
+def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any) -> tuple[RunConfig, ...]:
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) and block for block in blocks):
+        raise EestudyError(f"{path}: grid: expected a list of blocks with at least one, found {blocks!r}")
+    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+        raise EestudyError(f"{path}: seeds: expected a list of different whole numbers, found {seeds!r}")
+    configs: list[RunConfig] = []
+    for block in blocks:
+        settings = {**common, **block}
+        if "seed" in settings:
+            raise EestudyError(f"{path}: seed: give it in seeds, not in the grid")
+        axes = {
+            key: value if isinstance(value, list) and key not in ("exits", "checkpoints", "weights") else [value]
+            for key, value in settings.items()
         }
-
-    @property
-    def backbone_flops(self) -> float:
-        """FLOPs of the plain backbone for one sample: 100 % of a budget."""
-        return float(sum(self._facts["stage_flops"]) + self._facts["classifier_flops"])
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """seconds and training_flops of all phases; hardware, versions and commit that made the run."""
-        facts = {key: self._facts[key] for key in ("seconds", "training_flops")}
-        return {**facts, **self.folder.json("environment.json")}
-
-    def budgets(
-        self, protocol: str = "calibrated", rule: str | None = None, allocation: str = ALLOCATION
-    ) -> pd.DataFrame:
-        """Accuracy and mean cost at each budget: run, protocol, rule, allocation, budget, accuracy, flops.
-
-        NaN: not reachable. allocation: how the thresholds of the exits share the budget, of `evaluation.ALLOCATIONS`.
-        Regression: r2 in place of accuracy; pearson, spearman, mse and score "r2" come after.
-        """
-        return budgets([self], protocol, rule, allocation)
-
-    def tradeoff(self, rule: str | None = None, allocation: str = ALLOCATION) -> pd.DataFrame:
-        """The calibrated accuracy-cost curve, columns as of `budgets`; budget is a share of the backbone."""
-        rule = rule or self.exit_rule
-        curve = evaluation.calibrated_curve(
-            self.predictions("validation"), self.predictions("test"), self.costs, self.backbone_flops, rule,
-            CURVE_FRACTIONS, allocation,
-        )  # fmt: skip
-        return _scored(
-            curve.assign(run=self.id, protocol="calibrated", rule=rule, allocation=allocation), BUDGET_COLUMNS
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """The run in one row: names and seed, costs, provenance, settings."""
-        names = ("architecture", "dataset", "strategy", "method", "seed")
-        return {
-            "run": self.id,
-            **{name: getattr(self.config, name) for name in names},
-            "backbone_flops": self.backbone_flops,
-            **self.provenance,
-            "config": json.dumps(self.config.identity(), sort_keys=True),
-        }
+        empty = [key for key, values in axes.items() if not values]
+        if empty:
+            raise EestudyError(f"{path}: {empty[0]}: the list is empty, so the grid holds no run")
+        for values in itertools.product(*axes.values()):
+            for seed in seeds:
+                try:
+                    configs.append(RunConfig(**dict(zip(map(str, axes), values, strict=True)), seed=seed))
+                except EestudyError as error:
+                    raise EestudyError(f"{path}: {error}") from None
+    repeated = [config.id for config in configs if configs.count(config) > 1]
+    if repeated:
+        raise EestudyError(f"{path}: grid: the run {repeated[0]} is asked for twice")
+    # Runs that share a phase should not start side by side, where one would wait for the other: strategy by strategy.
+    order = {name: place for place, name in enumerate(STRATEGIES)}
+    return tuple(sorted(configs, key=lambda config: order[config.strategy]))
 
 
-def budgets(
-    runs: Sequence[Run], protocol: str = "calibrated", rule: str | None = None, allocation: str = ALLOCATION
-) -> pd.DataFrame:
-    """The budget table of one cell's seeds, one row a run and budget.
+@dataclass(frozen=True)
+class Request:
+    """What a notebook asks for: one RunConfig a seed, and how to execute them."""
 
-    calibrated: thresholds fitted on each run's validation data, applied once to test. paper: one threshold for all
-    seeds and exits, swept on test as in the published tables. rule: default, the method's.
+    configs: tuple[RunConfig, ...]
+    store: str | None
+    device: str | None
+
+
+def request(namespace: Mapping[str, Any]) -> Request:
+    """Reads a notebook's parameters out of its globals().
+
+    Takes every RunConfig field, `seeds`, `store` and `device`. A name that is none of these, in the parameters cell or
+    in the one papermill adds, raises EestudyError (papermill itself would only warn).
     """
-    if protocol not in ("calibrated", "paper"):
-        raise EestudyError(f"protocol: unknown name {protocol!r}; valid: calibrated, paper")
-    if not runs:
-        raise EestudyError("runs: the list is empty; a budget table needs at least one run")
-    rule = rule or runs[0].exit_rule
-    if len({tuple(run.costs) for run in runs}) > 1:
-        raise EestudyError("runs: their exits cost different FLOPs, so they do not belong to one budget table")
-    if protocol == "paper":
-        if allocation != "shared":
-            raise EestudyError(
-                f"allocation: protocol paper has one threshold for all exits, 'shared'; got {allocation!r}"
-            )
-        frame = evaluation.paper_budgets(
-            [run.predictions("test") for run in runs], runs[0].costs, runs[0].backbone_flops, rule
-        )
-        frame = frame.assign(run=[runs[number].id for number in frame["run_index"]])
-    else:
-        frames = [
-            evaluation.calibrated_budgets(
-                run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, rule,
-                evaluation.BUDGETS, allocation,
-            ).assign(run=run.id)
-            for run in runs
-        ]  # fmt: skip
-        frame = pd.concat(frames, ignore_index=True)
-    return _scored(frame.assign(protocol=protocol, rule=rule, allocation=allocation), BUDGET_COLUMNS)
+    known = {*RunConfig.model_fields, "seeds", "store", "device"} - {"seed"}
+    for source in namespace.get("In", []):
+        for name in _assigned(source, known):
+            if name not in known:
+                raise EestudyError(f"unknown notebook parameter {name!r}; {nearest(name, sorted(known))}")
+    given = {name: namespace[name] for name in known if name in namespace}
+    given = {name: value for name, value in given.items() if not isinstance(value, types.ModuleType)}
+    store, device = given.pop("store", None), given.pop("device", None)
+    given = {name: _parsed(name, value) for name, value in given.items()}
+    seeds = given.pop("seeds", [0])
+    return Request(_expand("parameters", [given], {}, seeds), store, device)
 
 
-def _scored(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The `columns` of a table. In regression r2 takes the place of accuracy, the other scores and `score` follow."""
-    if "r2" not in frame:
-        return frame[columns]
-    own = ["r2" if name == "accuracy" else name for name in columns if name not in ("nll", "ece")]
-    return frame.assign(score="r2")[[*own, "pearson", "spearman", "mse", "score"]]
+def _parsed(name: str, value: Any) -> Any:
+    # papermill -p hands lists and mappings over as text.
+    if isinstance(value, str) and name in (
+        "seeds",
+        "exits",
+        "checkpoints",
+        "weights",
+        "architecture_args",
+        "method_args",
+        "head_args",
+        "dataset_args",
+        "augmentation_args",
+    ):
+        return yaml.safe_load(value)
+    return value
+
+
+def _assigned(source: str, known: set[str]) -> list[str]:
+    """Names that a cell assigns, if it is a parameters cell: papermill's own, or plain values for known names."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a cell with magics
+        return []
+    names = []
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names.append(node.targets[0].id)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.append(node.target.id)
+        elif not isinstance(node, ast.Expr):
+            return []
+    return names if source.startswith("# Parameters") or known & set(names) else []
+
+
+def project_root() -> Path:
+    """The checkout that the working folder, or else the package, lies in; the working folder when there is none."""
+    for start in (Path.cwd(), Path(__file__).parent):
+        for folder in (start, *start.parents):
+            if (folder / "_config.yml").is_file() and (folder / "params").is_dir():
+                return folder
+    return Path.cwd()
+
+
+def studies() -> dict[str, Path]:
+    """The studies of the checkout by name: the YAML files of params/ and its folders."""
+    return {path.stem: path for path in sorted((project_root() / "params").rglob("*.yaml"))}

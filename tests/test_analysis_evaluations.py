@@ -20,11 +20,11 @@ from eestudy.config import EestudyError
 from eestudy.data.out_of_distribution import KINDS, outside
 from eestudy.evaluation import difficulty, run_tables
 from eestudy.evaluation.run_tables import Predicted
-from eestudy.grids import Study
 from eestudy.records import Records, agree
 from eestudy.report import Results
+from eestudy.runs import Run
 from eestudy.store import Store
-from eestudy.study import Run
+from eestudy.study import Study
 
 from .evaluation.cases import BACKBONE, COSTS, random_run
 

@@ -16,10 +16,10 @@ from eestudy.analysis.metrics import METRICS
 from eestudy.analysis.points import Point
 from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
-from eestudy.grids import Study
 from eestudy.records import Records
+from eestudy.runs import Run
 from eestudy.store import Store
-from eestudy.study import Run
+from eestudy.study import Study
 
 from .conftest import SMALL
 

@@ -14,8 +14,8 @@ from eestudy.book import build, notebooks, run_pages
 from eestudy.chapters.early_exits import early_exits
 from eestudy.chapters.strategies import drawing
 from eestudy.config import EestudyError, RunConfig
-from eestudy.grids import Study
 from eestudy.registry import STRATEGIES
+from eestudy.study import Study
 from eestudy.training.phases import Phase
 
 from .remote_loads import remote_loads

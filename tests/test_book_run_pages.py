@@ -16,10 +16,10 @@ import pytest
 from eestudy.book import notebooks
 from eestudy.book.run_pages import Page, pages, run_study
 from eestudy.cli import main
-from eestudy.grids import load_study
 from eestudy.records import Record, Records, agree
 from eestudy.report import Results
 from eestudy.store import Store
+from eestudy.study import load_study
 
 ROOT = Path(__file__).parents[1]
 STUDY = """
@@ -179,7 +179,7 @@ def test_a_signal_stops_a_study_in_one_line_and_leaves_nothing_running(tmp_path,
     (tmp_path / "tiny.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 100000"))
     command = [sys.executable, "-c",
                "import sys; from pathlib import Path; from eestudy import cli; from eestudy.book import run_pages;"
-               "from eestudy.grids import *; from eestudy.store import Store;"
+               "from eestudy.study import *; from eestudy.store import Store;"
                "p = Path(sys.argv[1]);"
                "real = run_pages.run_study;"
                "from eestudy.records import Records;"

@@ -15,9 +15,9 @@ import eestudy
 from eestudy.analysis.executor import EVALUATIONS, analyse_study
 from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
-from eestudy.grids import load_study
 from eestudy.records import Record, Records, agree
 from eestudy.store import Folder, Store
+from eestudy.study import load_study
 from eestudy.training import loop
 from eestudy.training.eager_step import EagerStep
 

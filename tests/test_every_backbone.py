@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import eestudy
-from eestudy import data, study
+from eestudy import data, runs
 from eestudy.config import RunConfig
 from eestudy.registry import ARCHITECTURES
 
@@ -59,7 +59,7 @@ def tokens() -> data.DataSet:
 def test_trains_predicts_saves_and_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     dataset = INPUTS[ARCHITECTURES.entries[architecture].inputs]
     loaded = tiny(tokens() if dataset == "tokens" else data.load(dataset))
-    monkeypatch.setattr(study.data, "load", lambda *args, **kwargs: loaded)
+    monkeypatch.setattr(runs.data, "load", lambda *args, **kwargs: loaded)
     for strategy in ("disjoint", "joint", "mixed"):
         config = RunConfig(
             architecture=architecture,

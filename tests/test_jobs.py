@@ -16,10 +16,10 @@ import pytest
 from eestudy import jobs
 from eestudy.cli import main
 from eestudy.config import RunConfig
-from eestudy.grids import Study, load_study
 from eestudy.jobs import WorkerSettings, jobs_of, next_job, train_study
 from eestudy.records import Records, folder_for
 from eestudy.store import Store
+from eestudy.study import Study, load_study
 
 STUDY = """
 seeds: [0, 1]
@@ -76,14 +76,14 @@ def test_workers_train_a_study_and_leave_its_records(tmp_path, capfd):
 
 def test_a_worker_that_the_system_kills_is_a_failure_and_is_replaced(tmp_path, capfd):
     script = (
-        "import os, sys; from pathlib import Path; from eestudy import jobs, study; from eestudy.grids import *;"
+        "import os, sys; from pathlib import Path; from eestudy import jobs, runs; from eestudy.study import *;"
         "from eestudy.records import Records; from eestudy.store import Store\n"
-        "real = study.run\n"
+        "real = runs.run\n"
         "def run(config, *rest):\n"
         "    if config.seed == 0 and config.strategy == 'mixed':\n"
         "        os._exit(9)\n"
         "    return real(config, *rest)\n"
-        "study.run = run\n"
+        "runs.run = run\n"
         "if __name__ == '__main__':\n"
         "    p = Path(sys.argv[1])\n"
         "    settings = jobs.WorkerSettings(Store(p / 'store'), Records(p / 'results'), 'cpu', 0, 'never')\n"

@@ -15,17 +15,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "eestudy"
 
 # Room (a module or folder of eestudy/) -> the rooms it may import. A new room gets its line here.
 _GROUND = {"config", "registry", "extras"}
-_STORED = _GROUND | {"grids", "store", "pretrained"}
+_STORED = _GROUND | {"study", "store", "pretrained"}
 _BUILT = _STORED | {"data", "models"}
 _TRAINED = _BUILT | {"training", "evaluation"}
 _STUDIED = _TRAINED | {"methods", "dynamics", "environment"}
-_RUN = _STUDIED | {"report", "plan", "study", "records", "progress", "analysis"}
+_RUN = _STUDIED | {"report", "plan", "runs", "records", "progress", "analysis"}
 MAY_IMPORT: dict[str, set[str]] = {
     "registry": set(),  # names places as text; whoever looks a name up imports what it may import itself
     "config": {"registry"},
     "extras": {"config"},
-    "grids": _GROUND,
-    "store": _GROUND | {"grids"},
+    "study": _GROUND,
+    "store": _GROUND | {"study"},
     "pretrained": _GROUND,  # the names of encoders and tokenizers, for models and data, which do not know each other
     "environment": _GROUND,
     "progress": _GROUND | {"environment"},
@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": _STORED | {"records", "sweeps"},  # from tables only
     "chapters": _GROUND | {"report"},  # what one chapter alone needs; never the other way round
     "plan": _STUDIED,
-    "study": _STUDIED | {"plan"},
-    "analysis": _STUDIED | {"plan", "study", "records", "progress"},
+    "runs": _STUDIED | {"plan"},
+    "analysis": _STUDIED | {"plan", "runs", "records", "progress"},
     "export": _GROUND | {"models", "evaluation"},
     "jobs": _RUN - {"report"},
     "book": _RUN - {"report"},
@@ -58,7 +58,7 @@ WITHOUT_TORCH = (
     "extras",
     "registry",
     "config",
-    "grids",
+    "study",
     "store",
     "pretrained",
     "environment",
@@ -211,7 +211,7 @@ def test_no_module_is_a_catch_all() -> None:
         ("eestudy.models.vit", "from . import backbone\nfrom .. import config", []),
         ("eestudy.training.loop", "def f():\n    import eestudy.evaluation.budgets", ["evaluation"]),
         ("eestudy.evaluation.budgets", "from eestudy import training", ["training"]),
-        ("eestudy.report.plots", "import importlib\nimportlib.import_module('eestudy.study')", ["study"]),
+        ("eestudy.report.plots", "import importlib\nimportlib.import_module('eestudy.runs')", ["runs"]),
         ("eestudy.report.plots", "from eestudy.chapters import rank", ["chapters"]),
         ("eestudy.config", "from eestudy import __version__", []),
         ("eestudy.config", "from eestudy.store import Store", ["store"]),

@@ -8,8 +8,8 @@ import pytest
 
 from eestudy.config import RunConfig
 from eestudy.data.sources import MissingData
-from eestudy.grids import load_study
 from eestudy.plan import prepare, stages_of
+from eestudy.study import load_study
 
 from .test_data_folders import home as folders  # noqa: F401
 from .test_data_folders import write_tiny

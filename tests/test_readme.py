@@ -7,9 +7,9 @@ import struct
 from pathlib import Path
 
 from eestudy import cli
-from eestudy.grids import load_study
 from eestudy.records import Records
 from eestudy.refresh import BEGIN, END, FIGURE, results_text
+from eestudy.study import load_study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

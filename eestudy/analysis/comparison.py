@@ -15,8 +15,8 @@ from eestudy.config import EestudyError, content_hash
 from eestudy.evaluation import curve_summary, difficulty, exit_metrics, run_tables
 from eestudy.evaluation.run_tables import or_reason, stacked
 from eestudy.records import Record
+from eestudy.runs import Run
 from eestudy.store import Store
-from eestudy.study import Run
 
 
 class CellEvaluation(Evaluation):

@@ -17,8 +17,8 @@ from eestudy.evaluation import ood_detection, run_tables
 from eestudy.evaluation.exit_rules import simulate
 from eestudy.evaluation.run_tables import Predicted, or_reason, stacked
 from eestudy.records import MADE, Record
+from eestudy.runs import Run, predict_logits
 from eestudy.store import Folder, Store
-from eestudy.study import Run, predict_logits
 from eestudy.training.execution import execution
 
 # Raised when a definition changes so that what is kept no longer answers.

@@ -16,10 +16,10 @@ from eestudy.analysis.measurements import Measurement, measurements
 from eestudy.analysis.metrics import METRICS
 from eestudy.config import EestudyError, RunConfig, check_name
 from eestudy.environment import say
-from eestudy.grids import Study
 from eestudy.progress import Failure, Progress, shared
 from eestudy.records import Records
 from eestudy.store import Store
+from eestudy.study import Study
 
 # Something to measure of some runs: made once for all tasks of one folder in the store, then a record each.
 Task = Measurement | RunEvaluation | CellEvaluation

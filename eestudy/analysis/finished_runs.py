@@ -15,6 +15,6 @@ def add_records(configs: Iterable[RunConfig], store: Store, records: Records) ->
         folder = store.folder("runs", config.id)
         if not records.has("runs", config.id) and store.whole(folder) and store.phases_whole(folder):
             from eestudy.analysis.run_record import record_of
-            from eestudy.study import Run
+            from eestudy.runs import Run
 
             records.add(record_of(Run(config, store), store))

@@ -20,8 +20,8 @@ from eestudy.config import RunConfig, check_name, content_hash
 from eestudy.environment import describe
 from eestudy.plan import planned, prepare
 from eestudy.records import MADE, Record
+from eestudy.runs import Run
 from eestudy.store import Folder, Store
-from eestudy.study import Run
 
 # Raised when a definition changes so that an old measurement no longer answers.
 SCHEMA = 1

@@ -11,8 +11,8 @@ from eestudy.config import EestudyError
 from eestudy.evaluation.budgets import budgets_of_both
 from eestudy.records import MADE, Record
 from eestudy.registry import EXIT_RULES
+from eestudy.runs import Run
 from eestudy.store import Store
-from eestudy.study import Run
 
 NAMES = ("architecture", "dataset", "strategy", "method", "seed", "epochs")
 ALLOCATIONS = {"classification": ("shared", "optimized", "geometric"), "regression": ("shared", "optimized")}

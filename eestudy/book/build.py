@@ -21,11 +21,11 @@ from filelock import FileLock
 from eestudy.book import inputs, notebooks, run_pages
 from eestudy.config import EestudyError
 from eestudy.environment import say
-from eestudy.grids import Study, project_root
 from eestudy.progress import Failure, Progress
 from eestudy.records import Records
 from eestudy.registry import ARCHITECTURES, DATASETS
 from eestudy.store import Store, check_writable, write_atomically
+from eestudy.study import Study, project_root
 
 SKIPPED = {"runs", "results", "__pycache__", ".ipynb_checkpoints"}  # of book/: made here, or nobody's source
 TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "latex2mathml")

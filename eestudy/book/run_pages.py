@@ -14,11 +14,11 @@ from eestudy.analysis.finished_runs import add_records
 from eestudy.book import inputs, notebooks
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
-from eestudy.grids import Study, project_root
 from eestudy.progress import Failure, Progress
 from eestudy.records import Records
 from eestudy.registry import ARCHITECTURES, DATASETS
 from eestudy.store import Store, check_writable
+from eestudy.study import Study, project_root
 
 
 @dataclass(frozen=True)

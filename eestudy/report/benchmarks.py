@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from eestudy.config import EestudyError
-from eestudy.grids import project_root
+from eestudy.study import project_root
 
 Measured = dict[str, Any]
 

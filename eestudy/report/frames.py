@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 
 from eestudy.config import EestudyError, RunConfig, check_name, nearest
-from eestudy.grids import project_root, studies
 from eestudy.records import Records, results_folder
 from eestudy.registry import STRATEGIES
 from eestudy.report import union
 from eestudy.report.scores import valued
+from eestudy.study import project_root, studies
 
 __all__ = ["LABELS", "Results", "collect", "in_order", "load", "only", "results_folder"]
 

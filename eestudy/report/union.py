@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from eestudy.grids import load_study, studies
 from eestudy.records import MADE, Record, Records
+from eestudy.study import load_study, studies
 from eestudy.sweeps import paper_budgets_of_sweeps
 
 NAMES = ("architecture", "dataset", "strategy", "method", "seed", "backbone_flops", "training_flops")

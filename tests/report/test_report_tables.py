@@ -15,7 +15,7 @@ import pytest
 import synthetic_study
 from scipy import stats
 
-from eestudy import grids
+from eestudy import study as studies
 from eestudy.config import EestudyError
 from eestudy.records import Record, Records
 from eestudy.report import Results, collect, frames, load, results_folder, tables, union
@@ -85,7 +85,7 @@ def test_unknown_studies(folder: Path, study: str, message: str) -> None:
 
 def test_no_study_at_all_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EESTUDY_RESULTS", str(tmp_path / "none"))
-    for module in (frames, grids):
+    for module in (frames, studies):
         monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     with pytest.raises(EestudyError, match=r"eestudy run params/smoke\.yaml"):
         load("smoke")
@@ -244,8 +244,8 @@ def test_runs_stand_in_the_order_of_their_plan(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "params" / "deep").mkdir(parents=True)
     text = "seeds: [10, 9]\ngrid:\n  - {architecture: mlp, dataset: digits, strategy: [joint, disjoint], epochs: 3}\n"
     (tmp_path / "params/deep/planned.yaml").write_text(text)
-    monkeypatch.setattr(grids, "project_root", lambda: tmp_path)
-    configs = grids.load_study(tmp_path / "params/deep/planned.yaml").configs
+    monkeypatch.setattr(studies, "project_root", lambda: tmp_path)
+    configs = studies.load_study(tmp_path / "params/deep/planned.yaml").configs
     study = tmp_path / "planned"
     for run in (*(config.id for config in reversed(configs)), "a-stranger"):
         Records(study).add(
