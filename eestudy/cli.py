@@ -290,7 +290,8 @@ def _get(options: argparse.Namespace) -> int:
     from eestudy.data.download import get
     from eestudy.data.sources import MissingData
 
-    source = data.SOURCES[check_name("dataset", options.dataset, data.SOURCES)]
+    known = data.sources_by_name()
+    source = known[check_name("dataset", options.dataset, known)]
     try:
         folder = source.find()
     except MissingData:

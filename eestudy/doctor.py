@@ -38,8 +38,8 @@ def doctor() -> int:
 
 def _facts(name: str) -> str:
     """Sizes of a data set, and where it is; big ones are not loaded, the sizes of their files have to do."""
-    if name in data.SOURCES:
-        source = data.SOURCES[name]
+    source = data.source_of(name)
+    if source:
         folder = source.find()
         train, test = source.count(folder)
         source.confirm(folder, train, test)

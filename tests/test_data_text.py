@@ -47,7 +47,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for name, source in sources.items():
             few = dataclasses.replace(source, candidates=(), **sizes[name])
             monkeypatch.setitem(sources, name, few)
-            monkeypatch.setitem(data.SOURCES, name, few)
     data._loaded.cache_clear()
     yield tmp_path / "data"
     data._loaded.cache_clear()
@@ -410,8 +409,8 @@ def test_get_unpacks_by_sha256(home, tmp_path, monkeypatch, capsys):
         opened.add(tmp_path / "elsewhere", arcname=".")
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     for checksum, code in (("0" * 64, 2), (found, 0)):
-        source = dataclasses.replace(data.SOURCES["20newsgroups"], archives=(Archive(archive.as_uri(), "", checksum),))
-        monkeypatch.setitem(data.SOURCES, "20newsgroups", source)
+        source = dataclasses.replace(text.SOURCES["20newsgroups"], archives=(Archive(archive.as_uri(), "", checksum),))
+        monkeypatch.setitem(text.SOURCES, "20newsgroups", source)
         assert main(["get", "20newsgroups"]) == code
     said = capsys.readouterr()
     assert f"gave another file: SHA256 {found}, expected 000" in said.err

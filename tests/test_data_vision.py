@@ -37,7 +37,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, source in vision.SOURCES.items():
         few = dataclasses.replace(source, candidates=(), train=1000 if source.classes == 100 else TRAIN, test=TEST)
         monkeypatch.setitem(vision.SOURCES, name, few)
-        monkeypatch.setitem(data.SOURCES, name, few)
     return tmp_path / "data"
 
 
@@ -360,8 +359,8 @@ def publish(folder: Path, written: Path, name: str, monkeypatch: pytest.MonkeyPa
     with tarfile.open(archive, "w:gz") as opened:
         opened.add(written, arcname="cifar-10-batches-bin")
     found = {"url": archive.as_uri(), "md5": hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()}
-    source = dataclasses.replace(data.SOURCES[name], archives=(Archive(**{**found, **changes}),))
-    monkeypatch.setitem(data.SOURCES, name, source)
+    source = dataclasses.replace(vision.SOURCES[name], archives=(Archive(**{**found, **changes}),))
+    monkeypatch.setitem(vision.SOURCES, name, source)
     return source
 
 

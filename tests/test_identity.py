@@ -153,11 +153,11 @@ def test_data_is_known_by_name_settings_and_version(monkeypatch):
 
 def test_planning_reads_no_data_that_is_got_from_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("EESTUDY_DATA", str(tmp_path))
-    for name in data.SOURCES:
-        architecture = "minilm" if data.SOURCES[name].text else "resnet20"
+    for name, source in data.sources_by_name().items():
+        architecture = "minilm" if source.text else "resnet20"
         plan = prepare(RunConfig(architecture=architecture, dataset=name, strategy="joint"))
         assert plan.training_flops > 0
-        assert plan.outline.input_shape == data.SOURCES[name].input_shape
+        assert plan.outline.input_shape == source.input_shape
 
 
 @pytest.mark.parametrize(

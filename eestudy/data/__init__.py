@@ -14,12 +14,8 @@ from eestudy.data.sources import Source
 from eestudy.data.splits import DataSet, Split, subset
 from eestudy.registry import DATASETS, imported
 
-__all__ = ["SOURCES", "DataSet", "Outline", "Split", "identity", "load", "outline"]
+__all__ = ["DataSet", "Outline", "Split", "identity", "load", "outline", "source_of", "sources_by_name"]
 
-# Of those whose files are got from elsewhere: what is known before they are read.
-SOURCES: dict[str, Source] = {
-    name: found[name] for name in DATASETS if name in (found := getattr(DATASETS.module(name), "SOURCES", {}))
-}
 # Raised when a loader gives other samples than before; 1 where it is not named. Part of what was trained on them.
 VERSIONS: dict[str, int] = {}
 
@@ -40,13 +36,24 @@ def outline(name: str, train_size: int | None = None, **dataset_args: Any) -> Ou
     Raises EestudyError for an unknown name or argument, and a train_size that cannot be had.
     """
     loader = _loader(name, dataset_args)
-    if name in SOURCES:
-        made = outlines.of_source(SOURCES[name], dataset_args)
+    published = source_of(name)
+    if published:
+        made = outlines.of_source(published, dataset_args)
     elif DATASETS.entries[name].outline:
         made = imported(DATASETS.entries[name].outline)(**dataset_args)
     else:
         made = outlines.of_data(_loaded(loader, tuple(sorted(dataset_args.items()))))
     return made.with_train_size(train_size)
+
+
+def source_of(name: str) -> Source | None:
+    """What is known of a data set whose files are got from elsewhere, before they are read; None for the others."""
+    return getattr(DATASETS.module(name), "SOURCES", {}).get(name)
+
+
+def sources_by_name() -> dict[str, Source]:
+    """All of them, by name."""
+    return {name: found for name in DATASETS if (found := source_of(name))}
 
 
 def identity(name: str, train_size: int | None = None, **dataset_args: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError
-from eestudy.data import SOURCES, Outline, Split, outline
+from eestudy.data import Outline, Split, outline, source_of
 from eestudy.registry import DATASETS
 
 
@@ -22,8 +22,9 @@ def catalogue() -> pd.DataFrame:
 
 def _row(facts: Outline) -> dict[str, object]:
     got, debian = "comes with the package", ""
-    if facts.name in SOURCES:
-        how = SOURCES[facts.name].how
+    published = source_of(facts.name)
+    if published:
+        how = published.how
         got, debian = how.get("any", f"eestudy get {facts.name}"), how.get("debian", "")
     kind = {1: "table", 2: "lines", 3: "images"}[len(facts.input_shape)] if facts.dtype != torch.int64 else "text"
     return {

@@ -7,14 +7,11 @@ import inspect
 from eestudy.config import EestudyError, check_name, nearest
 from eestudy.models.backbone import Backbone
 from eestudy.models.cost import ExitCosts, exit_costs
-from eestudy.models.cut.any_model import add_exits, from_model
 from eestudy.models.heads import HEADS
 from eestudy.models.multi_exit import MultiExit
 from eestudy.registry import ARCHITECTURES
 
-__all__ = [
-    "HEADS", "Backbone", "ExitCosts", "MultiExit", "add_exits", "build_backbone", "exit_costs", "from_model",
-]  # fmt: skip
+__all__ = ["HEADS", "Backbone", "ExitCosts", "MultiExit", "build_backbone", "exit_costs"]
 
 
 def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **architecture_args: object) -> Backbone:
