@@ -1,8 +1,9 @@
 """Tables, statistics and figures from tidy frames. Nothing here trains, and nothing here loads torch."""
 
-from eestudy.extras import needed
+from eestudy.extras import check_there
 
-needed("matplotlib", "book")  # before anything here imports it: then one line says what is missing
+for package in ("matplotlib", "statsmodels"):  # before anything here imports them: one line says what is missing
+    check_there(package, "book")
 
 from eestudy.report import claims, plots, statistics, style, tables  # noqa: E402
 from eestudy.report.frames import Results, collect, load, results_folder  # noqa: E402
