@@ -287,3 +287,8 @@ def _by_group(frame: pd.DataFrame, name: str, strategies: list[str]) -> dict[str
             )
         tables[key] = wide
     return tables
+
+
+def written(mean: float, low: float, high: float, form: str) -> str:
+    """Such as "+0.12 [−0.03 to 0.27]"; form: of each number, as of `str.format`."""
+    return st.with_interval(st.Interval(mean, low, high, 0), form.format, to=" to ").replace("-", "−")
