@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from eestudy.book import build, notebooks, run_pages
+from eestudy.book import build, inputs, notebooks, run_pages
 from eestudy.chapters.early_exits import early_exits
 from eestudy.chapters.strategies import drawing
 from eestudy.config import EestudyError, RunConfig
 from eestudy.registry import STRATEGIES
+from eestudy.store import Store
 from eestudy.study import Study
 from eestudy.training.phases import Phase
 
@@ -274,3 +275,22 @@ def test_drawing_of_strategies_shows_what_each_phase_trains() -> None:
     assert min(widths) == pytest.approx(0.25, abs=0.01)
     alone = drawing({"new": (Phase("heads", ("heads",), "internal", 1.0),)})
     assert "heads: loss of the internal exits" in [text.get_text() for text in alone.axes[0].texts]
+
+
+def test_committed_outputs_are_taken_where_they_were_made_from_what_is_there(checkout: build.Stage) -> None:
+    """The chapter fails when it is executed: so it was not, until something that it names changes."""
+    (checkout.root / "book" / "chapters").mkdir(parents=True, exist_ok=True)
+    for each in (checkout.root / "book" / "chapters").iterdir():
+        each.unlink()
+    (checkout.results / "counted").mkdir(parents=True)
+    page = write_notebook(checkout.root / "book" / "chapters" / "page.ipynb", ("code", 'raise ValueError("counted")'))
+    content = json.loads(page.read_text())
+    made = inputs.chapter_identity(page, checkout.results, checkout.root / "benchmarks", None)
+    content["metadata"]["eestudy"] = {"identity": made}
+    page.write_text(json.dumps(content))
+    store = Store(checkout.root / "store")
+    assert build.execute_chapters(checkout, "smoke", 1, store) == []
+    assert (checkout.book / "chapters" / "page.ipynb").read_bytes() == page.read_bytes()
+    (checkout.results / "counted" / "record").write_text("1")
+    (failure,) = build.execute_chapters(checkout, "smoke", 1, store)
+    assert "counted" in failure.reason
