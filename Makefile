@@ -27,7 +27,7 @@ book: $(READY) ## run the smoke study and build the book (6 minutes on 2 cores, 
 
 # One thread a process: two that share the cores with two threads each wait for one another, up to twenty times as long.
 test: $(READY) ## all tests, and every committed notebook through nbval
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	  tests book/chapters book/run.ipynb
 
 study: $(READY) ## run params/$(STUDY).yaml; what is done already is not trained again

@@ -13,6 +13,16 @@ import eestudy
 SMALL = {"epochs": 2, "batch_size": 64, "train_size": 256}
 CELLS = (("mlp", "digits"), ("resnet-tiny", "digits"), ("resnet1d", "mnist1d"), ("vit1d", "mnist1d"))
 
+# Files that take longest go first, so that no worker is left alone with one at the end (--no-loadscope-reorder).
+LONGEST = (
+    "test_every_backbone.py", "test_book_run_pages.py", "test_whole_step.py", "test_same_bits.py", "test_jobs.py",
+    "test_analysis_measurements.py", "test_data_folders.py", "test_predict.py", "test_export.py", "test_identity.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_is_heard() -> None:
