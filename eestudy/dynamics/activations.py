@@ -24,11 +24,7 @@ BLOCK = 1000  # features turned to float64 at a time
 
 
 def stage_activations(
-    model: MultiExit,
-    batches: Batches,
-    features: int = FEATURES,
-    seed: int = 0,
-    stages: Sequence[int] | None = None,
+    model: MultiExit, batches: Batches, features: int = FEATURES, seed: int = 0, stages: Sequence[int] | None = None
 ) -> Iterator[dict[int, Tensor]]:
     """For each batch {stage: what heads can read of it, flattened, (B, m) float32}, in eval mode.
 

@@ -68,11 +68,7 @@ def squared_singular_values(activations: Activations) -> Tensor:
 
 
 def stage_ranks(
-    model: MultiExit,
-    batches: Batches,
-    threshold: float = THRESHOLD,
-    features: int = FEATURES,
-    seed: int = 0,
+    model: MultiExit, batches: Batches, threshold: float = THRESHOLD, features: int = FEATURES, seed: int = 0
 ) -> pd.DataFrame:
     """The three ranks of every stage's activations, and each as a share of min(n, m): one row per stage.
 
