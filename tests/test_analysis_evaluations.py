@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from eestudy import data, evaluation
-from eestudy.analysis import evaluations
-from eestudy.analysis.cells import cells_of
+from eestudy.analysis import cells_of, evaluations
 from eestudy.analysis.evaluations import RunEvaluation
 from eestudy.analysis.executor import EVALUATIONS, analyse_study, keep
 from eestudy.cli import main

@@ -12,8 +12,7 @@ import torch
 from eestudy import data, dynamics
 from eestudy.analysis.executor import analyse_study, keep
 from eestudy.analysis.measurements import measurements
-from eestudy.analysis.metrics import METRICS
-from eestudy.analysis.points import Point
+from eestudy.analysis.metrics import METRICS, Point
 from eestudy.cli import main
 from eestudy.config import EestudyError, RunConfig
 from eestudy.records import Records

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from eestudy.config import EestudyError
 from eestudy.data import load
-from eestudy.dynamics.batchnorm import with_statistics_of
 from eestudy.dynamics.connectivity import barrier, bezier, distance, linear_path, plane
-from eestudy.dynamics.weight_space import tensors_of
+from eestudy.dynamics.weight_space import tensors_of, with_statistics_of
 from eestudy.models import Backbone, MultiExit, build_backbone
 
 

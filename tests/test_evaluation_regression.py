@@ -12,7 +12,7 @@ import torch
 
 import eestudy
 from eestudy import evaluation as ev
-from eestudy.analysis.finished_runs import add_records
+from eestudy.analysis import add_records
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.evaluation.rules.patience import TOO_EARLY

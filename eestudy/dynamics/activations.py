@@ -1,4 +1,4 @@
-"""A network's activations stage by stage, and the sums over samples that ranks and similarities are made of.
+"""Probe batches, a network's activations on them, and the sums over samples that ranks and similarities are made of.
 
 Notation: n samples, m features; activations (n, m) are centred, each feature at its mean over the samples. All of it is
 computed in float64 from the smaller Gram matrix, (n, n) or (m, m).
@@ -13,14 +13,42 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError, named_seed
-from eestudy.dynamics.probes import Batches
+from eestudy.data import Split
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 
 Activations = Tensor | np.ndarray
+Batches = Sequence[tuple[Tensor, Tensor]]
 FEATURES = 8000  # of a stage, at most: drawn by a fixed seed where it has more
 HELD = 2**28  # bytes: what one pass over the batches may hold of several stages; one alone may hold more
 BLOCK = 1000  # features turned to float64 at a time
+
+
+def probe_batches(
+    split: Split, samples: int, model: MultiExit, batch_size: int = 128, seed: int = 0, skip: int = 0
+) -> Batches:
+    """`samples` of a split (all, if it has fewer), drawn by a fixed seed, without augmentation, as `model` takes them.
+
+    Pairs (x, y) of at most `batch_size` samples, in the model's memory format and on its device. Which samples depends
+    on the split's size and `seed` alone. skip: how many of the draw are left out, so that these are others than the
+    first `skip`. A last batch of one sample is left out too: BatchNorm has no statistics of it.
+    Raises EestudyError for fewer than 2 samples.
+    """
+    if samples < 2 or batch_size < 1:
+        raise EestudyError(f"samples: {samples} in batches of {batch_size} is not valid; at least 2 are needed")
+    if not 0 <= skip <= len(split) - 2:
+        raise EestudyError(f"skip: {skip} of {len(split)} samples is not valid; at least 2 must be left")
+    generator = torch.Generator().manual_seed(named_seed("probe", seed))
+    chosen = torch.randperm(len(split), generator=generator)[skip : skip + samples]
+    device = next(model.parameters()).device
+    batches = []
+    for numbers in chosen.split(batch_size):
+        if len(numbers) == 1 < batch_size:
+            continue
+        x = split.inputs(numbers).to(device)
+        x = x.contiguous(memory_format=model.memory_format) if x.ndim == 4 else x
+        batches.append((x, split.y[numbers].to(device)))
+    return batches
 
 
 def stage_activations(
@@ -141,7 +169,7 @@ def stages_by_pass(sizes: Mapping[int, int], limit: int) -> list[list[int]]:
 
 
 def widths_of(model: MultiExit, batches: Batches, features: int) -> dict[int, int]:
-    """How many features are taken of each stage, from one sample."""
+    """How many features are taken of each stage."""
     x, y = batches[0]
     taken = next(stage_activations(model, [(x[:1], y[:1])], features))
     return {stage: part.shape[1] for stage, part in taken.items()}
@@ -150,9 +178,8 @@ def widths_of(model: MultiExit, batches: Batches, features: int) -> dict[int, in
 def sample_count(batches: Batches, least: int = 2) -> int:
     samples = sum(len(x) for x, _ in batches)
     if samples < least:
-        raise EestudyError(
-            f"batches: {samples} sample{'' if samples == 1 else 's'} in all; at least {least} are needed"
-        )
+        many = f"{samples} sample{'' if samples == 1 else 's'}"
+        raise EestudyError(f"batches: {many} in all; at least {least} are needed")
     return samples
 
 

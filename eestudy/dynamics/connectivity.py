@@ -26,11 +26,12 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, check_name, named_seed
-from eestudy.dynamics.batchnorm import Tensors, batch_norms, by_batch, check_sizes
-from eestudy.dynamics.probes import Batches
+from eestudy.dynamics.activations import Batches
 from eestudy.dynamics.weight_space import (
     Data,
+    Tensors,
     check_labels,
+    check_sizes,
     combined,
     framed,
     gram,
@@ -42,6 +43,8 @@ from eestudy.dynamics.weight_space import (
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 from eestudy.training.losses import exit_losses
+from eestudy.training.normalization import gathering
+from eestudy.training.trainable import batch_norms
 
 # What distances are taken over: every parameter, or those of the backbone's stages.
 OVER = ("all", "backbone")
@@ -217,7 +220,7 @@ def _middle(network: nn.Module, ends: list[Tensors], train: Batches, steps: int,
         t = 1e-6 + (1 - 2e-6) * float(torch.rand((), generator=generator))
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-        with by_batch(network), torch.enable_grad():
+        with gathering(batch_norms(network)), torch.enable_grad():
             logits = functional_call(network, combined([ends[0], middle, ends[1]], _bernstein(t)), (x,))
             loss = exit_losses(torch.stack(logits), y).mean()
         if not torch.isfinite(loss):

@@ -35,6 +35,7 @@ from eestudy.dynamics.activations import (
     FEATURES,
     HELD,
     Activations,
+    Batches,
     Held,
     flattened,
     gather,
@@ -42,7 +43,6 @@ from eestudy.dynamics.activations import (
     widths_of,
 )
 from eestudy.dynamics.label_information import usable_information
-from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
 from eestudy.training.losses import is_regression
 

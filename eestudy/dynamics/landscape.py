@@ -9,8 +9,7 @@ import torch
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, named_seed
-from eestudy.dynamics.batchnorm import Tensors
-from eestudy.dynamics.weight_space import Data, framed, split_rows, splits_of, tensors_of
+from eestudy.dynamics.weight_space import Data, Tensors, framed, split_rows, splits_of, tensors_of
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 

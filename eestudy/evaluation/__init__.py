@@ -13,7 +13,7 @@ from .budgets import (
     calibrated_curve,
     paper_budgets,
     paper_sweep,
-)  # fmt: skip
+)
 from .clock import latency
 from .curves import area_under_curve, curve_summary, threshold_sweep, tradeoff_curve
 from .exit_rules import ExitRule, entropy, margin, max_probability, patience, per_exit, scores, simulate
@@ -24,7 +24,7 @@ from .reliability import (
     ood_detection,
     reliability_metrics,
     reliability_table,
-)  # fmt: skip
+)
 from .risk import RISKS, Certified, control_risk
 
 __all__ = [
