@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import mean_squared_error, r2_score, roc_auc_score
 from torch import Tensor
 
-from eestudy.config import EestudyError, check_name
+from eestudy.config import EestudyError
 
 from .checks import ArrayLike, check_alike, check_classes, check_logits, check_predictions
 from .exit_rules import ExitRule, score_table, simulate
@@ -243,9 +243,7 @@ SCORES: dict[str, Callable[[Tensor], np.ndarray]] = {
 Gimpel 2017), minus the entropy, and minus the energy, that is log sum exp of the logits (Liu et al. 2020, T = 1)."""
 
 
-def ood_detection(
-    inside: ArrayLike, outside: ArrayLike, rule: ExitRule | None = None, scores: Sequence[str] = tuple(SCORES)
-) -> pd.DataFrame:
+def ood_detection(inside: ArrayLike, outside: ArrayLike, rule: ExitRule | None = None) -> pd.DataFrame:
     """AUROC of telling samples of the network's own data set (positive) from others, by exit and score.
 
     inside (K, N, C), outside (K, M, C): logits of the same network. With a rule also for the network that leaves early
@@ -262,8 +260,7 @@ def ood_detection(
     truth = np.arange(first.shape[1] + second.shape[1]) < first.shape[1]
     rows = []
     for system, own, other in pairs:
-        for name in scores:
-            score = SCORES[check_name("scores", name, SCORES)]
+        for name, score in SCORES.items():
             auroc = roc_auc_score(truth, np.concatenate([score(own), score(other)]))
             rows.append({"system": system, "score": name, "auroc": float(auroc)})
     return pd.DataFrame(rows)
