@@ -19,8 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from eestudy.analysis.cells import grouped
-from eestudy.analysis.finished_runs import add_records
+from eestudy.analysis import add_records, grouped
 from eestudy.config import RunConfig
 from eestudy.environment import say, use_threads
 from eestudy.progress import Failure, Progress

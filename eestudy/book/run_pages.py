@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eestudy.analysis.finished_runs import add_records
+from eestudy.analysis import add_records
 from eestudy.book import inputs, notebooks
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
