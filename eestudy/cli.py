@@ -287,8 +287,7 @@ def _refresh(options: argparse.Namespace) -> int:
 def _get(options: argparse.Namespace) -> int:
     from eestudy import data
     from eestudy.config import check_name
-    from eestudy.data.download import get
-    from eestudy.data.sources import MissingData
+    from eestudy.data.sources import MissingData, get
 
     known = data.sources_by_name()
     source = known[check_name("dataset", options.dataset, known)]

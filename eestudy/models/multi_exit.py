@@ -7,13 +7,15 @@ early exit, the count of FLOPs, the cached features of a frozen backbone and exp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
-from eestudy.models.backbone import Backbone, stage_flops
+from eestudy.models.backbone import Backbone, counted, mode, stage_flops
 from eestudy.models.heads import Head, build_head
 
 # Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
@@ -33,14 +35,9 @@ class MultiExit(nn.Module):
     last_exit_boost: float = 0.0
 
     def __init__(
-        self,
-        backbone: Backbone,
-        exits: Placement = "all",
-        head: str = "auto",
-        layers: int = 1,
-        seed_of_head: Callable[[int], int] | None = None,
-        head_args: Mapping[str, object] | None = None,
-    ) -> None:
+        self, backbone: Backbone, exits: Placement = "all", head: str = "auto", layers: int = 1,
+        seed_of_head: Callable[[int], int] | None = None, head_args: Mapping[str, object] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
@@ -127,9 +124,8 @@ class MultiExit(nn.Module):
             raise EestudyError("predict: the model is in training mode; call model.eval() first")
         if not callable(rule):
             raise EestudyError(f"rule: give a rule, as max_probability(0.9), got {rule!r}")
-        check = getattr(rule, "check_exits", None)
-        if check:
-            check(self.num_exits)
+        if hasattr(rule, "check_exits"):
+            rule.check_exits(self.num_exits)
         if not len(x):
             return x.new_empty(0, self.num_classes, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
         left: list[tuple[int, Tensor, Tensor]] = []  # exit, who, their logits
@@ -141,34 +137,26 @@ class MultiExit(nn.Module):
             state = self.advance(exit, state)
             logits, previous = self.answer(exit, state, previous)
             history.append(logits)
-            if exit == self.num_exits:
-                left.append((exit, inside, logits))
-                break
-            leaves = rule(history)
+            leaves = None if exit == self.num_exits else rule(history)
             # The one look at the result that decides: where nobody or everybody leaves, nothing is copied.
-            count = int(leaves.sum())
-            if count == len(inside):
+            count = len(inside) if leaves is None else int(leaves.sum())
+            if leaves is None or count == len(inside):
                 left.append((exit, inside, logits))
                 break
             if count:
                 left.append((exit, inside[leaves], logits[leaves]))
                 stays = leaves.logical_not().nonzero().squeeze(1)
-                inside, state = inside[stays], _kept(state, stays)
+                # Indexing keeps the memory format; index_select would not.
+                state = tuple(part[stays] for part in state) if isinstance(state, tuple) else state[stays]
+                inside = inside[stays]
                 history, previous = [logits[stays] for logits in history], previous[stays]
         return _in_order(left)
 
 
-def _kept(state: Tensor | tuple[Tensor, ...], stays: Tensor) -> Tensor | tuple[Tensor, ...]:
-    """The samples `stays` of a state. Indexing keeps the memory format; index_select would not."""
-    return state[stays] if isinstance(state, Tensor) else tuple(tensor[stays] for tensor in state)
-
-
 def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and exit_index (B,) of who left where, in the order they came in.
-
-    Exits may differ in precision, under autocast or by a classifier of the user's own: cat takes the widest.
-    """
+    """Logits (B, C) and exit_index (B,) of who left where, in the order they came in."""
     exit_index = torch.cat([torch.full_like(who, number) for number, who, _ in left])
+    # Exits may differ in precision, under autocast or by a classifier of the user's own: cat takes the widest.
     logits = torch.cat([each for _, _, each in left])
     if len(left) == 1:
         return logits, exit_index
@@ -214,3 +202,45 @@ def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
             )
         taken[stage] = share
     return tuple(sorted(taken))
+
+
+@dataclass(frozen=True)
+class ExitCosts:
+    """FLOPs of one sample (torch's count: a multiply and an add are two) and parameters; exits counted from 1.
+
+    stages: FLOPs of each backbone stage; classifier: of the backbone's own; heads: of each head.
+    flops: (K,) cost of leaving at exit k, the backbone up to there and every head up to and including k.
+    params: (K,) parameters needed up to there, counted the same way.
+    """
+
+    stages: tuple[int, ...]
+    classifier: int
+    heads: tuple[int, ...]
+    flops: tuple[int, ...]
+    params: tuple[int, ...]
+
+    @property
+    def backbone(self) -> int:
+        """FLOPs of the plain backbone, without heads: the 100 % of every budget."""
+        return sum(self.stages) + self.classifier
+
+
+@torch.no_grad()
+def exit_costs(model: MultiExit) -> ExitCosts:
+    """Counted on one sample, part by part, in eval mode. The model is left as it was."""
+    *stages, _ = stage_flops(model.backbone)
+    answers, flops, params = [], [], []  # of each exit alone
+    state: Any = model.backbone.dry_input()
+    previous: Any = None
+    with mode(model, False):
+        for exit in range(1, model.num_exits + 1):
+            state = model.advance(exit, state)
+            (_, previous), answer = counted(model.answer, exit, state, previous)
+            between = model.stages_to(exit)
+            head = model.head(between[-1]) if exit < model.num_exits else model.backbone.classifier
+            modules = [*(model.backbone.stages[stage - 1] for stage in between), head]
+            answers.append(answer)
+            flops.append(sum(stages[stage - 1] for stage in between) + answer)
+            params.append(sum(weight.numel() for module in modules for weight in module.parameters()))
+    *heads, classifier = answers
+    return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(accumulate(flops)), tuple(accumulate(params)))

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from eestudy.config import EestudyError, nearest
-from eestudy.models.backbone import KINDS, Backbone, mode
-from eestudy.models.cut.nodes import find, last_stage_end, trace_around
-from eestudy.models.cut.splitting import DRY_BATCH, Step, cut_out, record, split
+from eestudy.models.backbone import KINDS, Backbone, device_of, mode
+from eestudy.models.cut.splitting import (
+    DRY_BATCH,
+    Step,
+    cut_out,
+    find,
+    last_stage_end,
+    record,
+    split,
+    trace_around,
+)  # fmt: skip
 from eestudy.models.cut.tracing import Tracing
 from eestudy.models.multi_exit import MultiExit
 
@@ -23,15 +31,10 @@ SIDES = (224, 32, 28, 64, 96, 128, 256, 384, 16, 8)
 
 
 def add_exits(
-    model: nn.Module,
-    after: Iterable[str],
-    input_shape: Iterable[int] | None = None,
-    head: str = "auto",
-    head_layers: int = 1,
-    head_args: Mapping[str, object] | None = None,
-    kind: str | None = None,
+    model: nn.Module, after: Iterable[str], input_shape: Iterable[int] | None = None, head: str = "auto",
+    head_layers: int = 1, head_args: Mapping[str, object] | None = None, kind: str | None = None,
     classifier_after: str | None = None,
-) -> MultiExit:
+) -> MultiExit:  # fmt: skip
     """A network with an exit after each of the nodes `after`, from any model, in one call.
 
     The last exit is the model's own output, bit for bit, in evaluation and in training; the weights are the model's
@@ -41,26 +44,21 @@ def add_exits(
     with mode(model, model.training):
         backbone = from_model(model, after, input_shape, kind, classifier_after)
         network = MultiExit(backbone, head=head, layers=head_layers, head_args=head_args)
-        return network.to(backbone.dry_input().device).train(model.training)
+        return network.to(device_of(backbone)).train(model.training)
 
 
 def from_model(
-    model: nn.Module,
-    nodes: Iterable[str],
-    input_shape: Iterable[int] | None = None,
-    kind: str | None = None,
+    model: nn.Module, nodes: Iterable[str], input_shape: Iterable[int] | None = None, kind: str | None = None,
     classifier_after: str | None = None,
-) -> Backbone:
+) -> Backbone:  # fmt: skip
     """`model` cut after each of `nodes`: one stage up to each, one stage more, and what is left as the classifier.
 
     nodes: names of modules ("layer2", "features.5", "layer3.1"), or else of nodes of torch.fx.symbolic_trace(model).
-    input_shape: of one sample. Without it, the model's own attribute of that name; else, for a model whose first layer
-    is a 2-D convolution, its channels and the first of SIDES that goes through (224 for a model that takes any size;
-    FLOPs and heads belong to that size, so give the shape for images of another); else, for a linear first layer, its
-    width. A model that starts with an embedding gets whole numbers, and needs an input_shape.
-    kind: of the features at the nodes, one of KINDS or of CHANNELS_LAST. It is found where the layer that made them
-    tells: a convolution or BatchNorm has its channels first, a linear layer or LayerNorm wherever its width stands.
-    The heads for "tokens" read the first one, a class token; for a model without one, "sequence-last" pools them all.
+    input_shape: of one sample. Without it, the model's own attribute of that name; else, for a 2-D convolution as first
+    layer, its channels and the first of SIDES that goes through (FLOPs and heads belong to that size), for a
+    linear one its width. A model that starts with an embedding gets whole numbers, and needs an input_shape.
+    kind: of the features at the nodes, one of KINDS or of CHANNELS_LAST, found where the layer that made them tells.
+    Heads for "tokens" read the first one, a class token; for a model without one, "sequence-last" pools them all.
     classifier_after: the node with which the last stage ends. Found: the last step with weights that gives features
     like those at the nodes, leaving at least one step with weights to the classifier.
 
@@ -119,7 +117,6 @@ def _dry_run(model: nn.Module, given: Iterable[int] | None) -> tuple[Tensor, Ten
         shapes = [tuple(given)] if isinstance(given, Iterable) else []
         if not shapes or not all(isinstance(side, int) and side > 0 for side in shapes[0]):
             raise EestudyError(f"input_shape: {given!r} is not valid; give one sample's, such as {likely}")
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     failed = None
     for shape in shapes:
@@ -127,7 +124,7 @@ def _dry_run(model: nn.Module, given: Iterable[int] | None) -> tuple[Tensor, Ten
             x = torch.randint(first.num_embeddings, (DRY_BATCH, *shape), generator=generator)
         else:
             x = torch.randn(DRY_BATCH, *shape, generator=generator)
-        x = x.to(device)
+        x = x.to(device_of(model))
         try:
             return x, _logits(model, x)
         except _DoesNotGoThrough as error:
@@ -177,15 +174,13 @@ def _kind(steps: dict[fx.Node, Step], cuts: dict[fx.Node, str], given: str | Non
     found: dict[str, str] = {}
     for cut, name in cuts.items():
         shape = (steps[cut].shape or ())[1:]
+        features = f"features of shape (B, {', '.join(map(str, shape))}) after {name!r}"
         fitting = [each for each, dims in kinds.items() if dims == len(shape) + 1]
         if given is not None and given not in fitting:
-            raise EestudyError(f"kind: {given!r} does not fit features of shape (B, {_list(shape)}) after {name!r}")
+            raise EestudyError(f"kind: {given!r} does not fit {features}")
         told = given or _told(shape, steps[cut].made_by)
         if told is None:
-            raise EestudyError(
-                f"kind: cannot be told from features of shape (B, {_list(shape)}) after {name!r}; "
-                f"give one of {', '.join(fitting)}"
-            )
+            raise EestudyError(f"kind: cannot be told from {features}; give one of {', '.join(fitting)}")
         found.setdefault(told, name)
     if len(found) > 1:
         raise EestudyError(f"nodes: one backbone has features of one kind, found {found}; leave some nodes out")
@@ -205,10 +200,6 @@ def _told(shape: tuple[int, ...], made_by: nn.Module | None) -> str | None:
     if (shape[0] == width) == (shape[-1] == width):
         return None
     return channels_first if shape[0] == width else channels_last
-
-
-def _list(shape: Sequence[int]) -> str:
-    return ", ".join(map(str, shape))
 
 
 def _checked_modules(
