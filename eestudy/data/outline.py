@@ -59,4 +59,6 @@ def identity(
     """What a built-in data set is known by: its name, its version, and the settings that differ from the defaults."""
     defaults = {key: each.default for key, each in inspect.signature(loader).parameters.items()}
     given = {key: value for key, value in arguments.items() if value != defaults.get(key)}
+    if "content" in given:  # data of one's own, wherever they lie
+        given.pop("path", None)
     return {"name": name, "version": version, **given, **({} if train_size is None else {"train_size": train_size})}
