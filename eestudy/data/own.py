@@ -190,7 +190,7 @@ def _classes(labels: dict[str, np.ndarray], count: int) -> tuple[tuple[str, ...]
             unknown = ~np.isin(y.astype(str), found)
             if unknown.any():
                 raise EestudyError(
-                    f"data: {name} label {y[unknown.argmax()]!r} does not occur among the training labels"
+                    f"data: {name} label {str(y[unknown.argmax()])!r} does not occur among the training labels"
                 )
         labels = {name: np.searchsorted(found, y.astype(str)).astype(np.int64) for name, y in labels.items()}
     check_counts(names, labels["train"], needed=4 - len(labels))
