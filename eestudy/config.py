@@ -218,8 +218,8 @@ class RunConfig(BaseModel):
                 )
         if self.start == "trained" and self.architecture != "own":
             raise ValueError(
-                f"start: 'trained' needs architecture own, a model that comes with its weights; {self.architecture} has "
-                "none to begin with"
+                "start: 'trained' needs architecture own, a model that comes with its weights; it is "
+                f"{self.architecture!r}"
             )
         return self
 

@@ -180,7 +180,8 @@ def test_what_was_read_once_is_remembered_by_its_looks(pictures, tmp_path, monke
 
 def test_a_study_of_files(tmp_path):
     np.savez(tmp_path / "mine.npz", x=X, y=Y)
-    text = "seeds: [0, 1]\ngrid:\n  - {architecture: mlp, dataset: own, strategy: joint, epochs: 1, dataset_args: {path: %s}}"
+    run_settings = "{architecture: mlp, dataset: own, strategy: joint, epochs: 1, dataset_args: {path: %s}}"
+    text = f"seeds: [0, 1]\ngrid:\n  - {run_settings}"
     (tmp_path / "study.yaml").write_text(text % (tmp_path / "mine.npz"))
     configs = load_study(tmp_path / "study.yaml").configs
     assert [config.dataset_args["content"] for config in configs] == [content_of(tmp_path / "mine.npz")] * 2
@@ -195,14 +196,14 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "another kind": (3, {}, "data: int is not valid; give"),
     "another length": ((X, Y[1:]), {}, "data: 120 train inputs but 119 labels"),
     "no samples": ((X[:0], Y[:0]), {}, "data: the train split is empty"),
-    "not a number": ((NOT_A_NUMBER, Y), {}, "data: train inputs: 1 samples with NaN or infinity, the first is number 7"),
-    "an infinite label": ((X, np.where(Y == 0, np.inf, 0.5)), {}, "data: train labels: 30 samples with NaN or infinity"),
+    "not a number": ((NOT_A_NUMBER, Y), {}, "train inputs: 1 samples with NaN or infinity, the first is number 7"),
+    "an infinite label": ((X, np.where(Y == 0, np.inf, 0.5)), {}, "train labels: 30 samples with NaN or infinity"),
     "below zero": ((X, Y - 1), {}, r"data: train label -1 \(sample 0\) is out of range; labels are 0 to 2"),
     "above the classes": ((X, Y), {"classes": 3}, r"data: train label 3 \(sample 3\) is out of range"),
     "a class left out": ((X, 2 * Y), {}, "data: no training sample of class 1; labels are 0 to 6"),
     "one class": ((X, 0 * Y), {}, "data: all training labels are '0'; a classifier needs two classes"),
-    "a rare class": ((X, (np.arange(120) == 5).astype(int)), {}, "data: class '1' has 1 training samples; 3 are needed"),
-    "whole real labels": ((X, Y.astype(float)), {}, "dataset_args: task: the labels are real numbers that are all whole"),
+    "a rare class": ((X, (np.arange(120) == 5).astype(int)), {}, "class '1' has 1 training samples; 3 are needed"),
+    "whole real labels": ((X, Y.astype(float)), {}, "task: the labels are real numbers that are all whole"),
     "no whole label": ((X, Y + 0.5), {"task": "classification"}, "data: train label 0.5 is no class"),
     "constant labels": ((X, 0.5 + 0 * X[:, 0, 0, 0]), {}, "data: all train labels are 0.5"),
     "one hot": ((X, np.eye(4)[Y]), {}, r"data: train labels of shape \(120, 4\); one a sample is needed"),
@@ -214,7 +215,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a new class in test": (
         {"train": (X, FRAME["kind"].to_numpy()), "test": (X[:1], ["elk"])}, {}, "data: test label 'elk' does not occur",
     ),
-    "another shape in test": ({"train": (X, Y), "test": (X[:, :, :2], Y)}, {}, r"data: test samples have shape \(1, 2, 4\)"),
+    "another shape in test": ({"train": (X, Y), "test": (X[:, :, :2], Y)}, {}, r"test samples have shape \(1, 2, 4\)"),
     "a split given twice": ({"train": (X, Y), "test": (X, Y)}, {"test": 5}, "dataset_args: test: 5 would be split off"),
     "too large a split": ((X, Y), {"test": 119}, "dataset_args: test: 119 of 120 samples is not valid; 4 to 116 are"),
     "no target": (FRAME, {}, "dataset_args: target: '' is no column of the data frame; columns: size, age, kind"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,9 @@ class ImageFolder:
         if taken <= IN_MEMORY:
             read = {name: reader.read(each).contiguous() for name, each in names.items()}
             lazily = pixels(read["train"], self.normalization)
-            splits = {name: Split(read[name], torch.from_numpy(labels[name]), lazily) for name in SPLITS}
+            splits: dict[str, Any] = {
+                name: Split(read[name], torch.from_numpy(labels[name]), lazily) for name in SPLITS
+            }
         else:
             sample = names["train"][:: max(1, len(names["train"]) // 5000)]
             lazily = pixels(reader.read(sample) if self.normalization == "train" else None, self.normalization)
