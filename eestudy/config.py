@@ -22,7 +22,7 @@ SCHEMA = 3
 # Fields that take one of these names.
 NAMES: dict[str, tuple[str, ...]] = {
     "architecture": (*ARCHITECTURES, "own"),  # own: a model given to eestudy.run
-    "dataset": tuple(DATASETS),
+    "dataset": (*DATASETS, "own"),  # own: data given to eestudy.run, or files of one's own
     "strategy": tuple(STRATEGIES),
     "method": tuple(METHODS),
     "head": ("auto", *HEADS),
@@ -83,7 +83,7 @@ class RunConfig(BaseModel):
     epochs: Count = 20  # of the whole run; `match` says how the phases share them
     # what is learnt from
     train_size: Count | None = None  # stratified subset of the training split; None: all of it
-    dataset_args: dict[str, int | float | str] = {}
+    dataset_args: dict[str, int | float | str] = {}  # of dataset own: see `data.own`
     augmentation: str = "none"  # or some of AUGMENTATIONS, such as "crop+flip"
     # Strengths: shift, crop, cutout in pixels; mixup, cutmix the a of Beta(a, a). Default: by the size of the input.
     augmentation_args: dict[str, int | float] = {}
@@ -96,6 +96,8 @@ class RunConfig(BaseModel):
     head_layers: Annotated[int, Field(ge=1, le=MOST_HEAD_LAYERS)] = 1
     head_args: dict[str, int] = {}  # width: of the hidden layers
     # the training
+    # trained: from the weights that a model of one's own comes with, so the phase of the backbone alone is left out.
+    start: Literal["scratch", "trained"] = "scratch"
     weighting: str = "equal"
     weights: tuple[float, ...] = ()  # with `weighting: custom`: one for each exit
     gradient_scaling: Literal["none", "equilibrium", "boosting"] = "none"  # of what the exits send into the backbone
@@ -214,6 +216,11 @@ class RunConfig(BaseModel):
                     f"{field}: {value!r} has no effect with architecture own, whose exits and heads come with the "
                     "model; give them to add_exits or MultiExit"
                 )
+        if self.start == "trained" and self.architecture != "own":
+            raise ValueError(
+                "start: 'trained' needs architecture own, a model that comes with its weights; it is "
+                f"{self.architecture!r}"
+            )
         return self
 
     def replace(self, **changes: Any) -> RunConfig:
@@ -226,7 +233,10 @@ class RunConfig(BaseModel):
         Leaving the defaults out keeps old ids when a later version adds a field. A changed default needs a new SCHEMA;
         a test pins the defaults so that nobody forgets.
         """
-        return {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
+        given = self.model_dump(mode="json", exclude_defaults=True)
+        if "content" in self.dataset_args:  # wherever it lies
+            given["dataset_args"].pop("path", None)
+        return {"schema": SCHEMA, **given}
 
     def __hash__(self) -> int:
         return hash(self.id)

@@ -16,6 +16,7 @@ import torch
 
 from eestudy import data, evaluation
 from eestudy.config import EestudyError, RunConfig
+from eestudy.data.own import given
 from eestudy.environment import describe, say
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, exit_costs
@@ -42,15 +43,19 @@ def run(
     workers: int = 0,
     compile: str = "auto",
     model: MultiExit | None = None,
+    data: object = None,
 ) -> Run:
     """Trains the run of `config`, or loads what of it is done.
 
     store: a folder (default $EESTUDY_HOME or ./runs); device: "cpu", "cuda", ... (default: a GPU if there is one);
     workers, compile: see `training.execution`. model: your own network, for `architecture="own"`; a copy of it is
-    trained, from the weights it comes with, which are part of the run's identity.
+    trained, from the weights it comes with, which are part of the run's identity; what of it is frozen
+    (requires_grad=False) stays as it is. data: your own, for `dataset="own"`: (x, y), a torch Dataset, a data frame, a
+    mapping from train, validation and test to these, or a path (`data.own`); their content is part of the identity.
     Raises EestudyError for settings that do not fit together and for a store that cannot be written.
     """
     store = store if isinstance(store, Store) else Store(store)
+    config = given(config, data)
     done = Run(config, store, model)
     how = execution(device, workers, compile)
     store.check_writable()

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from eestudy.config import EestudyError, RunConfig, content_hash, nearest
+from eestudy.content import settled
 from eestudy.registry import STRATEGIES
 
 
@@ -119,7 +120,7 @@ def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any
         for values in itertools.product(*axes.values()):
             for seed in seeds:
                 try:
-                    configs.append(RunConfig(**dict(zip(map(str, axes), values, strict=True)), seed=seed))
+                    configs.append(settled(RunConfig(**dict(zip(map(str, axes), values, strict=True)), seed=seed)))
                 except EestudyError as error:
                     raise EestudyError(f"{path}: {error}") from None
     repeated = [config.id for config in configs if configs.count(config) > 1]

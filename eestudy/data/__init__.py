@@ -52,10 +52,10 @@ def outline(name: str, train_size: int | None = None, **dataset_args: Any) -> Ou
     Raises EestudyError for an unknown name or argument, and a train_size that cannot be had.
     """
     loader = _loader(name, dataset_args)
-    published = source_of(name)
+    published = source_of(name) if name in DATASETS else None
     if published:
         made = _published(published, **dataset_args)
-    elif DATASETS.entries[name].outline:
+    elif name in DATASETS and DATASETS.entries[name].outline:
         made = imported(DATASETS.entries[name].outline)(**dataset_args)
     else:
         data = _loaded(loader, tuple(sorted(dataset_args.items())))
@@ -92,12 +92,15 @@ def identity(name: str, train_size: int | None = None, **dataset_args: Any) -> d
     """
     parameters = inspect.signature(_loader(name, dataset_args)).parameters
     given = {key: value for key, value in dataset_args.items() if value != parameters[key].default}
+    if "content" in given:  # data of one's own, wherever they lie
+        given.pop("path", None)
     size = {} if train_size is None else {"train_size": train_size}
     return {"name": name, "version": VERSIONS.get(name, 1), **given, **size}
 
 
 def _loader(name: str, dataset_args: dict[str, Any]) -> Callable[..., DataSet]:
-    loader = DATASETS[check_name("dataset", name, DATASETS)]
+    check_name("dataset", name, (*DATASETS, "own"))
+    loader = imported("data.own:own") if name == "own" else DATASETS[name]
     known = list(inspect.signature(loader).parameters)
     for key in dataset_args:
         if key not in known:
