@@ -16,8 +16,7 @@ from eestudy.data.augmentation import check as check_augmentation
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.cost import once_flops, step_flops
-from eestudy.training.phases import Phase, resolve
-from eestudy.training.settings import configured
+from eestudy.training.phases import Phase, configured, resolve
 from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
 from eestudy.training.trainable import check_batch_norms
 

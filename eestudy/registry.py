@@ -100,28 +100,15 @@ DATASETS = Names({
     "diabetes": Entry("data.small:diabetes"),
 })  # fmt: skip
 STRATEGIES = Names({
-    "disjoint": Entry("training.strategies:disjoint"),
-    "joint": Entry("training.strategies:joint"),
-    "mixed": Entry("training.strategies:mixed"),
-    "mixed-heads": Entry("training.strategies:mixed_heads"),
-    "joint-heads": Entry("training.strategies:joint_heads"),
-    "alternating": Entry("training.strategies:alternating"),
-    "branch-wise": Entry("training.strategies:branch_wise"),
-    "separate": Entry("training.strategies:separate"),
-    "gradual": Entry("training.strategies:gradual"),
-    "sequential-lwf": Entry("training.strategies:sequential_lwf"),
-    "sequential-ewc": Entry("training.strategies:sequential_ewc"),
+    name: Entry(f"training.strategies:{name.replace('-', '_')}")
+    for name in (
+        "disjoint", "joint", "mixed", "mixed-heads", "joint-heads", "alternating", "branch-wise", "separate", "gradual",
+        "sequential-lwf", "sequential-ewc",
+    )
 })  # fmt: skip
 METHODS = Names({
-    "sdn": Entry("methods.sdn:METHOD"),
-    "branchynet": Entry("methods.branchynet:METHOD"),
-    "pbee": Entry("methods.pbee:METHOD"),
-    "gpf": Entry("methods.gpf:METHOD"),
-    "ztw": Entry("methods.ztw:METHOD"),
-    "l2w": Entry("methods.l2w:METHOD"),
-    "msdnet": Entry("methods.msdnet:METHOD"),
-    "boosted": Entry("methods.boosted:METHOD"),
-    "cgt": Entry("methods.cgt:METHOD"),
+    name: Entry(f"methods.{name}:METHOD")
+    for name in ("sdn", "branchynet", "pbee", "gpf", "ztw", "l2w", "msdnet", "boosted", "cgt")
 })  # fmt: skip
 HEADS = Names({
     "pooled": Entry("models.heads:pooled"),
@@ -134,20 +121,16 @@ HEADS = Names({
     "cascading-vector": Entry("models.heads:vector"),
 })  # fmt: skip
 WEIGHTINGS = Names({
-    "equal": Entry("training.weighting:equal"),
-    "depth-linear": Entry("training.weighting:depth_linear"),
-    "custom": Entry("training.weighting:custom"),
-    "sdn-ramp": Entry("training.weighting:sdn_ramp"),
-    "adaloss": Entry("training.weighting:adaloss"),
-    "uncertainty": Entry("training.weighting:uncertainty"),
+    **dict.fromkeys(("equal", "depth-linear", "custom"), Entry("training.weighting:fixed")),
+    "sdn-ramp": Entry("training.weighting:Ramp"),
+    "adaloss": Entry("training.weighting:AdaLoss"),
+    "uncertainty": Entry("training.weighting:Uncertainty"),
 })  # fmt: skip
 COMBINATIONS = Names({
     "pcgrad": Entry("training.combination:pcgrad"),
     "min-norm": Entry("training.combination:min_norm"),
 })  # fmt: skip
 EXIT_RULES = Names({
-    "max-probability": Entry("evaluation.rules.max_probability:RULE"),
-    "entropy": Entry("evaluation.rules.entropy:RULE"),
-    "margin": Entry("evaluation.rules.margin:RULE"),
-    "patience": Entry("evaluation.rules.patience:RULE"),
+    name: Entry(f"evaluation.rules.{name.replace('-', '_')}:RULE")
+    for name in ("max-probability", "entropy", "margin", "patience")
 })  # fmt: skip

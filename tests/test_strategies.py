@@ -12,8 +12,7 @@ from eestudy.plan import Plan, planned, prepare
 from eestudy.registry import STRATEGIES
 from eestudy.training import loop
 from eestudy.training.cost import once_flops, step_flops
-from eestudy.training.phases import Phase, resolve
-from eestudy.training.settings import configured
+from eestudy.training.phases import Phase, configured, resolve
 from eestudy.training.strategies import backbone_phase, phases_of, together_phase
 from eestudy.training.trainable import batch_norms
 

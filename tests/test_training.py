@@ -16,10 +16,9 @@ from eestudy.registry import STRATEGIES
 from eestudy.store import Store
 from eestudy.training import loop
 from eestudy.training.cost import step_flops
-from eestudy.training.eager_step import EagerStep
+from eestudy.training.eager_step import EagerStep, lr_factor
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_losses, exit_weights
-from eestudy.training.optim import lr_factor
 from eestudy.training.phase_network import phase_logits
 from eestudy.training.phases import resolve
 from eestudy.training.resume import Progress

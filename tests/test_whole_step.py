@@ -22,10 +22,9 @@ from eestudy.plan import Plan, prepare
 from eestudy.store import Folder, Store
 from eestudy.training import loop, whole_step
 from eestudy.training.batches import in_layout
-from eestudy.training.eager_step import EagerStep, Step
+from eestudy.training.eager_step import EagerStep, Step, build_optimizer
 from eestudy.training.execution import Execution
 from eestudy.training.objective import Objective
-from eestudy.training.optim import build_optimizer
 from eestudy.training.phase_network import PhaseNetwork, frozen_features, heads_alone
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State, arrays

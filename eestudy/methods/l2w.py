@@ -50,11 +50,11 @@ from eestudy.config import EestudyError, RunConfig, named_seed
 from eestudy.methods.method import Args, Argument, Method, classes_only
 from eestudy.models import MultiExit
 from eestudy.training.batches import Inputs
+from eestudy.training.eager_step import build_optimizer, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.loop import Hooks
 from eestudy.training.losses import sample_losses
 from eestudy.training.objective import Objective
-from eestudy.training.optim import build_optimizer, lr_factor
 from eestudy.training.phase_network import PhaseNetwork
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State
@@ -125,12 +125,9 @@ def before_step(
         return
     for group in objective.optimizer.param_groups:
         group["lr"] = objective.args["meta_lr"] * (1 + math.cos(math.pi * done)) / 2
-    lr = phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, done)
-    with (
-        execution.precision(phase.settings.precision),
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # the others have no second derivative
-        loss = meta_loss(state.model, phase, state.optimizer, objective, x, targets, lr)
+    # The other kernels have no second derivative.
+    with execution.precision(phase.settings.precision), sdpa_kernel(SDPBackend.MATH):
+        loss = meta_loss(state.model, phase, state.optimizer, objective, x, targets, learning_rate(phase, done))
     objective.optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=list(objective.weigher.parameters()))
     objective.optimizer.step()

@@ -22,17 +22,15 @@ from eestudy.config import EestudyError, named_seed
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
 from eestudy.store import Folder
-from eestudy.training.batches import Batches, Inputs, training_batches
-from eestudy.training.eager_step import EagerStep, Step
+from eestudy.training.batches import Inputs, training_batches
+from eestudy.training.eager_step import EagerStep, Step, build_optimizer, learning_rate
 from eestudy.training.execution import Execution
-from eestudy.training.normalization import reestimate
 from eestudy.training.objective import Objective
-from eestudy.training.optim import build_optimizer, learning_rate
 from eestudy.training.phase_network import PhaseNetwork
 from eestudy.training.phases import Phase
 from eestudy.training.resume import Progress, State, arrays, state_files
 from eestudy.training.trainable import phase_exits, set_trainable, trained_tensors
-from eestudy.training.validation import Validation, scores
+from eestudy.training.validation import Validation, reestimate, scores
 from eestudy.training.whole_step import WholeStep
 
 # Seconds between saved states, which is what a kill costs at most; longer where saving would take more than a
@@ -58,15 +56,9 @@ class Hooks:
 
 
 def train_phase(
-    model: MultiExit,
-    phase: Phase,
-    data: DataSet,
-    folder: Folder,
-    seed: int,
-    place: int,
-    execution: Execution,
+    model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seed: int, place: int, execution: Execution,
     hooks: Hooks | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Trains what `phase` trains of `model` in place, leaving checkpoints and records in `folder`.
 
     seed: the run's; place: of the phase in its strategy, from 0. The model starts from the weights it comes with.
@@ -79,22 +71,20 @@ class Training:
     """A phase from its first step, or its last saved state, to its end. seeds: what its random numbers are named by."""
 
     def __init__(
-        self,
-        model: MultiExit,
-        phase: Phase,
-        data: DataSet,
-        folder: Folder,
-        seeds: tuple[Any, ...],
-        execution: Execution,
-        hooks: Hooks,
-    ) -> None:
+        self, model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seeds: tuple[Any, ...],
+        execution: Execution, hooks: Hooks,
+    ) -> None:  # fmt: skip
         device = execution.device
         self.model, self.phase, self.data, self.folder = model.to(device), phase, data, folder
         self.seeds, self.execution, self.before = seeds, execution, hooks.before
         parameters = set_trainable(model, phase)
         self.exits = phase_exits(model, phase)
         self.batches = training_batches(model, phase, data, seeds, execution)
-        _check_turns(phase, self.batches)
+        if self.batches.steps_an_epoch < len(phase.turns):
+            raise EestudyError(
+                f"batch_size: {self.batches.size} makes one step an epoch of {len(self.batches.split)} samples; phase "
+                f"{phase.name} needs {len(phase.turns)}, as its steps take turns"
+            )
         self.validation = Validation(model, phase, data, execution, cached=self.batches.cache is not None)
         self.total = self.batches.steps_an_epoch * phase.settings.epochs
         self.objective = hooks.objective(model, phase, self.batches, seeds, execution)
@@ -104,22 +94,28 @@ class Training:
         self.state.load(folder)
         self.progress = self.state.progress
         self.bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
-        self.step = _step(model, self.state, self.objective, self.bad, self.total, execution)
+        network = PhaseNetwork(model, phase)
+        arguments = self.state, self.objective, self.bad, execution
+        self.step: Step
+        if execution.whole_steps:
+            self.step = WholeStep(network, *arguments)
+        else:  # where each exit's gradient is wanted by itself, the network does not run as a whole
+            whole = phase.settings.gradient_combination == "sum"
+            self.step = EagerStep(execution.prepared(network, self.total) if whole else network, *arguments)
         self.watch = Watch(self.progress.seconds)
         self.epoch = -1
         self.feed: Iterator[tuple[Inputs, Tensor]] = iter(())
 
     def run(self) -> None:
         """To the end of the phase; KeyboardInterrupt, with the state saved, when Ctrl-C was pressed."""
-        progress, every = self.progress, self.batches.steps_an_epoch
+        progress, every, patience = self.progress, self.batches.steps_an_epoch, self.phase.settings.patience
         hidden = None if self.execution.main else True  # None: where nobody looks
-        bar = _Bar(
-            total=self.total, initial=progress.step, desc=self.phase.name, unit="step", disable=hidden, leave=False
-        )
-        with _interrupt_between_steps() as interrupted, bar:
+        shown = {"desc": self.phase.name, "unit": "step", "disable": hidden, "leave": False}
+        with _interrupt_between_steps() as interrupted, _Bar(total=self.total, initial=progress.step, **shown) as bar:
             while True:
                 self._write_checkpoints()
-                if progress.step == self.total or _out_of_patience(progress, self.phase):
+                out_of_patience = patience and progress.stale and min(progress.stale) >= patience
+                if progress.step == self.total or out_of_patience:
                     break
                 self._save_if_due(interrupted)
                 self._advance()
@@ -177,8 +173,9 @@ class Training:
         epoch, phase, state, steps, seen = self.epoch + 1, self.phase, self.state, self.batches.steps_an_epoch, ""
         if measured_after(epoch, phase):
             train = self.execution.summed(state.sums) / (steps * self.execution.processes)
-            if phase.turns:
-                train[:, :-1] /= _share_of_all(phase, self.progress.step, steps)
+            if phase.turns:  # only in some of the steps all exits had their turn
+                turns = [phase.turns[step % len(phase.turns)] for step in range(epoch * steps - steps, epoch * steps)]
+                train[:, :-1] /= turns.count("all") / steps
             held_out = self.validation.measured()
             set_trainable(self.model, phase)
             train[1] = scores(train, self.data.train.y)
@@ -191,7 +188,7 @@ class Training:
 
     def _finish(self) -> None:
         """Leaves the final weights, those of the best epoch where patience chooses, and no state."""
-        model, phase, folder = self.model, self.phase, self.folder
+        model, phase, folder, steps = self.model, self.phase, self.folder, self.progress.step
         self.step.end()
         if self.state.best:
             model.load_state_dict(self.state.best, strict=False)
@@ -201,9 +198,8 @@ class Training:
             return
         folder.write_arrays(checkpoint_name(100), arrays(trained_tensors(model, phase)))
         folder.write_records(self.progress.records)
-        steps = self.progress.step
-        seconds = round(self.watch.seconds(), 3)
-        folder.write_json("summary.json", {"seconds": seconds, "steps": steps, "samples": steps * self.batches.size})
+        summary = {"seconds": round(self.watch.seconds(), 3), "steps": steps, "samples": steps * self.batches.size}
+        folder.write_json("summary.json", summary)
         for name in state_files(folder):
             folder.remove(name)
 
@@ -217,16 +213,6 @@ class Training:
             )
 
 
-def _step(model: MultiExit, state: State, objective: Objective, bad: Tensor, total: int, execution: Execution) -> Step:
-    """What makes the phase's `total` steps."""
-    network = PhaseNetwork(model, state.phase)
-    if execution.whole_steps:
-        return WholeStep(network, state, objective, bad, execution)
-    # Where each exit's gradient is wanted by itself, the network does not run as a whole.
-    whole = state.phase.settings.gradient_combination == "sum"
-    return EagerStep(execution.prepared(network, total) if whole else network, state, objective, bad, execution)
-
-
 class _Bar(tqdm):
     """Locked in this process alone: tqdm's own lock is one with that of forked processes, and a killed one keeps it."""
 
@@ -234,19 +220,6 @@ class _Bar(tqdm):
 
 
 _Bar.set_lock(threading.RLock())
-
-
-def _check_turns(phase: Phase, batches: Batches) -> None:
-    if batches.steps_an_epoch < len(phase.turns):
-        raise EestudyError(
-            f"batch_size: {batches.size} makes one step an epoch of {len(batches.split)} samples; phase {phase.name} "
-            f"needs {len(phase.turns)}, as its steps take turns"
-        )
-
-
-def _share_of_all(phase: Phase, end: int, steps: int) -> float:
-    """Share of the last `steps` steps before `end` in which all exits had their turn."""
-    return sum(phase.turns[step % len(phase.turns)] == "all" for step in range(end - steps, end)) / steps
 
 
 def checkpoint_name(share: int) -> str:
@@ -311,10 +284,6 @@ def improved(progress: Progress, values: list[float]) -> bool:
     ]
     progress.best = [max(pair) for pair in zip(values, best, strict=True)]
     return progress.best != best
-
-
-def _out_of_patience(progress: Progress, phase: Phase) -> bool:
-    return bool(phase.settings.patience and progress.stale and min(progress.stale) >= phase.settings.patience)
 
 
 @contextmanager

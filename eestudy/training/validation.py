@@ -1,4 +1,4 @@
-"""How good a phase's exits are on the validation split, after every epoch.
+"""Passes over clean data: how good a phase's exits are on validation, and BatchNorm statistics measured again.
 
 Shapes: K exits in the phase's loss.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
-from eestudy.training.batches import EVALUATION_BATCH, Inputs, cached_features, clean_batches, placed
+from eestudy.training.batches import EVALUATION_BATCH, Batches, Inputs, cached_features, clean_batches, placed
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_hits, exit_losses
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, exit_logits
 from eestudy.training.phases import Phase
-from eestudy.training.trainable import phase_exits
+from eestudy.training.trainable import batch_norms, phase_exits, trained_modules
 
 
 class Validation:
@@ -59,3 +59,25 @@ class Validation:
 def scores(means: Tensor, y: Tensor) -> Tensor:
     """The exits' accuracies as they were counted; in regression R2, 1 - mean squared error / variance of the labels."""
     return 1 - means[0] / y.var(correction=0) if y.is_floating_point() else means[1]
+
+
+@torch.no_grad()
+def reestimate(model: MultiExit, phase: Phase, batches: Batches, execution: Execution) -> None:
+    """Running means and variances of what the phase trained: the mean over one pass of the training data.
+
+    While training they lag behind the weights. Whole batches without augmentation, as in use; all else is in eval mode
+    (Wu and Johnson 2021, PreciseBN).
+    """
+    model.eval()
+    norms = [norm for part in trained_modules(model, phase).values() for norm in batch_norms(part)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+        norm.train()
+    with execution.precision(phase.settings.precision):
+        for x in batches.clean("batchnorm"):
+            exit_logits(model, phase_exits(model, phase), x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()

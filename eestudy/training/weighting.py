@@ -1,7 +1,7 @@
 """Weights of the exits' losses that change during a phase. K exits, in order.
 
-Every weighting is a module: (values (K,), share of the phase behind) -> weights (K,) and what is added to the weighted
-sum. What it learns or remembers is its state, which is saved with the phase's.
+A weighting is made of (network, phase, execution) and is a module: (values (K,), share of the phase behind) -> weights
+(K,) and what is added to the weighted sum. What it learns or remembers is its state, saved with the phase's.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Ramp(nn.Module):
 
     costs: Tensor
 
-    def __init__(self, costs: Tensor, last: bool) -> None:
-        """last: whether the last of the exits is the network's."""
+    def __init__(self, model: MultiExit, phase: Phase, execution: Execution) -> None:
         super().__init__()
-        self.last = last
-        self.register_buffer("costs", costs, persistent=False)
+        numbers, costs = phase.exit_numbers(model.num_exits), exit_shares(model)
+        self.last = numbers[-1] == model.num_exits
+        self.register_buffer("costs", torch.tensor([costs[number - 1] for number in numbers]), persistent=False)
 
     def forward(self, values: Tensor, done: float) -> Weighted:
         weights = torch.minimum(self.costs, RAMP_START + self.costs * done)
@@ -63,10 +63,11 @@ class Uncertainty(nn.Module):
     In regression L exp(-s) / 2 + s / 2. At the start, s = 0, classification's is the plain mean.
     """
 
-    def __init__(self, exits: int, regression: bool) -> None:
+    def __init__(self, model: MultiExit, phase: Phase, execution: Execution) -> None:
         super().__init__()
+        exits = len(phase.exit_numbers(model.num_exits))
         self.log_variances = nn.Parameter(torch.zeros(exits))
-        self.scale = (0.5 if regression else 1.0) / exits
+        self.scale = (0.5 if model.num_classes == 1 else 1.0) / exits
 
     def forward(self, values: Tensor, done: float) -> Weighted:
         return self.scale * torch.exp(-self.log_variances), self.log_variances.mean() / 2
@@ -80,10 +81,10 @@ class AdaLoss(nn.Module):
 
     means: Tensor
 
-    def __init__(self, exits: int, execution: Execution) -> None:
+    def __init__(self, model: MultiExit, phase: Phase, execution: Execution) -> None:
         super().__init__()
         self.execution = execution
-        self.register_buffer("means", torch.zeros(exits))
+        self.register_buffer("means", torch.zeros(len(phase.exit_numbers(model.num_exits))))
 
     def forward(self, values: Tensor, done: float) -> Weighted:
         seen = self.execution.summed(values.detach()) / self.execution.processes
@@ -100,29 +101,12 @@ def weighting_of(model: MultiExit, phase: Phase, execution: Execution) -> nn.Mod
     return made.to(execution.device)
 
 
-def equal(model: MultiExit, phase: Phase, execution: Execution) -> Fixed:
-    return Fixed(exit_weights("equal", len(phase.exit_numbers(model.num_exits))))
-
-
-def depth_linear(model: MultiExit, phase: Phase, execution: Execution) -> Fixed:
-    return Fixed(exit_weights("depth-linear", len(phase.exit_numbers(model.num_exits))))
-
-
-def custom(model: MultiExit, phase: Phase, execution: Execution) -> Fixed:
-    return Fixed(torch.tensor(phase.settings.weights) / sum(phase.settings.weights))
-
-
-def sdn_ramp(model: MultiExit, phase: Phase, execution: Execution) -> Ramp:
-    numbers, costs = phase.exit_numbers(model.num_exits), exit_shares(model)
-    return Ramp(torch.tensor([costs[number - 1] for number in numbers]), numbers[-1] == model.num_exits)
-
-
-def uncertainty(model: MultiExit, phase: Phase, execution: Execution) -> Uncertainty:
-    return Uncertainty(len(phase.exit_numbers(model.num_exits)), regression=model.num_classes == 1)
-
-
-def adaloss(model: MultiExit, phase: Phase, execution: Execution) -> AdaLoss:
-    return AdaLoss(len(phase.exit_numbers(model.num_exits)), execution)
+def fixed(model: MultiExit, phase: Phase, execution: Execution) -> Fixed:
+    """equal, depth-linear or custom."""
+    given = phase.settings.weights
+    if given:
+        return Fixed(torch.tensor(given) / sum(given))
+    return Fixed(exit_weights(phase.settings.weighting, len(phase.exit_numbers(model.num_exits))))
 
 
 def exit_shares(model: MultiExit) -> list[float]:

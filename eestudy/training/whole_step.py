@@ -23,11 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
 from eestudy.training.batches import Inputs, in_layout
-from eestudy.training.eager_step import Step
+from eestudy.training.eager_step import Step, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_hits, exit_losses
 from eestudy.training.objective import Objective
-from eestudy.training.optim import learning_rate
 from eestudy.training.phase_network import PhaseNetwork
 from eestudy.training.phases import Phase, Settings, differing
 from eestudy.training.resume import State
