@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eestudy.config import RunConfig, named_seed
-from eestudy.methods.method import Args, Argument, Method
+from eestudy.methods import Args, Argument, Method
 from eestudy.models import MultiExit
 from eestudy.models.heads import CASCADING, Head, WrappedHead, build_head
 from eestudy.training.batches import Inputs

@@ -47,7 +47,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.config import EestudyError, RunConfig, named_seed
-from eestudy.methods.method import Args, Argument, Method, classes_only
+from eestudy.methods import Args, Argument, Method, classes_only
 from eestudy.models import MultiExit
 from eestudy.training.batches import Inputs
 from eestudy.training.eager_step import build_optimizer, learning_rate

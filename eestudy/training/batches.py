@@ -6,7 +6,7 @@ calls: a resumed phase, and each of several processes, makes the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,8 +50,7 @@ class Batches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Inputs, Tensor]]:
         """The batches of epoch `number` (from 0) from its step `first` on; of each this process's part."""
-        generator = torch.Generator()
-        generator.manual_seed(named_seed(*self.seeds, "order", number))
+        generator = torch.Generator().manual_seed(named_seed(*self.seeds, "order", number))
         order = torch.randperm(len(self.split), generator=generator)[: self.steps_an_epoch * self.size]
         chosen = order.split(self.size)[first:]
         part = self.execution.part(self.size)
@@ -74,10 +73,8 @@ class Batches:
         """Whole batches of the training data once, in an order of their own, as a network takes them, not augmented."""
         generator = torch.Generator().manual_seed(named_seed(*self.seeds, *names))
         order = torch.randperm(len(self.split), generator=generator)[: self.steps_an_epoch * self.size]
-        chosen = order.split(self.size)
-        for raw in self.split.batches(chosen, self.execution.workers):
-            x = raw.to(self.execution.device)
-            yield in_layout(self.split.normalization(x) if self.split.normalization else x, self.memory_format)
+        for x, _ in chosen_batches(self.split, order.split(self.size), self.execution, self.memory_format):
+            yield x
 
 
 def training_batches(
@@ -116,7 +113,13 @@ def clean_batches(
     split: Split, execution: Execution, memory_format: torch.memory_format
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All samples of a split in order, as a network takes them, with their labels, on the device."""
-    chosen = torch.arange(len(split)).split(EVALUATION_BATCH)
+    return chosen_batches(split, torch.arange(len(split)).split(EVALUATION_BATCH), execution, memory_format)
+
+
+def chosen_batches(
+    split: Split, chosen: Sequence[Tensor], execution: Execution, memory_format: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of the samples with these numbers, not augmented."""
     for numbers, raw in zip(chosen, split.batches(chosen, execution.workers), strict=True):
         raw = raw.to(execution.device)
         x = split.normalization(raw) if split.normalization else raw

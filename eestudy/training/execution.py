@@ -74,9 +74,8 @@ class Execution:
 
     def compiles(self, steps: int) -> bool:
         """Whether a network is compiled for `steps` training steps."""
-        return self.compile == "always" or (
-            self.compile == "auto" and self.device.type == "cuda" and steps >= COMPILED_FROM
-        )
+        earned = self.device.type == "cuda" and steps >= COMPILED_FROM
+        return self.compile == "always" or (self.compile == "auto" and earned)
 
     @property
     def whole_steps(self) -> bool:
@@ -139,10 +138,7 @@ def execution(device: str | None = None, workers: int = 0, compile: str = "auto"
     check_name("compile", compile, COMPILE)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
         raise EestudyError(f"workers: {workers!r} is not valid; it must be a whole number, at least 0")
-    if launched_processes() > 1:
-        place = _joined(device == "cpu").device
-    else:
-        place = _device(device)
+    place = _joined(device == "cpu").device if launched_processes() > 1 else _device(device)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32; torch would round convolutions to 10 bits
     return Execution(place, workers, compile)

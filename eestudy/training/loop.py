@@ -179,8 +179,14 @@ class Training:
             held_out = self.validation.measured()
             set_trainable(self.model, phase)
             train[1] = scores(train, self.data.train.y)
-            _record(self.progress, self.exits, epoch, train, held_out, self.data.task)
-            seen = _seen(epoch, phase, self.exits, train, held_out, self.data.task)
+            score, form = ("accuracy", ".1%") if self.data.task == "classification" else ("r2", ".3f")
+            for split, (losses, values) in (("train", train.tolist()), ("validation", held_out.tolist())):
+                for number, loss, value in zip(self.exits, losses, values, strict=True):
+                    record = {"epoch": epoch, "exit": number, "split": split, "loss": loss, score: value}
+                    self.progress.records.append(record)
+            ends = {self.exits[place]: f"{float(held_out[1][place]):{form}}" for place in (0, -1)}
+            shown = ", ".join(f"exit {number} {value}" for number, value in ends.items())
+            seen = f"epoch {epoch}/{phase.settings.epochs}, loss {float(train[0].mean()):.3f}, {shown}"
             if phase.settings.patience and improved(self.progress, held_out[1].tolist()):
                 state.best = {name: value.clone() for name, value in trained_tensors(self.model, phase).items()}
         state.sums.zero_()
@@ -248,14 +254,6 @@ class Watch:
         self.every = max(STATE_EVERY, (self.saved - began) / SAVING_SHARE)
 
 
-def _seen(epoch: int, phase: Phase, exits: list[int], train: Tensor, held_out: Tensor, task: str) -> str:
-    """What the progress bar shows: loss of training, accuracy or R2 on validation of the first and last exit."""
-    ends = [0] if len(exits) == 1 else [0, -1]
-    form = ".1%" if task == "classification" else ".3f"
-    shown = ", ".join(f"exit {exits[place]} {float(held_out[1][place]):{form}}" for place in ends)
-    return f"epoch {epoch}/{phase.settings.epochs}, loss {float(train[0].mean()):.3f}, {shown}"
-
-
 def measured_after(epoch: int, phase: Phase) -> bool:
     """Whether training and validation are measured after this epoch (from 1).
 
@@ -263,13 +261,6 @@ def measured_after(epoch: int, phase: Phase) -> bool:
     """
     epochs = phase.settings.epochs
     return bool(phase.settings.patience) or epoch * MEASURED // epochs > (epoch - 1) * MEASURED // epochs
-
-
-def _record(progress: Progress, exits: list[int], epoch: int, train: Tensor, validation: Tensor, task: str) -> None:
-    score = "accuracy" if task == "classification" else "r2"
-    for split, (losses, values) in (("train", train.tolist()), ("validation", validation.tolist())):
-        for number, loss, value in zip(exits, losses, values, strict=True):
-            progress.records.append({"epoch": epoch, "exit": number, "split": split, "loss": loss, score: value})
 
 
 def improved(progress: Progress, values: list[float]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eestudy.config import named_seed
 from eestudy.data import Split
 from eestudy.models import MultiExit
-from eestudy.training.batches import Batches, Inputs, in_layout
+from eestudy.training.batches import Batches, Inputs, chosen_batches
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_losses, soft_losses, softened, teachers_of
 from eestudy.training.phase_network import exit_logits
@@ -137,11 +137,7 @@ def fisher(
     One sample at a time, in float32 and the mode the model is in.
     """
     sums = [torch.zeros_like(weight) for weight in weights]
-    ones = chosen.split(1)
-    for numbers, raw in zip(ones, split.batches(ones, execution.workers), strict=True):
-        raw = raw.to(execution.device)
-        x = in_layout(split.normalization(raw) if split.normalization else raw, model.memory_format)
-        y = split.y[numbers.to(split.y.device)].to(execution.device)
+    for x, y in chosen_batches(split, chosen.split(1), execution, model.memory_format):
         logits = exit_logits(model, exits, x)
         for place, each in enumerate(logits):
             loss = exit_losses(each[None], y).squeeze(0)
