@@ -10,7 +10,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -116,7 +116,6 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--workers", type=_positive, default=1, help=text)
         return added
 
-    store = {"type": Path, "help": STORE}
     of_study("plan", "list a study's runs: done or not, with estimated training FLOPs", workers=False)
     of_study("run", "execute the notebooks of a study's runs that have no record, and add theirs to book/results")
     of_study("status", "how much of a study is done", workers=False)
@@ -130,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         "Of a study in params/, runs with a record are skipped, and the others add theirs to book/results",
     )
     added.add_argument("params", type=Path, help="RunConfig fields, or a study, such as params/smoke.yaml")
-    added.add_argument("--store", **store)
+    added.add_argument("--store", type=Path, help=STORE)
     added.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     added.add_argument("--workers", type=int, default=0, help="processes that read image files ahead (default 0)")
     text = (
@@ -147,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("target", type=Path, help="the file to write, such as results.zip")
     added.add_argument("studies", nargs="*", help="studies with records in book/results (default: all)")
     added.add_argument("--runs", action="store_true", help="also the trained runs themselves, which the store has")
-    added.add_argument("--store", **store)
+    added.add_argument("--store", type=Path, help=STORE)
     added = command(
         "import", "add the records in files of `eestudy export` to book/results; none that is here is changed"
     )
@@ -179,8 +178,7 @@ def _study(options: argparse.Namespace) -> tuple[Study, Store, Records]:
     return study, Store(options.store), Records(results_folder(study.name))
 
 
-def _report(failures: Iterable[Failure]) -> int:
-    failures = list(failures)
+def _report(failures: list[Failure]) -> int:
     for failure in failures:
         print(f"eestudy: failed: {failure.title}: {failure.reason}", file=sys.stderr)
     return int(bool(failures))
@@ -257,8 +255,7 @@ def _import(options: argparse.Namespace) -> int:
     from eestudy.bundles import bring_in
     from eestudy.store import Store
 
-    counts = bring_in(options.sources, Store(options.store))
-    records, folders = counts.records, counts.folders
+    records, folders = bring_in(options.sources, Store(options.store))
     print(f"records: {records['added']} added, {records['same']} the same, {records['replicate']} kept as replicates")
     if any(folders.values()):
         print(f"runs and phases: {folders['added']} added to the store, {folders['same']} are there already")

@@ -138,8 +138,9 @@ class _Pool:
             self._start()
 
     def _start(self) -> None:
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self.settings))
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=_work, args=(theirs, self.settings))
         # A worker hears of Ctrl-C from us alone, and not before it is ready to save its state.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -166,7 +167,9 @@ class _Pool:
                         continue
                     if run_id is not None:
                         self.doing[end][1].add(run_id)
-                        yield from _ended(progress, run_id, reason)
+                        progress.ended(run_id, reason is not None)
+                        if reason:
+                            yield Failure(run_id, reason)
                         continue
                     self.doing.pop(end, None)
                     if waiting:
@@ -192,7 +195,8 @@ class _Pool:
         job, ended = self.doing.pop(end, (None, set()))
         for config in job.configs if job else ():
             if config.id not in ended:
-                yield from _ended(progress, config.id, f"its process ended with status {process.exitcode}")
+                progress.ended(config.id, failed=True)
+                yield Failure(config.id, f"its process ended with status {process.exitcode}")
         if job is None:
             raise RuntimeError(f"a worker process ended with status {process.exitcode} before it did anything")
 
@@ -207,12 +211,6 @@ class _Pool:
         finally:
             for process in self.processes.values():
                 process.kill()
-
-
-def _ended(progress: Progress, run_id: str, reason: str | None) -> Iterator[Failure]:
-    progress.ended(run_id, reason is not None)
-    if reason:
-        yield Failure(run_id, reason)
 
 
 class _NoTerminal(io.TextIOWrapper):

@@ -64,14 +64,10 @@ ARCHITECTURES = Names({
     "resnet1d": Entry("models.families.resnet:small_resnet", "ResNet-1D", inputs=2),
     "vit1d": Entry("models.families.vit:vit1d", "ViT-1D", inputs=2),
     "resnet-tiny": Entry("models.families.resnet:small_resnet", "ResNet-tiny", inputs=3),
-    "resnet20": Entry("models.families.resnet:resnet20", "ResNet-20", inputs=3),
-    "resnet32": Entry("models.families.resnet:resnet32", "ResNet-32", inputs=3),
-    "resnet56": Entry("models.families.resnet:resnet56", "ResNet-56", inputs=3),
-    "resnet110": Entry("models.families.resnet:resnet110", "ResNet-110", inputs=3),
-    "resnet18": Entry("models.families.resnet:resnet18", "ResNet-18", inputs=3),
-    "resnet34": Entry("models.families.resnet:resnet34", "ResNet-34", inputs=3),
-    "resnet50": Entry("models.families.resnet:resnet50", "ResNet-50", inputs=3),
-    "resnet101": Entry("models.families.resnet:resnet101", "ResNet-101", inputs=3),
+    **{
+        f"resnet{depth}": Entry(f"models.families.resnet:resnet{depth}", f"ResNet-{depth}", inputs=3)
+        for depth in (20, 32, 56, 110, 18, 34, 50, 101)
+    },
     "wrn-28-10": Entry("models.families.resnet:wide_resnet", "WRN-28-10", inputs=3),
     "vgg16-bn": Entry("models.families.vgg:vgg16_bn", "VGG-16-BN", inputs=3),
     "msdnet": Entry("models.families.msdnet:msdnet", "MSDNet", inputs=3),
@@ -111,14 +107,9 @@ METHODS = Names({
     for name in ("sdn", "branchynet", "pbee", "gpf", "ztw", "l2w", "msdnet", "boosted", "cgt")
 })  # fmt: skip
 HEADS = Names({
-    "pooled": Entry("models.heads:pooled"),
-    "token": Entry("models.heads:token"),
-    "vector": Entry("models.heads:vector"),
-    "msdnet": Entry("models.heads:msdnet"),
+    **{name: Entry(f"models.heads:{name}") for name in ("pooled", "token", "vector", "msdnet")},
     "msdnet-wide": Entry("models.heads:msdnet_wide"),
-    "cascading-pooled": Entry("models.heads:pooled"),
-    "cascading-token": Entry("models.heads:token"),
-    "cascading-vector": Entry("models.heads:vector"),
+    **{f"cascading-{name}": Entry(f"models.heads:{name}") for name in ("pooled", "token", "vector")},
 })  # fmt: skip
 WEIGHTINGS = Names({
     **dict.fromkeys(("equal", "depth-linear", "custom"), Entry("training.weighting:fixed")),
