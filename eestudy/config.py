@@ -67,10 +67,7 @@ def check_name(field: str, value: object, names: Iterable[str]) -> str:
 
 
 class RunConfig(BaseModel):
-    """Everything that defines the result of one training run.
-
-    Raises EestudyError (a ValueError) with one line when a field is unknown, of the wrong type or out of range.
-    """
+    """Everything that defines the result of one run. EestudyError in one line for a field that is unknown or wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -222,8 +219,7 @@ class RunConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What is hashed: the fields that differ from their default, and the schema version.
 
-        Leaving the defaults out keeps old ids when a later version adds a field. A changed default needs a new SCHEMA;
-        a test pins the defaults so that nobody forgets.
+        So old ids stay when a field is added. A changed default needs a new SCHEMA; a test pins the defaults.
         """
         return {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
 

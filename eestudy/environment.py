@@ -50,10 +50,7 @@ def threads() -> int:
 
 
 def use_threads(count: int) -> None:
-    """So many of this process's: torch's, and those of the linear algebra under numpy, scipy and scikit-learn.
-
-    Without the second, each of several worker processes starts one for every core, and they wait for each other.
-    """
+    """So many of this process's: torch's, and those under numpy, scipy and scikit-learn, else one for each core."""
     import sklearn.linear_model  # noqa: F401  # loads these libraries: a limit is for what is loaded already
     import torch
     from threadpoolctl import threadpool_limits

@@ -56,9 +56,8 @@ class WorkerSettings:
 
 
 def jobs_of(study: Sequence[RunConfig], todo: Sequence[RunConfig], flops: dict[str, float]) -> list[Job]:
-    """The jobs of a study's runs that are `todo`.
+    """The jobs of a study's runs that are `todo`: groups in the study's order, of a group the largest job first.
 
-    Groups come as in the study, whose first runs are the most wanted; of a group, the largest job is first.
     flops: of each run's `RunConfig` with seed 0, by id.
     """
     everything = grouped(study, SHARING)
@@ -82,10 +81,7 @@ def next_job(waiting: Sequence[Job], last: str | None, busy: set[str]) -> Job:
 
 
 def train_study(study: Study, jobs: int, settings: WorkerSettings) -> list[Failure]:
-    """Trains what has no record (or, without records, is not in the store) by `jobs` processes; returns what failed.
-
-    EestudyError, before anything is trained, for settings that do not fit together.
-    """
+    """Trains what has no record by `jobs` processes; returns what failed. First EestudyError for unfit settings."""
     settings.store.check_writable()
     records = settings.records
     if records:

@@ -49,10 +49,7 @@ class Plan:
 
 
 def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
-    """Checks that a config's parts fit together; reads no data that a package did not bring along.
-
-    Raises EestudyError where they do not.
-    """
+    """Checks that a config's parts fit together, else EestudyError; reads no data but what packages bring along."""
     facts = outline_of(config)
     check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
     method = MethodOfRun(config)

@@ -237,10 +237,7 @@ class Records:
         return sorted(path for path in folder.glob(f"{record_id}-*{SUFFIX}") if pattern.fullmatch(path.name))
 
     def frame(self, kind: str, table: str) -> pd.DataFrame:
-        """One table of all records, one below the other, with the record's id in its first column `run`.
-
-        Empty, with that column alone, where no record has the table.
-        """
+        """One table of all records, one below the other, with the record's id in a first column `run`."""
         found = [record for record in self.read(kind) if table in record.tables]
         if not found:
             return pd.DataFrame({"run": pd.Series(dtype=str)})

@@ -19,10 +19,7 @@ BACKBONES = "book/results/backbones.csv"
 
 
 def refresh(study: str) -> list[Failure]:
-    """Writes `study` into the README; executes in place run.ipynb and the chapters that reach something that changed.
-
-    Before them it counts again what every backbone costs, which builds each once: two minutes, 2 GB.
-    """
+    """Writes `study` into the README, what backbones cost, and in place the notebooks that reach a change."""
     root = project_root()
     say(f"README.md: the results of {study}")
     write_readme(root, study)

@@ -101,10 +101,7 @@ COMPILED = {"no": "never", "network": "always", "step": "step", False: "never", 
 
 
 def _as_begun(folder: Folder, phase: Phase, plan: Plan, model: MultiExit, how: Execution) -> Execution:
-    """`how`, compiling what the phase was begun with: so a resumed phase has the bits of an undisturbed one.
-
-    Notes in the folder what the phase is made with.
-    """
+    """`how`, compiling what the phase was begun with, so that a resumed one has the bits of an undisturbed one."""
     if not folder.has("environment.json"):
         settings, samples = phase.settings, plan.outline.train
         steps = settings.epochs * (samples // min(settings.batch_size, samples))
@@ -191,10 +188,7 @@ class Run:
         return self.checkpoint(len(self.phases), 100)
 
     def checkpoint(self, phase: int, share: int) -> MultiExit:
-        """The network as it was at `share` per cent of its phase number `phase` (from 1), in eval mode.
-
-        EestudyError if there is no such phase, or no checkpoint at that share.
-        """
+        """The network, in eval mode, as it was at `share` per cent of phase number `phase`, or EestudyError."""
         shares = sorted({*self.config.checkpoints, 100})
         if not 1 <= phase <= len(self.phases) or share not in shares:
             raise EestudyError(

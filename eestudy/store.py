@@ -59,10 +59,7 @@ class Folder:
 
     @contextmanager
     def lock(self, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Held by one process at a time; the operating system frees it when that process dies.
-
-        `on_wait` gets one line if another process holds it now.
-        """
+        """Held by one process at a time, freed when it dies. `on_wait` gets a line if another holds it now."""
         lock = FileLock(self._lock_path)
         with clear_os_errors(self._lock_path):
             self._lock_path.parent.mkdir(parents=True, exist_ok=True)

@@ -167,8 +167,7 @@ def looked_ahead(
 ) -> dict[str, Tensor]:  # fmt: skip
     """The weights after the optimizer's next step, differentiable by the gradients; the optimizer stays as it is.
 
-    trained: the parameters it has, by name; start: the same values without their history. A parameter without gradient
-    stays, as in the optimizer.
+    trained: its parameters by name, which stay where there is no gradient; start: their values without history.
     """
     known = [gradient for gradient in gradients.values() if gradient is not None]
     factor = 1.0
@@ -216,10 +215,7 @@ def target_shares(exits: int, p: int) -> list[float]:
 
 
 def allotted(confidence: Tensor, shares: Sequence[float]) -> list[Tensor]:
-    """For each exit the places of its samples: the surest (confidence: (K, B)) of those no exit before has.
-
-    An exit gets its share of the batch, rounded down; the last gets the rest. Every sample is at one exit.
-    """
+    """For each exit its share of the samples: of those that no exit before has the surest. confidence: (K, B)."""
     exits, samples = confidence.shape
     free = torch.ones(samples, dtype=torch.bool, device=confidence.device)
     found = []

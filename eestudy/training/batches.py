@@ -80,10 +80,7 @@ class Batches:
 def training_batches(
     model: MultiExit, phase: Phase, data: DataSet, seeds: tuple[object, ...], execution: Execution
 ) -> Batches:
-    """The batches of `phase`; the backbone's features computed once where the phase trains heads alone on clean data.
-
-    Raises EestudyError for an augmentation that does not fit the data.
-    """
+    """The batches of `phase`; where heads alone train on clean data, the backbone's features are computed once."""
     check(phase.settings.augmentation, data.input_shape, data.train.dtype)
     split = placed(data.train, execution.device)
     made = Batches(split, data.num_classes, phase, seeds, execution, model.memory_format)

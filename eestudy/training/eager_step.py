@@ -23,11 +23,10 @@ from eestudy.training.resume import State
 
 
 class Step:
-    """Trains a phase batch by batch; made when `state` is loaded.
+    """What trains a phase batch by batch; made when `state` is loaded.
 
-    network: the phase's, a PhaseNetwork or what `Execution.prepared` made of it. bad: is set to the number of the first
-    step whose loss or gradient is not finite; the update is made all the same, and undone by going back to the saved
-    state.
+    network: a PhaseNetwork, or what `Execution.prepared` made of it. bad: becomes the number of the first step whose
+    loss or gradient is not finite; the update is made all the same, and undone by going back to the saved state.
     """
 
     def __init__(
@@ -37,10 +36,7 @@ class Step:
         self.bad, self.execution = bad, execution
 
     def step(self, x: Inputs, targets: Tensor, done: float) -> None:
-        """Forward, backward, update; adds the exits' losses and hits to `state.sums`.
-
-        done: share of the phase's steps behind.
-        """
+        """Forward, backward, update; adds losses and hits to `state.sums`. done: share of the phase's steps behind."""
         raise NotImplementedError
 
     def end(self) -> None:

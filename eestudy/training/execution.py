@@ -93,8 +93,7 @@ class Execution:
     def seed(self, seed: int) -> None:
         """Seeds torch's own random numbers on the device, for dropout and the like.
 
-        torch.manual_seed seeds every kind of device there might be, which takes a hundred times as long where CUDA is
-        not in use yet: it keeps the caller's stack for each.
+        torch.manual_seed seeds devices that are not in use as well, and takes a hundred times as long.
         """
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -131,10 +130,7 @@ def launched_processes() -> int:
 
 
 def execution(device: str | None = None, workers: int = 0, compile: str = "auto") -> Execution:
-    """Checks the settings. device: "cpu", "cuda", ...; default: a GPU if there is one.
-
-    Raises EestudyError for a device that is not there, and unknown or negative settings.
-    """
+    """Checks the settings. device: "cpu", "cuda", ...; default: a GPU if there is one. EestudyError for a wrong one."""
     check_name("compile", compile, COMPILE)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
         raise EestudyError(f"workers: {workers!r} is not valid; it must be a whole number, at least 0")

@@ -61,8 +61,8 @@ def train_phase(
 ) -> None:  # fmt: skip
     """Trains what `phase` trains of `model` in place, leaving checkpoints and records in `folder`.
 
-    seed: the run's; place: of the phase in its strategy, from 0. The model starts from the weights it comes with.
-    Raises EestudyError when the loss is not finite, naming epoch, step and learning rate; the saved state before stays.
+    seed: the run's; place: of the phase in its strategy, from 0. Raises EestudyError when the loss is not finite,
+    naming epoch, step and learning rate; the saved state before stays.
     """
     Training(model, phase, data, folder, (seed, f"phase-{place}"), execution, hooks or Hooks()).run()
 
@@ -255,10 +255,7 @@ class Watch:
 
 
 def measured_after(epoch: int, phase: Phase) -> bool:
-    """Whether training and validation are measured after this epoch (from 1).
-
-    The last one always; with patience, which decides by them, every one; else at most MEASURED, evenly.
-    """
+    """Whether to measure after this epoch (from 1): with patience always, else at most MEASURED times, evenly."""
     epochs = phase.settings.epochs
     return bool(phase.settings.patience) or epoch * MEASURED // epochs > (epoch - 1) * MEASURED // epochs
 

@@ -132,10 +132,7 @@ def fisher(
     model: MultiExit, weights: list[torch.nn.Parameter], exits: list[int], split: Split, chosen: Tensor,
     execution: Execution,
 ) -> list[Tensor]:  # fmt: skip
-    """For each of `weights` the mean over the `chosen` samples of its squared gradient, summed over `exits`.
-
-    One sample at a time, in float32 and the mode the model is in.
-    """
+    """For each of `weights` the mean over the `chosen` samples of its squared gradient, summed over `exits`."""
     sums = [torch.zeros_like(weight) for weight in weights]
     for x, y in chosen_batches(split, chosen.split(1), execution, model.memory_format):
         logits = exit_logits(model, exits, x)

@@ -17,10 +17,7 @@ from eestudy.training.phases import Phase
 
 
 class PhaseNetwork(nn.Module):
-    """What a phase computes: inputs -> logits (K, B, C) of the exits its loss is taken over, in order.
-
-    With `Phase.frozen_teacher` those of the last exit come after them.
-    """
+    """Inputs -> logits (K, B, C) of the exits a phase's loss is over; after them those of a `frozen_teacher`."""
 
     def __init__(self, model: MultiExit, phase: Phase) -> None:
         super().__init__()
@@ -28,10 +25,7 @@ class PhaseNetwork(nn.Module):
         self.phase = phase
 
     def forward(self, x: Tensor | list[Tensor], turn: str | None = None) -> Tensor:
-        """x: (B, *input_shape); in a phase of heads alone also what `frozen_features` gave for it.
-
-        turn: the exits of this step, in a phase that takes turns.
-        """
+        """x: (B, *input_shape), or what `frozen_features` gave for it; turn: the exits of a step that takes turns."""
         return torch.stack(phase_logits(self.model, self.phase, x, turn))
 
 
@@ -58,10 +52,7 @@ def heads_alone(phase: Phase) -> bool:
 
 
 def frozen_features(model: MultiExit, phase: Phase, x: Tensor) -> list[Tensor]:
-    """x (B, *input_shape) -> what each head reads of its stage (`Head.reduce`), K-1 tensors, batch first.
-
-    With a frozen teacher its logits (B, C), those of the backbone's classifier, come after them.
-    """
+    """x (B, *input_shape) -> what each head reads of its stage, K-1 tensors; last a frozen teacher's logits (B, C)."""
     features: list[Tensor] = []
     state: Any = x
     for exit, stage in enumerate(model.exit_stages, 1):

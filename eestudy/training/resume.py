@@ -32,10 +32,7 @@ class Progress:
 
 @dataclass
 class State:
-    """A phase between two steps. sums: losses and hits of the epoch so far (2, K); best: weights, for patience.
-
-    objective: may learn or remember something (`Objective.state`); None: it does not.
-    """
+    """A phase between two steps. sums: losses and hits of the epoch so far (2, K); best: weights, for patience."""
 
     model: MultiExit
     phase: Phase

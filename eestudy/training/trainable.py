@@ -33,10 +33,7 @@ def trained_modules(model: MultiExit, phase: Phase) -> dict[str, nn.Module]:
 
 
 def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
-    """Freezes what the phase does not train and returns the parameters it does.
-
-    Frozen means no gradient and eval mode: without the second, BatchNorm would still move its statistics.
-    """
+    """Freezes what the phase does not train, in eval mode (for BatchNorm's statistics); returns what it trains."""
     for module in model.children():
         module.eval().requires_grad_(False)
     trained: dict[int, nn.Parameter] = {}  # stages may share a parameter
