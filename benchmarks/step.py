@@ -28,11 +28,10 @@ from eestudy.training.cost import step_flops
 from eestudy.training.eager_step import EagerStep, build_optimizer
 from eestudy.training.execution import Execution, fast_bfloat16
 from eestudy.training.objective import Objective
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, phase_exits, set_trainable
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State
 from eestudy.training.strategies import backbone_phase, together_phase
-from eestudy.training.trainable import phase_exits, set_trainable
 
 BATCH = 128
 # name -> (architecture, input shape, classes, architecture_args)

@@ -7,7 +7,6 @@ something is left to do.
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -209,16 +208,10 @@ class _Pool:
                 process.kill()
 
 
-class _NoTerminal(io.TextIOWrapper):
-    """Progress bars of several processes in one terminal would write over each other; here none appears."""
-
-    def isatty(self) -> bool:
-        return False
-
-
 def _work(end: Connection, settings: WorkerSettings) -> None:
     """A worker: says that it is free, gets a job, says what came of each run; until nobody has another."""
-    sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)
+    # Progress bars of several processes would write over each other: no terminal, no bar.
+    sys.stderr.isatty = lambda: False  # type: ignore[method-assign]
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C at the terminal would come twice: a second one does not wait for the state to be saved
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -16,9 +16,9 @@ from eestudy.data.augmentation import check as check_augmentation
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.cost import once_flops, step_flops
+from eestudy.training.phase_network import check_batch_norms
 from eestudy.training.phases import Phase, configured, resolve
 from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
-from eestudy.training.trainable import check_batch_norms
 
 
 @dataclass(frozen=True)

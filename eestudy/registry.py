@@ -112,10 +112,10 @@ HEADS = Names({
     **{f"cascading-{name}": Entry(f"models.heads:{name}") for name in ("pooled", "token", "vector")},
 })  # fmt: skip
 WEIGHTINGS = Names({
-    **dict.fromkeys(("equal", "depth-linear", "custom"), Entry("training.weighting:fixed")),
-    "sdn-ramp": Entry("training.weighting:Ramp"),
-    "adaloss": Entry("training.weighting:AdaLoss"),
-    "uncertainty": Entry("training.weighting:Uncertainty"),
+    **dict.fromkeys(("equal", "depth-linear", "custom"), Entry("training.losses:fixed")),
+    "sdn-ramp": Entry("training.losses:Ramp"),
+    "adaloss": Entry("training.losses:AdaLoss"),
+    "uncertainty": Entry("training.losses:Uncertainty"),
 })  # fmt: skip
 COMBINATIONS = Names({
     "pcgrad": Entry("training.combination:pcgrad"),

@@ -16,13 +16,20 @@ from eestudy.models import MultiExit, build_backbone
 from eestudy.training.batches import Batches
 from eestudy.training.combination import combine, min_norm, pcgrad
 from eestudy.training.execution import Execution
-from eestudy.training.losses import exit_losses, soft_losses, softened, teachers_of
+from eestudy.training.losses import (
+    RAMP_START,
+    AdaLoss,
+    exit_losses,
+    exit_shares,
+    soft_losses,
+    softened,
+    teachers_of,
+    weighting_of,
+)
 from eestudy.training.objective import Objective, Penalty
-from eestudy.training.phase_network import exit_logits, phase_logits
+from eestudy.training.phase_network import exit_logits, phase_logits, set_trainable
 from eestudy.training.phases import Phase
 from eestudy.training.strategies import heads_phase, together_phase
-from eestudy.training.trainable import set_trainable
-from eestudy.training.weighting import RAMP_START, AdaLoss, exit_shares, weighting_of
 
 CPU = Execution(torch.device("cpu"))
 SMALL: dict[str, dict[str, int]] = {"mlp": {"width": 8, "depth": 3}, "resnet-tiny": {}, "vit1d": {}, "msdnet": {}}

@@ -4,7 +4,7 @@ The statistics are gathered in one pass over the data in which the BatchNorm lay
 batch, and every layer keeps the mean over all batches (Izmailov et al. 2018, SWA; Garipov et al. 2018): each layer thus
 sees what the layers before it give when they normalize by about these statistics. The variance is the mean of the
 batches' (unbiased) variances, so it lacks what the batches' means differ by. Batches weigh by their size; in
-`training.validation`, where all are whole, they weigh alike.
+`training.batches`, where all are whole, they weigh alike.
 """
 
 from __future__ import annotations

@@ -55,10 +55,9 @@ from eestudy.training.execution import Execution
 from eestudy.training.loop import Hooks
 from eestudy.training.losses import sample_losses
 from eestudy.training.objective import Objective
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, set_trainable
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State
-from eestudy.training.trainable import set_trainable
 
 HIDDEN = 500
 

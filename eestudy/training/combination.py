@@ -61,7 +61,7 @@ def min_norm(gram: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def combine(
-    model: MultiExit, outputs: Sequence[Tensor], upstream: Sequence[Tensor] | Tensor, phase: Phase,
+    model: MultiExit, outputs: Sequence[Tensor], upstream: Tensor | None, phase: Phase,
     seeds: tuple[object, ...], execution: Execution,
 ) -> None:  # fmt: skip
     """Sets the gradients of what the phase trains from each exit's own.
@@ -70,6 +70,7 @@ def combine(
     sum, as always (a head has one exit's gradient). outputs: logits of each exit, with their graph; upstream: (K, B, C)
     gradient of the loss with respect to them.
     """
+    assert upstream is not None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     shared = {id(parameter) for parameter in model.backbone.stages.parameters()}
     own = exit_gradients(outputs, upstream, trained)

@@ -66,7 +66,6 @@ class EagerStep(Step):
         loss.backward()
         if combining:
             seeds = (*objective.seeds, "combination", state.progress.step)
-            assert logits.grad is not None
             combine(state.model, outputs, logits.grad, phase, seeds, execution)
         for parameter in objective.parameters() if execution.processes > 1 else ():
             if parameter.grad is not None:  # what is not in the network has a gradient of its own in each process

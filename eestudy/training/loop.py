@@ -22,15 +22,13 @@ from eestudy.config import EestudyError, named_seed
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
 from eestudy.store import Folder
-from eestudy.training.batches import Inputs, training_batches
+from eestudy.training.batches import Inputs, Validation, reestimate, scores, training_batches
 from eestudy.training.eager_step import EagerStep, Step, build_optimizer, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.objective import Objective
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, phase_exits, set_trainable, trained_tensors
 from eestudy.training.phases import Phase
 from eestudy.training.resume import Progress, State, arrays, state_files
-from eestudy.training.trainable import phase_exits, set_trainable, trained_tensors
-from eestudy.training.validation import Validation, reestimate, scores
 from eestudy.training.whole_step import WholeStep
 
 # Seconds between saved states, which is what a kill costs at most; longer where saving would take more than a

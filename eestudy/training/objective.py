@@ -15,11 +15,9 @@ from eestudy.data import Split
 from eestudy.models import MultiExit
 from eestudy.training.batches import Batches, Inputs, chosen_batches
 from eestudy.training.execution import Execution
-from eestudy.training.losses import exit_losses, soft_losses, softened, teachers_of
-from eestudy.training.phase_network import exit_logits
+from eestudy.training.losses import Fixed, exit_losses, soft_losses, softened, teachers_of, weighting_of
+from eestudy.training.phase_network import exit_logits, set_trainable
 from eestudy.training.phases import Phase
-from eestudy.training.trainable import set_trainable
-from eestudy.training.weighting import Fixed, weighting_of
 
 FISHER_SAMPLES = 256  # whose gradients tell how much a weight matters
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from eestudy.models import MultiExit
 from eestudy.store import Folder
+from eestudy.training.phase_network import trained_tensors
 from eestudy.training.phases import Phase
-from eestudy.training.trainable import trained_tensors
 
 if TYPE_CHECKING:
     from eestudy.training.objective import Objective

@@ -27,10 +27,9 @@ from eestudy.training.eager_step import Step, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_hits, exit_losses
 from eestudy.training.objective import Objective
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, set_trainable
 from eestudy.training.phases import Phase, Settings, differing
 from eestudy.training.resume import State
-from eestudy.training.trainable import set_trainable
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch's own of AdamW
 Graph = Callable[..., None]

@@ -17,9 +17,8 @@ from eestudy.models import MultiExit
 from eestudy.plan import Plan
 from eestudy.training.eager_step import build_optimizer
 from eestudy.training.losses import exit_losses
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, set_trainable
 from eestudy.training.resume import State
-from eestudy.training.trainable import set_trainable
 
 from .tiny import CPU, batch, cross_entropy, plan, shaken, states
 
