@@ -15,7 +15,9 @@ PACKAGES = ("eestudy", "torch", "numpy", "scikit-learn", "pandas", "mnist1d")
 
 def describe(device: str = "cpu") -> dict[str, Any]:
     """hardware, versions and commit, each a line of text; threads of one process."""
-    return {"hardware": hardware(device), "versions": versions(), "commit": commit(), "threads": threads()}
+    torch = sys.modules.get("torch")  # on whose threads the last bits of a result depend
+    threads = torch.get_num_threads() if torch else 0
+    return {"hardware": hardware(device), "versions": versions(), "commit": commit(), "threads": threads}
 
 
 def versions() -> str:
@@ -41,12 +43,6 @@ def hardware(device: str = "cpu") -> str:
         lines = cpuinfo.read_text(errors="replace").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {os.cpu_count()} cores"
-
-
-def threads() -> int:
-    """Threads of torch in this process, on which the last bits of a result depend."""
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else 0
 
 
 def use_threads(count: int) -> None:

@@ -91,16 +91,11 @@ def train_study(study: Study, jobs: int, settings: WorkerSettings) -> list[Failu
     say(f"study {study.name}: {len(study.configs)} runs{known}; {len(todo)} to train")
     if not todo:
         return []
-    waiting = jobs_of(study.configs, todo, _flops(todo))
+    from eestudy.plan import prepare  # torch
+
+    first = {config.replace(seed=0).id: config for config in reversed(todo)}
+    waiting = jobs_of(study.configs, todo, {name: prepare(each).training_flops for name, each in first.items()})
     return list(_Pool(min(jobs, len(waiting)), settings).results(waiting))
-
-
-def _flops(configs: Sequence[RunConfig]) -> dict[str, float]:
-    """Training FLOPs of every combination of settings, by the id it has with seed 0."""
-    from eestudy.plan import prepare
-
-    first = {config.replace(seed=0).id: config for config in reversed(configs)}
-    return {name: prepare(config).training_flops for name, config in first.items()}
 
 
 def train_here(study: Study, settings: WorkerSettings) -> None:

@@ -100,7 +100,8 @@ class Training:
         else:  # where each exit's gradient is wanted by itself, the network does not run as a whole
             whole = phase.settings.gradient_combination == "sum"
             self.step = EagerStep(execution.prepared(network, self.total) if whole else network, *arguments)
-        self.watch = Watch(self.progress.seconds)
+        self.saved = time.perf_counter()
+        self.began, self.save_every = self.saved - self.progress.seconds, STATE_EVERY
         self.epoch = -1
         self.feed: Iterator[tuple[Inputs, Tensor]] = iter(())
 
@@ -140,12 +141,16 @@ class Training:
         """Saves the state when it is time to, and before the KeyboardInterrupt that Ctrl-C asks for."""
         execution = self.execution
         looks = execution.processes == 1 or self.progress.step % LOOK_EVERY == 0
-        if not looks or not (stop := execution.agreed((interrupted() << 1) + self.watch.due())):
+        due = time.perf_counter() - self.saved > self.save_every
+        if not looks or not (stop := execution.agreed((interrupted() << 1) + due)):
             return
         self._stop_if_not_finite()
-        self.progress.seconds = self.watch.seconds()
+        before = time.perf_counter()
+        self.progress.seconds = before - self.began
         if execution.main:
-            self.watch.saving(lambda: self.state.save(self.folder))
+            self.state.save(self.folder)
+            self.saved = time.perf_counter()
+            self.save_every = max(STATE_EVERY, (self.saved - before) / SAVING_SHARE)
         if stop > 1:
             raise KeyboardInterrupt
 
@@ -202,7 +207,11 @@ class Training:
             return
         folder.write_arrays(checkpoint_name(100), arrays(trained_tensors(model, phase)))
         folder.write_records(self.progress.records)
-        summary = {"seconds": round(self.watch.seconds(), 3), "steps": steps, "samples": steps * self.batches.size}
+        summary = {
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "steps": steps,
+            "samples": steps * self.batches.size,
+        }
         folder.write_json("summary.json", summary)
         for name in state_files(folder):
             folder.remove(name)
@@ -229,27 +238,6 @@ _Bar.set_lock(threading.RLock())
 def checkpoint_name(share: int) -> str:
     """The file of the weights after `share` per cent of a phase."""
     return f"checkpoint-{share:03d}.safetensors"
-
-
-class Watch:
-    """Seconds of training, and when to save the state next."""
-
-    def __init__(self, before: float) -> None:
-        self.saved = time.perf_counter()
-        self.started = self.saved - before
-        self.every = STATE_EVERY
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def due(self) -> bool:
-        return time.perf_counter() - self.saved > self.every
-
-    def saving(self, save: Any) -> None:
-        began = time.perf_counter()
-        save()
-        self.saved = time.perf_counter()
-        self.every = max(STATE_EVERY, (self.saved - began) / SAVING_SHARE)
 
 
 def measured_after(epoch: int, phase: Phase) -> bool:
