@@ -67,10 +67,7 @@ def check_name(field: str, value: object, names: Iterable[str]) -> str:
 
 
 class RunConfig(BaseModel):
-    """Everything that defines the result of one training run.
-
-    Raises EestudyError (a ValueError) with one line when a field is unknown, of the wrong type or out of range.
-    """
+    """Everything that defines the result of one run. EestudyError in one line for a field that is unknown or wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -109,9 +106,7 @@ class RunConfig(BaseModel):
     # Share of the epochs for phase 1 of disjoint, mixed, mixed-heads and joint-heads; 0 leaves it out, 1 the rest.
     phase_split: Share = 0.5
     warm_start: Share = 0.0  # share of the epochs for heads alone, between phases 1 and 2 of mixed and mixed-heads
-    stability: Positive | None = (
-        None  # weight of what sequential-lwf (default 1) and -ewc (1,000) keep of earlier exits
-    )
+    stability: Positive | None = None  # weight of what sequential-lwf (default 1), -ewc (1,000) keep of earlier exits
     batchnorm: Literal["train", "freeze", "reestimate"] = "train"  # of the backbone's statistics
     patience: Count = 10  # epochs with a worse validation accuracy at every exit; used by `match: patience`
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -187,8 +182,9 @@ class RunConfig(BaseModel):
             if name not in adjustable:
                 valid = ", ".join(adjustable) or "(none)"
                 raise ValueError(f"{name!r} is not an adjustable part of the augmentation; valid: {valid}")
-            if not 0 < strength < float("inf") or (name in ("shift", "crop", "cutout") and strength != int(strength)):
-                kind = "a whole number of pixels above 0" if name in ("shift", "crop", "cutout") else "a number above 0"
+            pixels = name in ("shift", "crop", "cutout")
+            if not 0 < strength < float("inf") or (pixels and strength != int(strength)):
+                kind = "a whole number of pixels above 0" if pixels else "a number above 0"
                 raise ValueError(f"{name}: {strength!r} is not valid; it must be {kind}")
         return value
 
@@ -230,8 +226,7 @@ class RunConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What is hashed: the fields that differ from their default, and the schema version.
 
-        Leaving the defaults out keeps old ids when a later version adds a field. A changed default needs a new SCHEMA;
-        a test pins the defaults so that nobody forgets.
+        So old ids stay when a field is added. A changed default needs a new SCHEMA; a test pins the defaults.
         """
         given = self.model_dump(mode="json", exclude_defaults=True)
         if "content" in self.dataset_args:  # wherever it lies

@@ -42,8 +42,7 @@ from eestudy.dynamics.weight_space import (
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 from eestudy.training.losses import exit_losses
-from eestudy.training.normalization import gathering
-from eestudy.training.trainable import batch_norms
+from eestudy.training.phase_network import batch_norms, gathering
 
 # What distances are taken over: every parameter, or those of the backbone's stages.
 OVER = ("all", "backbone")

@@ -23,8 +23,7 @@ from eestudy.config import EestudyError, check_name
 from eestudy.dynamics.activations import Batches
 from eestudy.models import MultiExit
 from eestudy.training.losses import exit_hits, exit_losses, is_regression
-from eestudy.training.normalization import gathering
-from eestudy.training.trainable import batch_norms
+from eestudy.training.phase_network import batch_norms, gathering
 
 Tensors = dict[str, Tensor]  # parameters and buffers by their names in a network
 # One set of batches, or several by the name of their split.
