@@ -16,7 +16,7 @@ from eestudy.data.augmentation import check as check_augmentation
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.cost import once_flops, step_flops
-from eestudy.training.phase_network import check_batch_norms
+from eestudy.training.phase_network import check_phases
 from eestudy.training.phases import Phase, configured, resolve
 from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
 
@@ -57,7 +57,7 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     chosen = method.settings(network.backbone.kind)
     phases = phases_of(config, stages_of(network))
     phases = configured(phases, chosen, network.num_exits, method.identity, method.implied)
-    check_batch_norms(network, phases)
+    check_phases(network, phases)
     own = fingerprint(network) if model else None
     flops = {phase.name: _counted(method, network, phase, own) for phase in phases}
     joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
@@ -109,7 +109,8 @@ def build_model(method: MethodOfRun, facts: data.Outline, model: MultiExit | Non
     """The untrained network. Backbone and heads are seeded by name: strategies start from the same weights."""
     config = method.config
     if model is not None:
-        network = copy.deepcopy(model).requires_grad_(True)
+        network = copy.deepcopy(model)
+        network.frozen = frozen_by_user(network)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(named_seed(config.seed, "backbone"))
@@ -126,6 +127,16 @@ def build_model(method: MethodOfRun, facts: data.Outline, model: MultiExit | Non
     # own network, which may rely on the usual one (x.view).
     images = len(facts.input_shape) == 3 and model is None and not _needs_contiguous(network)
     return network.to(memory_format=torch.channels_last) if images else network
+
+
+def frozen_by_user(model: MultiExit) -> frozenset[str]:
+    """Names of the parameters with requires_grad=False, and of the modules all of whose parameters are frozen so."""
+    names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, part in model.named_modules():
+        mine = list(part.parameters())
+        if mine and not any(parameter.requires_grad for parameter in mine):
+            names |= {".".join(filter(None, (name, below))) for below, _ in part.named_modules()}
+    return frozenset(names)
 
 
 def _needs_contiguous(network: MultiExit) -> bool:
@@ -153,8 +164,9 @@ def _check_fit(config: RunConfig, network: MultiExit, facts: data.Outline) -> No
 
 
 def fingerprint(model: MultiExit) -> str:
-    """What a network of the user's own is known by: its modules as they print, its weights bit for bit."""
+    """What a user's own network is known by: its modules as they print, its weights bit for bit, what is frozen."""
     content = hashlib.sha256(str(model).encode())
+    content.update(" ".join(sorted(frozen_by_user(model))).encode())
     for part in model.modules():
         code = getattr(part, "code", "")  # of a module that torch.fx cut out
         content.update(code.encode() if isinstance(code, str) else b"")

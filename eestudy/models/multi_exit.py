@@ -30,9 +30,11 @@ class MultiExit(nn.Module):
     exits: a Placement; head, layers, head_args: see `build_head`. Raises EestudyError for a stage that is not there,
     for the last one (its exit is the classifier) and for a backbone of one stage, which has no place for a head.
     last_exit_boost: share of the answer before that comes on top of the classifier's (a boosted network's; 0 without).
+    frozen: names of parameters, and of modules with their statistics, that no training changes (`frozen_by_user`).
     """
 
     last_exit_boost: float = 0.0
+    frozen: frozenset[str] = frozenset()
 
     def __init__(
         self, backbone: Backbone, exits: Placement = "all", head: str = "auto", layers: int = 1,

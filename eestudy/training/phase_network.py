@@ -151,13 +151,22 @@ def trained_modules(model: MultiExit, phase: Phase) -> dict[str, nn.Module]:
 
 
 def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
-    """Freezes what the phase does not train, in eval mode (for BatchNorm's statistics); returns what it trains."""
+    """Freezes what the phase does not train, in eval mode (for BatchNorm's statistics); returns what it trains.
+
+    What the user froze in their own network (`MultiExit.frozen`) no phase trains.
+    """
     for module in model.children():
         module.eval().requires_grad_(False)
     trained: dict[int, nn.Parameter] = {}  # stages may share a parameter
     for module in trained_modules(model, phase).values():
         module.train().requires_grad_(True)
         trained |= {id(parameter): parameter for parameter in module.parameters()}
+    for name, part in model.named_modules():
+        if name in model.frozen:
+            part.eval()
+    for name, parameter in model.named_parameters():
+        if name in model.frozen:
+            trained.pop(id(parameter.requires_grad_(False)), None)
     if phase.settings.batchnorm == "freeze":
         for norm in batch_norms(model.backbone):
             norm.eval()
@@ -169,9 +178,14 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
     return [each for each in network.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
 
 
-def check_batch_norms(model: MultiExit, phases: Sequence[Phase]) -> None:
-    """EestudyError if a phase does something to statistics that the backbone does not have."""
+def check_phases(model: MultiExit, phases: Sequence[Phase]) -> None:
+    """EestudyError for a phase that trains only what is frozen, or changes statistics that the backbone lacks."""
     for phase in phases:
+        if model.frozen and not any(name in dict(model.named_parameters()) for name in trained_tensors(model, phase)):
+            raise EestudyError(
+                f"model: all that phase {phase.name!r} would train is frozen (requires_grad=False); RunConfig(start="
+                "'trained', strategy='disjoint') trains the heads alone"
+            )
         if phase.settings.batchnorm != "train" and not batch_norms(model.backbone):
             raise EestudyError(
                 f"batchnorm: {phase.settings.batchnorm} has no effect: the backbone has no BatchNorm statistics"
@@ -186,7 +200,11 @@ def phase_exits(model: MultiExit, phase: Phase) -> list[int]:
 def trained_tensors(model: MultiExit, phase: Phase) -> dict[str, Tensor]:
     """Name -> tensor of everything the phase may change, BatchNorm buffers included."""
     trained = tuple(f"{name}." for name in trained_modules(model, phase))
-    return {name: value for name, value in model.state_dict().items() if name.startswith(trained)}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.startswith(trained) and not {name, name.rpartition(".")[0]} & model.frozen
+    }
 
 
 @contextmanager

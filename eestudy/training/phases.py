@@ -151,7 +151,7 @@ def configured(
         given = getattr(config, name)
         if given != plain and name not in implied and all(getattr(phase.settings, name) != given for phase in made):
             raise EestudyError(f"{name}: {given} needs {why}, and {strategy} has none")
-    if config.lr_scale != 1 and len(made) == 1:
+    if config.lr_scale != 1 and len(made) == 1 and config.start == "scratch":
         raise EestudyError(f"lr_scale: {config.lr_scale:g} is for phases after the first, and {strategy} has none")
     if config.stability is not None and all(phase.keeps == "none" for phase in made):
         known = "it is for sequential-lwf and sequential-ewc"
@@ -169,7 +169,8 @@ def _settings(phase: Phase, before: tuple[Phase, ...], config: RunConfig, exits:
     has_teacher |= phase.exits == "internal" and not trains_backbone and phase.keeps == "none"
     taught = config.distillation != "none" and has_teacher
     if config.batchnorm == "freeze":  # as an earlier phase left them
-        moves_statistics = phase.whole_backbone and any(each.whole_backbone for each in before)
+        gathered = config.start == "trained" or any(each.whole_backbone for each in before)
+        moves_statistics = phase.whole_backbone and gathered
     else:
         moves_statistics = trains_backbone
     has_effect = {
@@ -188,7 +189,7 @@ def _settings(phase: Phase, before: tuple[Phase, ...], config: RunConfig, exits:
     }
     given = {each.name: getattr(config, each.name) for each in dataclasses.fields(Settings)}
     given |= {"epochs": Settings.epochs, "patience": Settings.patience, "method": method}
-    if before:
+    if before or config.start == "trained":
         given["lr"] *= config.lr_scale
     if has_effect["weights"]:
         given["weights"] = tuple(config.weights[number - 1] for number in numbers)
