@@ -92,11 +92,11 @@ def by_exit(reliability: pd.DataFrame, metric: str) -> style.Plot:
 
 def _line(axes: Axes, values: SeriesGroupBy, most: int, strategy: str, scaled: bool) -> None:
     """A line through the exits, and a bar at each and at the dynamic network, which lies beyond `most`."""
-    means = values.mean().loc[:most]
-    line = {"color": style.colour(strategy), "linestyle": ":" if scaled else "-", "linewidth": 1.5}
+    means, look = values.mean().loc[:most], style.look(strategy) | {"label": None}
+    line = {"color": look["color"], "linestyle": ":" if scaled else "-", "linewidth": 1.5}
     axes.plot(means.index, means, label=None if scaled else strategy, **line)
-    look: dict = {"color": style.colour(strategy), "marker": style.marker(strategy), "mfc": "white" if scaled else None}
-    panels.bars(axes, values, linestyle="", markersize=4, elinewidth=0.9, capsize=1.5, **look)
+    look |= {"mfc": "white" if scaled else None, "markersize": 4, "linestyle": ""}
+    panels.bars(axes, values, elinewidth=0.9, capsize=1.5, **look)
 
 
 def scaling_effects(reliability: pd.DataFrame, metric: str) -> pd.DataFrame:

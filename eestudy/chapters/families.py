@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from eestudy.report.frames import Results
-from eestudy.report.scores import score_name
+from eestudy.report.frames import Results, score_name
 from eestudy.report.tables import BUDGETS, budget_name, engineering, select
 
 

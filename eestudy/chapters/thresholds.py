@@ -17,8 +17,7 @@ from scipy import stats
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
 from eestudy.report.effects import effects
-from eestudy.report.frames import in_order
-from eestudy.report.scores import is_regression, valued
+from eestudy.report.frames import in_order, is_regression, valued
 from eestudy.report.tables import DASH, Table, budget_name, by_budget, ordered, plus_minus, rows, table, tested, why
 
 METHODS = ("geometric", "shared", "optimized")

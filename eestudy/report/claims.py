@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from eestudy.report import statistics as st
-from eestudy.report.frames import Results
-from eestudy.report.scores import score_name
+from eestudy.report.frames import Results, score_name
 from eestudy.report.tables import BUDGETS, budget_name
 
 # What C7 calls large: these data sets, all of them. Of what it does not speak: networks that were trained before.

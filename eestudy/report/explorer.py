@@ -18,9 +18,8 @@ import pandas as pd
 from eestudy.config import EestudyError
 from eestudy.report import statistics as st
 from eestudy.report import style
-from eestudy.report.frames import in_order
+from eestudy.report.frames import in_order, score_name, valued
 from eestudy.report.panels import by_strategy
-from eestudy.report.scores import score_name, valued
 
 DIGITS = 4
 THRESHOLD_DIGITS = 8  # significant ones: next to 1, where many scores lie, float32 has no more

@@ -16,8 +16,7 @@ from matplotlib.lines import Line2D
 
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
-from eestudy.report.frames import in_order
-from eestudy.report.scores import score_name, valued
+from eestudy.report.frames import in_order, score_name, valued
 from eestudy.report.tables import budget_name
 
 SPLITS = {"validation": "-", "train": ":"}
