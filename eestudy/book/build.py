@@ -4,13 +4,10 @@ Tracked files are read, never written. Everything is made in `_build/book`, whic
 is not made again. The pages end up in `_build/html`.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,29 +29,14 @@ TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "latex2mathml
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@dataclass(frozen=True)
 class Stage:
-    """Where a checkout's book is made."""
+    """Where a checkout's book is made: `folder` is the copy that Sphinx reads, `results` what chapters get to read."""
 
-    root: Path
-
-    @property
-    def folder(self) -> Path:
-        """The copy that Sphinx reads."""
-        return self.root / "_build" / "book"
-
-    @property
-    def book(self) -> Path:
-        return self.folder / "book"
-
-    @property
-    def results(self) -> Path:
-        """What the chapters get as EESTUDY_RESULTS."""
-        return self.book / "results"
-
-    @property
-    def html(self) -> Path:
-        return self.root / "_build" / "html"
+    def __init__(self, root: Path) -> None:
+        self.root, self.html = root, root / "_build" / "html"
+        self.folder = root / "_build" / "book"
+        self.book = self.folder / "book"
+        self.results = self.book / "results"
 
 
 def build(study: Study, store: Store, workers: int = 1) -> list[Failure]:

@@ -4,8 +4,6 @@ A page whose inputs are what they were is not made again: not in a second build,
 committed outputs of a chapter were made from them. No torch here.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json
@@ -51,16 +49,10 @@ def made_from(notebook: Path) -> str | None:
 def default_study(chapter: Path) -> str | None:
     """What the cell tagged `parameters` assigns to `study`: the study whose tables the chapter reads; None: none."""
     for cell in _cells(chapter):
-        if "parameters" in cell["metadata"].get("tags", []):
-            for node in ast.walk(ast.parse("".join(cell["source"]))):
-                targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-                if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value and _is_study(targets[0]):
-                    return str(ast.literal_eval(node.value))
+        found = re.search(r"""^study\b[^=\n]*= *["']([^"']*)["']""", "".join(cell["source"]), re.MULTILINE)
+        if found and "parameters" in cell["metadata"].get("tags", []):
+            return found[1]
     return None
-
-
-def _is_study(target: ast.AST | None) -> bool:
-    return isinstance(target, ast.Name) and target.id == "study"
 
 
 def chapter_identity(chapter: Path, results: Path, benchmarks: Path, study: str | None) -> str:

@@ -1,7 +1,5 @@
 """What each exit of each backbone costs, and what heads add. Frames: of `models.catalogue`."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from eestudy.report import style

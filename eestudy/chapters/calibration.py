@@ -4,8 +4,6 @@ By exit and where samples leave. Frames of `Results.evaluation`: "reliability", 
 or "dynamic", the network that leaves early at half of the plain backbone's cost.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -54,8 +52,7 @@ def reliability_diagrams(bins: pd.DataFrame, scaled: bool) -> style.Plot:
             line = {"markersize": 4, "linewidth": 1.4, **style.look(strategy)}
             axes.plot(pooled["confidence"], pooled["accuracy"], **line)
         axes.set_aspect("equal")
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
@@ -86,8 +83,7 @@ def by_exit(reliability: pd.DataFrame, metric: str) -> style.Plot:
         if metric != "auroc":  # none of the others can be below 0; intervals can
             axes.set_ylim(bottom=0)
         axes.set_xticks(ticks, [*(str(tick) for tick in ticks[:-1]), "dyn."])
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def _line(axes: Axes, values: SeriesGroupBy, most: int, strategy: str, scaled: bool) -> None:
@@ -185,8 +181,7 @@ def ood_plot(ood: pd.DataFrame, kind: str) -> style.Plot:
             line: dict = {"color": shade, "marker": mark, "capsize": 2, "elinewidth": 1, "label": score}
             panels.bars(axes, seeds.groupby(level="x"), **line)
         axes.axhline(0.5, color=style.FAINT, linestyle="--", linewidth=1)
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def cost_effects(ood: pd.DataFrame) -> pd.DataFrame:

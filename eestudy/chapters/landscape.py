@@ -1,7 +1,5 @@
 """The loss around trained models."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm

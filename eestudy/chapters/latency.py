@@ -1,7 +1,5 @@
 """What benchmarks/latency.py measured: early exits on the clock beside FLOPs, and where the time goes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -5,8 +5,6 @@ Holm over all pairs and budgets (`over_cells`), decide. A study of one cell is d
 "supported" and "contradicted" are ours.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 
@@ -54,9 +52,8 @@ def over_cells(comparisons: pd.DataFrame) -> pd.DataFrame:
         for a, b in pairs:
             here = (comparisons["a"] == a) & (comparisons["b"] == b) & (comparisons["budget"] == budget)
             names = {"a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, "unit": "seeds" if cells == 1 else "cells"}
-            if cells == 1:
-                test = comparisons[here].iloc[0].to_dict()
-            else:
+            test = comparisons[here].iloc[0].to_dict()
+            if cells > 1:
                 test = asdict(st.mean_difference(comparisons[here]["mean"]))
                 test["note"] = test["note"].replace("seed", "cell")
             records.append({**test, **names})
@@ -169,8 +166,7 @@ def limits(comparisons: pd.DataFrame) -> str:
 
 
 def _reason(table: pd.DataFrame) -> str:
-    parts = [
-        f"{row.a} against {row.b} at {budget_name(row.budget)}: {row.verdict}, over {row.n} {row.unit}"
-        for row in table.itertuples()
-    ]
+    parts = []
+    for row in table.itertuples():
+        parts.append(f"{row.a} against {row.b} at {budget_name(row.budget)}: {row.verdict}, over {row.n} {row.unit}")
     return "; ".join(parts) + "." if parts else NOT_COMPARED

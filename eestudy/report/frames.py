@@ -1,7 +1,5 @@
 """The tidy frames of a study: read from its records, or collected from runs in a notebook."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What the pilots of a study say: validation accuracy by length, rate and scale of training. Test data has no part."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from eestudy.records import Record, Records, results_folder

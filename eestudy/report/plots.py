@@ -4,8 +4,6 @@ Bands and bars are 95 % t intervals over seeds; thin lines and small dots are si
 is 12.7 standard errors wide on each side; axes follow the seeds' own values, a band may leave them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

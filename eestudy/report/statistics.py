@@ -4,8 +4,6 @@ Intervals are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one
 at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here warns.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields

@@ -4,8 +4,6 @@ Figures are white cards with dark text. The book's theme puts a light card behin
 dark on white keeps its contrast there; transparent figures with grey text had neither page's contrast.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager

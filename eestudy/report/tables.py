@@ -4,8 +4,6 @@ Numbers come first (`comparisons`, ...: DataFrames of fractions), then the same 
 (`*_table`: accuracies in %, mean +- half of the 95 % interval over seeds, protocol and rule in the caption).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations, product
