@@ -5,6 +5,7 @@ or "dynamic", the network that leaves early at half of the plain backbone's cost
 """
 
 import math
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -113,14 +114,12 @@ def metric_table(reliability: pd.DataFrame) -> Table:
     """Rows cell x system x strategy: each metric before and after temperature scaling, means over seeds x 100."""
     chosen = ends(reliability)
     found: dict[tuple[str, ...], dict[str, str]] = {}
-    for cell in dict.fromkeys(chosen["cell"]):
-        for system in SYSTEMS:
-            own = chosen[(chosen["cell"] == cell) & (chosen["part"] == system)]
-            for strategy, here in panels.by_strategy(own):
-                found[cell, system, strategy] = {
-                    METRICS[metric]: " → ".join(_hundred(here[here["scaled"] == s][metric]) for s in (False, True))
-                    for metric in ("ece", "ks", "brier", "auroc")
-                }
+    for cell, system in product(dict.fromkeys(chosen["cell"]), SYSTEMS):
+        for strategy, here in panels.by_strategy(chosen[(chosen["cell"] == cell) & (chosen["part"] == system)]):
+            found[cell, system, strategy] = {
+                METRICS[metric]: " → ".join(_hundred(here[here["scaled"] == s][metric]) for s in (False, True))
+                for metric in ("ece", "ks", "brier", "auroc")
+            }
     text = "On test, x 100, mean over seeds: before → after temperature scaling (fitted on validation data)."
     return table(rows(found, "cell", "system", "strategy"), text + why(reliability, "ece"), "reliability")
 
@@ -132,9 +131,8 @@ def temperature_table(reliability: pd.DataFrame) -> Table:
     wide = chosen.pivot_table(index=["cell", "strategy"], columns="exit", values="temperature", sort=False)
     made = wide.sort_index(axis=1).map(lambda value: "" if math.isnan(value) else f"{value:.2f}")
     made.columns = pd.Index([f"exit {k}" for k in made.columns], name="temperature of")
-    return table(
-        made, "Temperatures, means over seeds: above 1 the exit was too sure, below 1 too modest.", "temperatures"
-    )
+    caption = "Temperatures, means over seeds: above 1 the exit was too sure, below 1 too modest."
+    return table(made, caption, "temperatures")
 
 
 def _hundred(values: pd.Series) -> str:
@@ -149,14 +147,10 @@ def ood_table(ood: pd.DataFrame) -> Table:
     """Rows cell x kind of OOD samples, columns scores: AUROC x 100 at `SYSTEMS`; and the costs."""
     found = {}
     for (cell, kind), here in ood[ood["outside"] != "all"].groupby(["cell", "outside"], sort=False):
-        own = ends(here)
-        row = {
-            score: " / ".join(
-                _hundred(own[(own["part"] == system) & (own["score"] == score)]["auroc"]) for system in SYSTEMS
-            )
-            for score in SCORES
-        }
-        cost = here[here["cost"].notna()]
+        own, cost, row = ends(here), here[here["cost"].notna()], {}
+        for score in SCORES:
+            of_score = own[own["score"] == score]
+            row[score] = " / ".join(_hundred(of_score[of_score["part"] == each]["auroc"]) for each in SYSTEMS)
         row["cost: stranger, own"] = f"{_hundred(cost['cost'])}, {_hundred(cost['cost_inside'])}"
         found[cell, kind] = row
     text = (

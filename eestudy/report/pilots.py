@@ -16,11 +16,10 @@ def pilots(study: str = "pilots") -> pd.DataFrame:
     the mean of the two, by which rates and scales are chosen.
     """
     rows = pd.DataFrame([_row(record) for record in Records(results_folder(study)).read("runs")])
-    grouped = rows.groupby(KEYS, sort=False)
+    grouped = rows.groupby(KEYS)
     means = grouped[SCORES].mean()
-    return (
-        means.assign(seeds=grouped.size()).reset_index()[[*KEYS, "seeds", *SCORES]].sort_values(KEYS, ignore_index=True)
-    )
+    means.insert(0, "seeds", grouped.size())
+    return means.reset_index()
 
 
 def _row(record: Record) -> dict[str, object]:
