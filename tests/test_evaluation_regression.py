@@ -361,9 +361,6 @@ def test_a_study_of_regression_has_tables_and_figures(study, monkeypatch, capsys
     shown = tables.exit_table(results)
     mean = results.exits[(results.exits["strategy"] == "mixed") & (results.exits["exit"] == 5)]["r2"].mean()
     assert shown.data.loc[("mlp / diabetes", "mixed"), "exit 5"].startswith(f"{100 * mean:.1f} ±")
-    correlation = tables.budget_table(results, score="spearman")
-    assert correlation.caption.startswith("Spearman's rank correlation x 100 on test")
-    assert correlation.data.loc[("mlp / diabetes", "joint"), "100 %"] != tables.DASH
     compared = tables.comparisons(results)
     assert tables.comparison_table(results).caption.startswith("Difference in R2, points")
     assert claims.answer(compared).startswith("Differences in R2 over 2 seeds")
@@ -403,26 +400,7 @@ def test_a_study_of_both_tasks_names_both_and_leaves_classification_as_it_is(stu
     assert shown.data.loc[cell, "100 %"].tolist() == alone.data.loc[cell, "100 %"].tolist()
     assert "mlp / diabetes" in shown.data.index.get_level_values("cell")
     assert set(tables.budget_table(both, rule="entropy").data.index.get_level_values("cell")) == {cell}
-    assert set(tables.exit_table(both, "pearson").data.index.get_level_values("cell")) == {"mlp / diabetes"}
-    with pytest.raises(EestudyError, match="score: pearson is of regression"):
-        tables.exit_table(classes, "pearson")
     assert not tables.comparisons(both).empty
-
-
-def test_an_undefined_correlation_is_a_dash_with_its_reason(make):
-    results = collect([make("joint")], make("joint").budgets())
-    exits = results._frames["exits"]
-    exits.loc[exits["exit"] == 2, "pearson"] = np.nan
-    budgets = results._frames["budgets"]
-    budgets.loc[budgets["budget"] == "50", "pearson"] = np.nan
-    for shown, column in (
-        (tables.exit_table(results, "pearson"), "exit 2"),
-        (tables.budget_table(results, score="pearson"), "50 %"),
-    ):
-        assert shown.data[column].tolist() == [tables.DASH]
-        assert "all predictions (or all labels) are the same there" in shown.caption
-        assert "no threshold keeps" not in shown.caption
-    assert "not defined" not in tables.exit_table(results).caption
 
 
 def test_r2_below_zero_stays_on_the_figure(make):

@@ -1,7 +1,5 @@
 """Executing a notebook through papermill. No torch here."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -62,13 +60,10 @@ class Executor:
         """
         failed = target.with_suffix(".failed.ipynb")
         running = target.with_suffix(".running.ipynb")
-        given = target.with_suffix(".parameters.json")
-        write_atomically(given, json.dumps(parameters).encode())  # JSON is YAML
-        command = [sys.executable, "-m", "papermill", str(source), str(running), "-f", str(given)]
-        try:
-            status, errors = self._call([*command, "--no-progress-bar", "--cwd", str(source.parent)])
-        finally:
-            given.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        given = ["-y", json.dumps(parameters)] if parameters else []  # JSON is YAML
+        command = [sys.executable, "-m", "papermill", str(source), str(running), *given]
+        status, errors = self._call([*command, "--no-progress-bar", "--cwd", str(source.parent)])
         if self._stopped.is_set():
             running.unlink(missing_ok=True)
             return "stopped"
@@ -84,14 +79,14 @@ class Executor:
                 cell["metadata"].pop(key, None)
         if title:
             set_title(notebook, title)
-        write_notebook(target, notebook)
+        # Written the same way every time.
+        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        write_atomically(target, text.encode())
         running.unlink()
         failed.unlink(missing_ok=True)
         return None
 
     def _call(self, command: list[str]) -> tuple[int, str]:
-        if self._stopped.is_set():
-            return 1, "stopped"
         process = subprocess.Popen(
             command,
             env={**os.environ, **self.environment},
@@ -112,12 +107,6 @@ class Executor:
         finally:
             self._running.discard(process)
         return process.returncode, errors
-
-
-def write_notebook(path: Path, notebook: Mapping[str, Any]) -> None:
-    """Writes a notebook's JSON the same way every time."""
-    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    write_atomically(path, text.encode())
 
 
 def set_title(notebook: dict[str, Any], title: str) -> None:

@@ -4,8 +4,7 @@ Each finished run leaves a record; a study whose records are there is done, whic
 fails does not stop the others. No torch is loaded when nothing is left to do.
 """
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,11 +53,10 @@ def run_notebook() -> Path:
 
 def pages(study: Study, runs_dir: Path) -> list[Page]:
     """The study's notebooks, one a combination: those of one architecture, data set and strategy are numbered."""
-    made = []
-    taken: dict[str, int] = {}
+    made, taken = [], Counter[str]()
     for configs in study.pages():
         name = "-".join(getattr(configs[0], field) for field in ("architecture", "dataset", "strategy"))
-        taken[name] = taken.get(name, 0) + 1
+        taken[name] += 1
         suffix = f"-{taken[name]}" if taken[name] > 1 else ""
         made.append(Page(tuple(configs), runs_dir / f"{name}{suffix}.ipynb", taken[name]))
     return made

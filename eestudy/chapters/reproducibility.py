@@ -1,7 +1,5 @@
 """What benchmarks of reproducibility measured, as tables: JSON of facts and of lists of like records."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
