@@ -16,7 +16,6 @@ import torch
 
 from eestudy import data, evaluation
 from eestudy.config import EestudyError, RunConfig, check_name
-from eestudy.data.own import given
 from eestudy.environment import describe, say
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, exit_costs
@@ -55,7 +54,11 @@ def run(
     Raises EestudyError for settings that do not fit together and for a store that cannot be written.
     """
     store = store if isinstance(store, Store) else Store(store)
-    config = given(config, data)
+    _check_types(config, model)
+    if data is not None or config.dataset == "own":
+        from eestudy.data.own import given  # seconds of imports that built-in data do not need
+
+        config = given(config, data)
     done = Run(config, store, model)
     how = execution(device, workers, compile)
     store.check_writable()
@@ -70,6 +73,14 @@ def run(
             if how.main:
                 _finish(done.folder, store, plan, plan.model.eval(), how)
     return done
+
+
+def _check_types(config: object, model: object) -> None:
+    if not isinstance(config, RunConfig):
+        raise EestudyError(f"config: give a RunConfig, got {type(config).__name__}; RunConfig(**fields) makes one")
+    if model is not None and not isinstance(model, MultiExit):
+        hint = "eestudy.add_exits(model, after=[...]) makes one"
+        raise EestudyError(f"model: give a MultiExit, got {type(model).__name__}; {hint}")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from eestudy import data
 from eestudy.content import content_of
 from eestudy.data import own_folder
 from eestudy.data.own import given
-from eestudy.plan import prepare
+from eestudy.plan import load_data, prepare
 from eestudy.study import load_study
 
 RANDOM = np.random.default_rng(0)
@@ -32,8 +32,7 @@ def own(architecture: str = "mlp", **settings: Any) -> eestudy.RunConfig:
 
 
 def made(content: Any, **dataset_args: Any) -> data.DataSet:
-    config = given(own(dataset_args=dataset_args), content)
-    return data.load("own", **config.dataset_args)
+    return load_data(given(own(dataset_args=dataset_args), content))
 
 
 @pytest.fixture
@@ -160,7 +159,7 @@ def test_content_counts_and_not_the_place(pictures, tmp_path, monkeypatch):
     assert given(own(dataset_args={"size": 8}), tmp_path / "moved").id != config.id
     data._loaded.cache_clear()
     with pytest.raises(eestudy.EestudyError, match="holds other data than when this run was planned"):
-        data.load("own", **moved.dataset_args)
+        load_data(moved)
 
 
 def test_what_was_read_once_is_remembered_by_its_looks(pictures, tmp_path, monkeypatch):

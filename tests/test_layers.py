@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "records": _STORED | {"environment", "columns"},
     "bundles": _STORED | {"environment", "records"},
     "data": _STORED,
-    "models": _STORED,  # never data: a model gets input_shape and num_classes
+    "models": _STORED | {"environment"},  # never data: a model gets input_shape and num_classes
     "training": _BUILT | {"environment"},  # never evaluation, and evaluation never training: study joins them
     "evaluation": _BUILT | {"sweeps"},
     "methods": _TRAINED,
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": _STUDIED,
     "runs": _STUDIED | {"plan"},
     "analysis": _STUDIED | {"plan", "runs", "records", "progress"},
-    "export": _GROUND | {"models", "evaluation"},
+    "export": _GROUND | {"models", "evaluation", "environment"},
     "jobs": _RUN - {"report"},
     "book": _RUN - {"report"},
     "refresh": _RUN | {"book"},

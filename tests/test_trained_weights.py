@@ -115,7 +115,9 @@ def test_bad_settings_are_refused_in_one_line():
         {"strategy": "mixed", "phase_split": 1, "start": "trained"},
         network(),
     )
-    refused("phase_split: 0 leaves the backbone untrained", {"strategy": "disjoint", "phase_split": 0}, network())
+    assert prepare(config("disjoint", phase_split=0), network()).phases[0].name == "heads"
+    with pytest.raises(eestudy.EestudyError, match="phase_split: 0 leaves the backbone untrained"):
+        prepare(eestudy.RunConfig(architecture="mlp", dataset="digits", strategy="disjoint", phase_split=0))
     frozen = network("first", "second", "out")
     refused("model: all that phase 'backbone' would train is frozen", {"strategy": "disjoint"}, frozen)
     assert prepare(config("disjoint", start="trained"), frozen).phases[0].name == "heads"

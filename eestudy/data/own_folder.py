@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from eestudy.config import EestudyError
 from eestudy.data.folders import FolderSplit, Reader
@@ -73,6 +72,8 @@ class ImageFolder:
 
     def _listed(self, folder: str) -> list[tuple[str, int]]:
         """Files, relative to the root, and the number of their class."""
+        from torchvision.datasets.folder import IMG_EXTENSIONS  # seconds, which arrays do not need
+
         found = []
         for each in sorted((self.root / folder).iterdir()):
             if not each.is_dir() or each.name.startswith("."):

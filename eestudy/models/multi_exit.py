@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +42,11 @@ class MultiExit(nn.Module):
         seed_of_head: Callable[[int], int] | None = None, head_args: Mapping[str, object] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        if not isinstance(backbone, Backbone):
+            raise EestudyError(
+                f"backbone: give a Backbone, got {type(backbone).__name__}; add_exits(model, after=[...]) makes a "
+                "network with exits from any model"
+            )
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
         shapes = backbone.feature_shapes()
@@ -118,9 +124,11 @@ class MultiExit(nn.Module):
     def predict(self, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """Early-exit inference: a sample that leaves is dropped from the batch, later stages see only the rest.
 
-        Returns the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
-        Raises EestudyError in training mode, where BatchNorm would let a sample depend on who is still inside, and for
-        a rule that is none, such as a bare threshold, or that has thresholds for another number of exits.
+        x: (B, *input_shape), a tensor, an array or a list of samples, of the backbone's own type or float64. Returns
+        the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
+        Raises EestudyError in training mode, where BatchNorm would let a sample depend on who is still inside, for
+        inputs that the network does not take, and for a rule that is none, such as a bare threshold, or that has
+        thresholds for another number of exits.
         """
         if self.training:
             raise EestudyError("predict: the model is in training mode; call model.eval() first")
@@ -128,6 +136,7 @@ class MultiExit(nn.Module):
             raise EestudyError(f"rule: give a rule, as max_probability(0.9), got {rule!r}")
         if hasattr(rule, "check_exits"):
             rule.check_exits(self.num_exits)
+        x = self._inputs(x)
         if not len(x):
             return x.new_empty(0, self.num_classes, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
         left: list[tuple[int, Tensor, Tensor]] = []  # exit, who, their logits
@@ -136,8 +145,14 @@ class MultiExit(nn.Module):
         previous: Tensor | None = None
         state: Tensor | tuple[Tensor, ...] = x
         for exit in range(1, self.num_exits + 1):
-            state = self.advance(exit, state)
-            logits, previous = self.answer(exit, state, previous)
+            try:
+                state = self.advance(exit, state)
+                logits, previous = self.answer(exit, state, previous)
+            except RuntimeError as error:
+                if tuple(x.shape[1:]) == self.input_shape:
+                    raise
+                reason = str(error).strip().split("\n")[0]
+                raise EestudyError(f"x: {self._wanted(x)}, and others do not go through it ({reason})") from error
             history.append(logits)
             leaves = None if exit == self.num_exits else rule(history)
             # The one look at the result that decides: where nobody or everybody leaves, nothing is copied.
@@ -153,6 +168,30 @@ class MultiExit(nn.Module):
                 inside = inside[stays]
                 history, previous = [logits[stays] for logits in history], previous[stays]
         return _in_order(left)
+
+    def _wanted(self, x: Tensor) -> str:
+        takes = f"(B, {', '.join(map(str, self.input_shape))}) of {self.backbone.input_dtype}"
+        return f"got shape {tuple(x.shape)} of {x.dtype}, but the network takes {takes}"
+
+    def _inputs(self, x: Any) -> Tensor:
+        """Samples as a tensor. What would need a guess, such as bytes or a sample without a batch, is refused."""
+        wanted = self.backbone.input_dtype
+        if not isinstance(x, Tensor):
+            try:
+                tensors = isinstance(x, list) and bool(x) and isinstance(x[0], Tensor)
+                x = torch.stack(x) if tensors else torch.from_numpy(np.asarray(x))
+            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                reason = str(error).strip().split("\n")[0]
+                raise EestudyError(f"x: {type(x).__name__} cannot be made one tensor of samples ({reason})") from None
+        if x.dtype == torch.float64 and wanted == torch.float32:
+            x = x.float()
+        if x.ndim != len(self.input_shape) + 1:
+            hint = "; give one sample as x[None]" if x.ndim == len(self.input_shape) else ""
+            raise EestudyError(f"x: {self._wanted(x)}{hint}")
+        if x.is_floating_point() != wanted.is_floating_point:
+            hint = ", normalized as in training" if wanted.is_floating_point else ""
+            raise EestudyError(f"x: {self._wanted(x)}{hint}")
+        return x if wanted.is_floating_point else x.to(wanted)
 
 
 def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -127,8 +127,8 @@ def phases_of(config: RunConfig, stages: Sequence[int] = ()) -> tuple[Phase, ...
 
     A phase without a share is left out: `mixed` with `phase_split: 0` is joint, with 1 it is the plain backbone, whose
     heads stay untrained. With `start: trained` the phase of the backbone alone is left out too, and the others share
-    all epochs. Raises EestudyError where that leaves the backbone untrained or nothing to train, and for a warm start
-    that has no place.
+    all epochs. Raises EestudyError where that leaves the backbone untrained (a model of one's own may
+    be) or nothing to train, and for a warm start that has no place.
     """
     assert stages or config.strategy not in BY_EXIT
     phases = STRATEGIES[config.strategy](config.phase_split, tuple(stages))
@@ -142,7 +142,7 @@ def phases_of(config: RunConfig, stages: Sequence[int] = ()) -> tuple[Phase, ...
     if trained:
         whole = sum(phase.share for phase in phases)
         phases = tuple(dataclasses.replace(phase, share=phase.share / whole) for phase in phases)
-    elif not any("backbone" in phase.trains for phase in phases):
+    elif config.architecture != "own" and not any("backbone" in phase.trains for phase in phases):
         raise EestudyError(
             f"phase_split: {config.phase_split:g} leaves the backbone untrained in {config.strategy}; give more than 0"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eestudy.config import EestudyError, nearest
+from eestudy.environment import say
 from eestudy.models.backbone import KINDS, Backbone, device_of, mode
 from eestudy.models.cut.splitting import (
     DRY_BATCH,
@@ -41,6 +42,7 @@ def add_exits(
     own tensors, so training one trains the other. input_shape: of one sample; without it the one `from_model` finds,
     224 pixels a side for a torchvision model. The other arguments are those of `MultiExit` and `from_model`.
     """
+    _check_module(model)
     with mode(model, model.training):
         backbone = from_model(model, after, input_shape, kind, classifier_after)
         network = MultiExit(backbone, head=head, layers=head_layers, head_args=head_args)
@@ -58,7 +60,8 @@ def from_model(
     layer, its channels and the first of SIDES that goes through (FLOPs and heads belong to that size), for a
     linear one its width. A model that starts with an embedding gets whole numbers, and needs an input_shape.
     kind: of the features at the nodes, one of KINDS or of CHANNELS_LAST, found where the layer that made them tells.
-    Heads for "tokens" read the first one, a class token; for a model without one, "sequence-last" pools them all.
+    Heads for "tokens" read the first one; where the model's own classifier reads others too (no class token, or causal
+    attention), heads pool them all ("sequence-last"), which is said on stderr.
     classifier_after: the node with which the last stage ends. Found: the last step with weights that gives features
     like those at the nodes, leaving at least one step with weights to the classifier.
 
@@ -67,9 +70,10 @@ def from_model(
     Raises EestudyError for a model torch.fx cannot follow, naming the node and the nearest ones that work, and
     wherever the cut would change what the model gives.
     """
-    names = [nodes] if isinstance(nodes, str) else list(nodes)
-    if not names:
-        raise EestudyError("nodes: the list is empty; give the names of at least one place for an exit")
+    _check_module(model)
+    names = [nodes] if isinstance(nodes, str) else list(nodes) if isinstance(nodes, Iterable) else [nodes]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise EestudyError(f"nodes: {names} is not valid; give the names of the places for exits, such as ['layer2']")
     training = model.training
     with mode(model, False):
         x, logits = _dry_run(model, input_shape)
@@ -86,11 +90,33 @@ def from_model(
                 raise EestudyError(f"classifier_after: {classifier_after!r} does not come after the last of the nodes")
         else:
             end = last_stage_end(tracing, steps, cuts[-1], named[cuts[-1]])
-        kind = _kind(steps, named, kind)
+        told, kind = kind, _kind(steps, named, kind)
         *stages, classifier = _checked_modules(model, tracing, steps, [*cuts, end], x, logits)
+        if kind == "tokens" and not told and not _first_token_alone(stages, classifier, x):
+            kind = "sequence-last"
+            say("model: its classifier reads more than the first token, so the heads pool all of them (sequence-last)")
         backbone = CutBackbone(stages, classifier, x.shape[1:], logits.shape[1], kind)
         backbone.input_dtype = x.dtype
         return backbone.train(training)
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise EestudyError(f"model: give a torch.nn.Module, got {type(model).__name__}")
+
+
+@torch.no_grad()
+def _first_token_alone(stages: Sequence[nn.Module], classifier: nn.Module, x: Tensor) -> bool:
+    """Whether the classifier gives the same when all but the first token of each sample are others."""
+    state: Any = x.clone()
+    for stage in stages:
+        state = stage(state)
+    first, *others = state if isinstance(state, tuple) else (state,)
+    if first.ndim != 3 or first.shape[1] < 2:
+        return True  # pooled before; nothing tells
+    changed = torch.cat([first[:, :1], first[:, 1:].flip(0) + 1], dim=1)
+    given = [each if not others else (each, *others) for each in (first.clone(), changed)]
+    return torch.equal(*(classifier(each) for each in given))
 
 
 class CutBackbone(Backbone):
@@ -149,11 +175,28 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise EestudyError(f"model: expected logits of shape (B, C) from its forward, found {found} for B = {len(x)}")
+    if alone.shape != logits[:1].shape:
+        raise EestudyError(
+            f"model: gives {tuple(alone.shape)} for one sample where {tuple(logits[:1].shape)} is needed, as all but "
+            "one may have left; squeeze(dim) or flatten(1) keeps the batch where squeeze() does not"
+        )
+    _check_logits(model, x, logits)
     if not torch.allclose(logits[:1], alone, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
         raise EestudyError(
             "model: what it gives for a sample is random or depends on the others in the batch, so none can leave early"
         )
     return logits
+
+
+def _check_logits(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """EestudyError for probabilities, which a loss and every exit rule would take for logits."""
+    if logits.shape[1] == 1:
+        return
+    within = [logits] if not x.is_floating_point() else [logits, model(100 * x)]  # logits grow with the input
+    if all(each.min() >= 0 and each.max() <= 1 for each in within):
+        sums_to_one = torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4)
+        what = "probabilities that sum to 1, of a softmax" if sums_to_one else "numbers from 0 to 1, of a sigmoid"
+        raise EestudyError(f"model: gives {what}; exits need logits: leave that last layer out")
 
 
 def _likely_shapes(first: nn.Module | None) -> tuple[list[tuple[int, ...]], str]:

@@ -115,11 +115,16 @@ def split(tracing: Tracing, steps: dict[fx.Node, Step], cuts: Iterable[fx.Node])
     for cut in cuts:
         live: set[fx.Node] = set()
         for node in nodes[order[cut] + 1 :]:
-            for source in node.all_input_nodes:
+            for source in () if _dropped(node) else node.all_input_nodes:
                 if order[source] <= order[cut]:
                     live |= carried(source, steps)
         states.append([cut, *sorted(live - {cut}, key=order.__getitem__)])
     return states
+
+
+def _dropped(node: fx.Node) -> bool:
+    """Whether it is what nobody uses of an unpacked tuple, as in `x, _ = lstm(x)`."""
+    return node.target is operator.getitem and not node.users
 
 
 def cut_out(
@@ -143,7 +148,8 @@ def cut_out(
         return made[node]
 
     for node in nodes:
-        load(node)
+        if not _dropped(node) or node.all_input_nodes[0] in made:
+            load(node)
     graph.output(fx.map_arg(gives, load))
     return fx.GraphModule(tracing.attributes, graph)
 
@@ -179,7 +185,12 @@ def _traced(model: nn.Module, opened: frozenset[str], names: list[str], x: Tenso
         raise EestudyError(
             f"model: {names[0]!r} cannot be cut out of it, {why}; give its parts yourself with Backbone.from_stages"
         ) from reason
-    inside = next(name for name in names if name.startswith(f"{failed}."))
+    inside = next((name for name in names if name.startswith(f"{failed}.")), None)
+    if inside is None:
+        raise EestudyError(
+            f"model: {names[0]!r} cannot be cut out of it, as torch.fx cannot write down the call of {failed!r}: "
+            f"{reason}; give its parts yourself with Backbone.from_stages"
+        ) from reason
     # With that module whole, which places are there?
     rest = frozenset(name for name in opened if name != failed and not name.startswith(f"{failed}."))
     places = list(_traced(model, rest, names, x).outputs)
@@ -200,6 +211,8 @@ def find(tracing: Tracing, steps: dict[fx.Node, Step], name: str) -> fx.Node:
     elif len(calls) > 1:
         wrong = f"is called {len(calls)} times, so it is not one place"
     else:
+        if steps[node].type_name == "tuple":  # an exit after it reads what the model goes on with
+            node = next((each for each in node.users if each.target is operator.getitem and each.users), node)
         wrong = why_not(tracing, steps, node)
         if not wrong:
             return node
