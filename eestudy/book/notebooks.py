@@ -113,8 +113,8 @@ def set_title(notebook: dict[str, Any], title: str) -> None:
     """Replaces the first level-one heading of a notebook."""
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
-        if cell["cell_type"] == "markdown" and re.search(r"^# ", text, re.MULTILINE):
-            changed = re.sub(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+        changed, count = re.subn(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+        if cell["cell_type"] == "markdown" and count:
             cell["source"] = changed.splitlines(keepends=True)
             return
 
@@ -135,6 +135,5 @@ def error_outputs(notebook: Path) -> list[str]:
 
 def _reason(errors: str) -> str:
     """The last line of a papermill log that says something."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in errors.splitlines()]
-    lines = [line for line in lines if line]
-    return lines[-1] if lines else "papermill ended without a word"
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", errors).strip().splitlines()
+    return lines[-1].strip() if lines else "papermill ended without a word"

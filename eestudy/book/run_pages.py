@@ -43,14 +43,6 @@ class Page:
         return {"epochs": self.configs[0].epochs, **given, "seeds": [config.seed for config in self.configs]}
 
 
-def run_notebook() -> Path:
-    """The parameterized notebook of this checkout. EestudyError outside of one."""
-    notebook = project_root() / "book" / "run.ipynb"
-    if not notebook.is_file():
-        raise EestudyError(f"{notebook}: no such file; run eestudy inside a checkout of the study")
-    return notebook
-
-
 def pages(study: Study, runs_dir: Path) -> list[Page]:
     """The study's notebooks, one a combination: those of one architecture, data set and strategy are numbered."""
     made, taken = [], Counter[str]()
@@ -75,7 +67,9 @@ def run_study(
     runs_dir: for the executed notebooks (default book/runs/<study>). every_page: the book wants all notebooks, also of
     runs whose records are there; what the store lacks of these is trained, and their records stay as they are.
     """
-    book = run_notebook().parent
+    book = project_root() / "book"
+    if not (book / "run.ipynb").is_file():
+        raise EestudyError(f"{book / 'run.ipynb'}: no such file; run eestudy inside a checkout of the study")
     runs_dir = runs_dir or book / "runs" / study.name
     for folder in (store.path, runs_dir, records.folder):
         check_writable(folder)

@@ -35,9 +35,6 @@ class Card:
         parts = [f"**`{self.name}`.** {self.idea}", formula, self.body, f"*Cost.* {cost}" if cost else ""]
         return "\n\n".join(part for part in parts if part)
 
-    def _repr_markdown_(self) -> str:
-        return self.markdown()
-
 
 def method_cards() -> dict[str, Card]:
     """Of every method, from the module that defines it."""

@@ -142,8 +142,8 @@ def answer(comparisons: pd.DataFrame) -> str:
     for budget, rows in table.groupby("budget", sort=False):
         lines.append(f"- At {budget_name(str(budget))}:")
         lines += [f"  - {row.a} against {row.b}: {row.verdict}." for row in rows.itertuples()]
-    reached = set(comparisons["budget"]) - set(table["budget"]) - {"max"}
-    left_out = [budget_name(b) for b in BUDGETS if b in reached]
+    reached = set(comparisons["budget"]) - set(table["budget"])
+    left_out = [budget_name(budget) for budget in BUDGETS[:-1] if budget in reached]
     unit = f"{table['n'].max()} {table['unit'].iloc[0]}"
     head = f"Differences in {score_name(comparisons)} over {unit}, Holm-corrected over these {len(table)} comparisons:"
     end = f"Left out, because not every cell reaches it: {', '.join(left_out)}." if left_out else ""

@@ -176,9 +176,8 @@ def load(study: str) -> Results:
         raise EestudyError(f"study: {study!r} is not a name such as 'smoke'")
     folder = results_folder(study)
     if not folder.is_dir():
-        made = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
         planned = list(studies())
-        known = list(dict.fromkeys([*made, *planned]))
+        known = list(dict.fromkeys([*sorted(path.parent.name for path in folder.parent.glob("*/runs")), *planned]))
         if study in planned or not known:
             raise EestudyError(f"study: {study!r} has no results in {folder}; make them with: {_command(study, 'run')}")
         raise EestudyError(f"study: unknown name {study!r}; {nearest(study, known)}")

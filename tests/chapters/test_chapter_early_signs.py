@@ -67,7 +67,7 @@ def test_independent_noise_has_intervals_with_0_and_the_regret_of_a_draw() -> No
     for number in range(20):
         outcome = drawn(10, 4, number)
         noise = np.random.default_rng(100 + number).random(len(outcome))
-        row = only(early_prediction(metrics(outcome, noise), outcome, resamples=1000))
+        row = only(early_prediction(metrics(outcome, noise), outcome))
         covered.append((row.low <= 0 <= row.high, row.less_random_low <= 0 <= row.less_random_high))
         assert row.note == ""
     # 95 % of 20 is 19; 16 or fewer come up once in 60 times
