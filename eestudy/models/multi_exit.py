@@ -173,6 +173,10 @@ class MultiExit(nn.Module):
         takes = f"(B, {', '.join(map(str, self.input_shape))}) of {self.backbone.input_dtype}"
         return f"got shape {tuple(x.shape)} of {x.dtype}, but the network takes {takes}"
 
+    @property
+    def _precision(self) -> torch.dtype:
+        return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
+
     def _inputs(self, x: Any) -> Tensor:
         """Samples as a tensor. What would need a guess, such as bytes or a sample without a batch, is refused."""
         wanted = self.backbone.input_dtype
@@ -183,7 +187,7 @@ class MultiExit(nn.Module):
             except (TypeError, ValueError, RuntimeError, IndexError) as error:
                 reason = str(error).strip().split("\n")[0]
                 raise EestudyError(f"x: {type(x).__name__} cannot be made one tensor of samples ({reason})") from None
-        if x.dtype == torch.float64 and wanted == torch.float32:
+        if x.dtype == torch.float64 and wanted == torch.float32 and self._precision != torch.float64:
             x = x.float()
         if x.ndim != len(self.input_shape) + 1:
             hint = "; give one sample as x[None]" if x.ndim == len(self.input_shape) else ""

@@ -294,7 +294,7 @@ def test_misses_by_hand():
             r"\(5, 120, 6\).*\(4, 120, 6\)",
         ),
         (lambda x, y: ev.budget_misses((x, y), (x, y), COSTS, 600, "margin", "best"), "best"),
-        (lambda x, y: ev.calibrate(x, y, COSTS, math.nan, "margin", [0.5]), "nan"),
+        (lambda x, y: ev.calibrate(x, y, COSTS, math.nan, "margin"), "nan"),
         (lambda x, y: ev.calibrate(x, y, COSTS, math.inf), "inf"),
         (lambda x, y: ev.calibrate(x, y, COSTS, "50"), "'50'"),  # type: ignore[arg-type]
         (lambda x, y: ev.calibrate(x[:, :0], y[:0], COSTS, 300), "0 samples"),

@@ -72,7 +72,9 @@ def from_model(
     """
     _check_module(model)
     names = [nodes] if isinstance(nodes, str) else list(nodes) if isinstance(nodes, Iterable) else [nodes]
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names:
+        raise EestudyError("nodes: the list is empty; give the names of at least one place for an exit")
+    if not all(isinstance(name, str) for name in names):
         raise EestudyError(f"nodes: {names} is not valid; give the names of the places for exits, such as ['layer2']")
     training = model.training
     with mode(model, False):
@@ -190,13 +192,16 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 def _check_logits(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     """EestudyError for probabilities, which a loss and every exit rule would take for logits."""
-    if logits.shape[1] == 1:
+    if logits.shape[1] == 1 or logits.min() < 0 or logits.max() > 1:
         return
-    within = [logits] if not x.is_floating_point() else [logits, model(100 * x)]  # logits grow with the input
-    if all(each.min() >= 0 and each.max() <= 1 for each in within):
-        sums_to_one = torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4)
-        what = "probabilities that sum to 1, of a softmax" if sums_to_one else "numbers from 0 to 1, of a sigmoid"
-        raise EestudyError(f"model: gives {what}; exits need logits: leave that last layer out")
+    if torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
+        raise EestudyError("model: gives probabilities that sum to 1; exits need logits: leave the last softmax out")
+    with torch.enable_grad():  # what autograd notes tells a sigmoid from logits that happen to lie between 0 and 1
+        node = model(1 * x.clone().requires_grad_(x.is_floating_point())).grad_fn
+    for _ in range(4):  # behind a view or two
+        if node is not None and node.name().startswith("Sigmoid"):
+            raise EestudyError("model: gives numbers from 0 to 1, of a sigmoid; exits need logits: leave it out")
+        node = node.next_functions[0][0] if node is not None and node.next_functions else None
 
 
 def _likely_shapes(first: nn.Module | None) -> tuple[list[tuple[int, ...]], str]:
