@@ -4,6 +4,9 @@ Everything here works on arrays: logits (K, N, C) float32, labels (N,) int, cost
 each exit. Nothing here trains or runs a model, so changing a protocol costs seconds; but `latency` times one.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .budgets import (
     ALLOCATIONS,
     BUDGETS,
@@ -14,7 +17,6 @@ from .budgets import (
     paper_budgets,
     paper_sweep,
 )
-from .clock import latency
 from .curves import area_under_curve, curve_summary, threshold_sweep, tradeoff_curve
 from .exit_rules import ExitRule, entropy, margin, max_probability, patience, per_exit, scores, simulate
 from .reliability import (
@@ -25,7 +27,13 @@ from .reliability import (
     reliability_metrics,
     reliability_table,
 )
-from .risk import RISKS, Certified, control_risk
+
+if TYPE_CHECKING:
+    from .clock import latency
+    from .risk import RISKS, Certified, control_risk
+
+# Name -> its module, of what no training run needs: imported when it is first used.
+_LATER = {"latency": "clock", **dict.fromkeys(("RISKS", "Certified", "control_risk"), "risk")}
 
 __all__ = [
     "ALLOCATIONS", "BUDGETS", "RISKS", "Certified", "ExitRule", "apply_temperatures", "area_under_curve",
@@ -34,3 +42,9 @@ __all__ = [
     "paper_sweep", "patience", "per_exit", "reliability_metrics", "reliability_table", "scores", "simulate",
     "threshold_sweep", "tradeoff_curve",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
