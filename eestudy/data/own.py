@@ -27,6 +27,7 @@ from eestudy.data.own_splits import NORMALIZATIONS, check_counts, normalized, sp
 from eestudy.data.splits import DataSet, Split
 
 TASKS = ("classification", "regression")
+NOTHING = "data: dataset is 'own'; give eestudy.run(config, data=...), or dataset_args: {path: ...}"
 _GIVEN: dict[str, dict[str, Pair]] = {}  # content -> what was given in this process
 
 
@@ -34,9 +35,7 @@ def given(config: RunConfig, data: object) -> RunConfig:
     """The config whose data set is `data`, known by its content: relabelled or reordered data are another run."""
     if data is None:
         if config.dataset == "own" and not ({"path", "content"} & set(config.dataset_args)):
-            raise EestudyError(
-                "data: dataset is 'own'; give eestudy.run(config, data=...), or dataset_args: {path: ...}"
-            )
+            raise EestudyError(NOTHING)
         return settled(config)
     if config.dataset != "own":
         raise EestudyError(f"data: dataset is {config.dataset!r}; RunConfig(dataset='own') trains on what is given")
@@ -81,6 +80,8 @@ def own(
         parts = parts_of(read_file(root), target, features)
     elif content in _GIVEN:
         parts = _GIVEN[content]
+    elif not content:
+        raise EestudyError(NOTHING)
     else:
         raise EestudyError(f"data: what was given with content {content} is not in this process; give data= again")
     return _in_memory(parts, task, classes, normalization, bool(tokens), validation, test)
