@@ -21,8 +21,8 @@ from timing import hardware, interleaved, save
 from eestudy import evaluation
 from eestudy.evaluation.checks import check_predictions
 from eestudy.evaluation.curves import step_curve
+from eestudy.evaluation.exit_rules import score_table
 from eestudy.evaluation.rules.rule import predictions
-from eestudy.evaluation.score_table import score_table
 from eestudy.registry import EXIT_RULES
 
 EXITS, SAMPLES, CLASSES = 9, 10_000, 100

@@ -31,7 +31,7 @@ import eestudy
 from eestudy import runs
 from eestudy import store as store_module
 from eestudy.environment import describe
-from eestudy.training import batches, loop, validation
+from eestudy.training import batches, loop
 from eestudy.training.eager_step import EagerStep
 
 TINY = {"epochs": 2, "batch_size": 64, "train_size": 192, "checkpoints": (0, 50, 100)}
@@ -85,8 +85,7 @@ class Doing:
         runs.predict_logits = self.during(runs.predict_logits, lambda *_: "predicting")
         EagerStep.step = self.during(EagerStep.step, lambda *_: "a training step")  # type: ignore[method-assign]
         loop.Validation.measured = self.during(loop.Validation.measured, lambda *_: "validation")  # type: ignore[method-assign]
-        for room in (batches, validation):
-            room.cached_features = self.during(room.cached_features, lambda *_: "caching features")
+        batches.cached_features = self.during(batches.cached_features, lambda *_: "caching features")
         store_module.Folder.verify = self.during(store_module.Folder.verify, lambda *_: "verifying")  # type: ignore[method-assign]
         # The moment between the rename of a file and its entry in the manifest is in here too.
         store_module.Folder.write = self.during(  # type: ignore[method-assign]

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from parts import stage_times, time_parts
 from timing import _busy, hardware, save
 from torch import Tensor
 
 import eestudy
 from eestudy import evaluation
-from eestudy.evaluation.clock import PLAIN, compared, stage_times, time_parts, timed
+from eestudy.evaluation.clock import PLAIN, compared, timed
 from eestudy.evaluation.exit_rules import ExitRule, max_probability, per_exit, simulate
 from eestudy.models import MultiExit, build_backbone, exit_costs
 from eestudy.models.multi_exit import Rule

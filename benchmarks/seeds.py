@@ -21,13 +21,11 @@ from timing import hardware, save
 from eestudy.config import RunConfig
 from eestudy.plan import prepare
 from eestudy.training.batches import training_batches
-from eestudy.training.eager_step import EagerStep, Step
+from eestudy.training.eager_step import EagerStep, Step, build_optimizer
 from eestudy.training.execution import Execution
 from eestudy.training.objective import Objective
-from eestudy.training.optim import build_optimizer
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, phase_exits, set_trainable
 from eestudy.training.resume import State
-from eestudy.training.trainable import phase_exits, set_trainable
 from eestudy.training.whole_step import WholeStep, fits
 
 BLOCKS, SECONDS = 9, 1.5  # in turn; processor seconds of each, about

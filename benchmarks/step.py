@@ -25,15 +25,13 @@ from torch.profiler import ProfilerActivity, profile
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.batches import in_layout
 from eestudy.training.cost import step_flops
-from eestudy.training.eager_step import EagerStep
+from eestudy.training.eager_step import EagerStep, build_optimizer
 from eestudy.training.execution import Execution, fast_bfloat16
 from eestudy.training.objective import Objective
-from eestudy.training.optim import build_optimizer
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, phase_exits, set_trainable
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State
 from eestudy.training.strategies import backbone_phase, together_phase
-from eestudy.training.trainable import phase_exits, set_trainable
 
 BATCH = 128
 # name -> (architecture, input shape, classes, architecture_args)

@@ -13,20 +13,10 @@ __version__ = "0.1.0"
 
 # Public name -> the module it lives in. A module's own name gives the module.
 _NAMES = {
-    "RunConfig": "config",
-    "EestudyError": "config",
-    "Study": "study",
-    "load_study": "study",
-    "request": "study",
-    "Store": "store",
-    "Backbone": "models",
-    "MultiExit": "models",
-    "add_exits": "models.cut.any_model",
-    "from_model": "models.cut.any_model",
-    "Run": "runs",
-    "run": "runs",
-    "budgets": "runs",
-}
+    "RunConfig": "config", "EestudyError": "config", "Study": "study", "load_study": "study", "request": "study",
+    "Store": "store", "Backbone": "models", "MultiExit": "models", "add_exits": "models.cut.any_model",
+    "from_model": "models.cut.any_model", "Run": "runs", "run": "runs", "budgets": "runs",
+}  # fmt: skip
 _MODULES = (
     "config", "study", "store", "data", "models", "methods", "training", "evaluation", "dynamics", "runs",
     "analysis", "book", "report", "export",

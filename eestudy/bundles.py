@@ -12,31 +12,21 @@ import os
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from eestudy.config import EestudyError, nearest
 from eestudy.environment import say
 from eestudy.records import KINDS, NAME, SUFFIX, Record, Records, results_folder
-from eestudy.store import Folder, Store, clear_os_errors
+from eestudy.store import Store, clear_os_errors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 PART = NAME.pattern
 RESULT = re.compile(rf"results/(?P<study>{PART})/(?:replicates/)?(?P<kind>{'|'.join(KINDS)})/(?P<file>{PART})")
 STORED = re.compile(rf"store/(?P<kind>runs|phases)/(?P<id>{PART})/(?P<file>{PART})")
-BLOCK = 2**20
 OLD = (1980, 1, 1, 0, 0, 0)  # every member's time: the same records make the same zip
-
-
-@dataclass
-class Counts:
-    """What became of the records of a bundle, and of the folders of a store."""
-
-    records: dict[str, int] = field(default_factory=lambda: {"added": 0, "same": 0, "replicate": 0})
-    folders: dict[str, int] = field(default_factory=lambda: {"added": 0, "same": 0})
 
 
 def export(target: Path, studies: Sequence[str] = (), store: Store | None = None) -> int:
@@ -45,18 +35,21 @@ def export(target: Path, studies: Sequence[str] = (), store: Store | None = None
     store: of which also the run and phase folders go along. Written whole or not at all. EestudyError for a
     study without records, a damaged record or folder, and where nothing can be written.
     """
-    files = _files(studies, store)
-    listed = {name: _checked(name, path) for name, path in files}
-    manifest = {"format": FORMAT, "files": listed}
+    files, listed = _files(studies, store), {}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with clear_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as raw:
                 with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as bundle:  # what is in it is compressed already
-                    bundle.writestr(zipfile.ZipInfo(MANIFEST, OLD), json.dumps(manifest, indent=1, sort_keys=True))
                     for name, path in files:
-                        _write(bundle, name, path, listed[name])
+                        content = path.read_bytes()
+                        if RESULT.fullmatch(name):
+                            Record.from_bytes(content, path)
+                        listed[name] = _entry(content)
+                        bundle.writestr(zipfile.ZipInfo(name, OLD), content)
+                    manifest = {"format": FORMAT, "files": listed}
+                    bundle.writestr(zipfile.ZipInfo(MANIFEST, OLD), json.dumps(manifest, indent=1, sort_keys=True))
                 raw.flush()
                 os.fsync(raw.fileno())
             temporary.replace(target)
@@ -103,39 +96,20 @@ def _stored(store: Store, record: Record) -> dict[str, Path]:
     }
 
 
-def _checked(name: str, path: Path) -> dict[str, object]:
-    if RESULT.fullmatch(name):
-        Record.from_bytes(path.read_bytes(), path)
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": _sha256(file)}
+def _entry(content: bytes) -> dict[str, object]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _write(bundle: zipfile.ZipFile, name: str, path: Path, entry: dict[str, object]) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file, bundle.open(zipfile.ZipInfo(name, OLD), "w", force_zip64=True) as member:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            member.write(block)
-    if digest.hexdigest() != entry["sha256"]:
-        raise EestudyError(f"{path}: changed while it was exported; run the same command again")
-
-
-def bring_in(sources: Sequence[Path], store: Store) -> Counts:
+def bring_in(sources: Sequence[Path], store: Store) -> tuple[Counter[str], Counter[str]]:
     """Adds the records of bundles to the studies here, and their runs to the store; all are checked before that.
 
-    EestudyError in one line, and nothing is changed, for a bundle that is cut short, edited or not one. Killed at any
-    moment, the union is whole, and the same command goes on.
+    Returns how many records were "added", the "same" or a "replicate" (`Records.add`), and how many folders of the
+    store were "added" or the "same". EestudyError in one line, and nothing is changed, for a bundle that is cut short,
+    edited or not one. Killed at any moment, the union is whole, and the same command goes on.
     """
     for source in sources:
         _check_bundle(source)
-    counts = Counts()
+    counts, folders = Counter[str](), Counter[str]()
     for source in sources:
         records: dict[str, Records] = {}
         with zipfile.ZipFile(source) as bundle:
@@ -143,9 +117,9 @@ def bring_in(sources: Sequence[Path], store: Store) -> Counts:
                 if found := RESULT.fullmatch(name):
                     study = records.setdefault(found["study"], Records(results_folder(found["study"])))
                     record = Record.from_bytes(bundle.read(name), f"{source}, {name}")
-                    counts.records[study.add(record)] += 1
-            _fill_store(bundle, store, counts)
-    return counts
+                    counts[study.add(record)] += 1
+            _fill_store(bundle, store, folders)
+    return counts, folders
 
 
 def _check_bundle(source: Path) -> None:
@@ -153,12 +127,11 @@ def _check_bundle(source: Path) -> None:
     try:
         with zipfile.ZipFile(source) as bundle:
             for name, entry in _listed(bundle, source).items():
-                with bundle.open(name) as member:
-                    found = {"bytes": bundle.getinfo(name).file_size, "sha256": _sha256(member)}
-                if found != entry:
+                content = bundle.read(name)
+                if _entry(content) != entry:
                     raise EestudyError(f"{source}, {name}: is not as it was exported; export it again")
                 if result := RESULT.fullmatch(name):
-                    _check_record(name, result, bundle.read(name), source)
+                    _check_record(name, result, content, source)
     except FileNotFoundError:
         raise EestudyError(f"{source}: no such file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
@@ -195,7 +168,7 @@ def _check_record(name: str, found: re.Match[str], content: bytes, source: Path)
         raise EestudyError(f"{source}, {name}: holds the record {record.name}")
 
 
-def _fill_store(bundle: zipfile.ZipFile, store: Store, counts: Counts) -> None:
+def _fill_store(bundle: zipfile.ZipFile, store: Store, counts: Counter[str]) -> None:
     """Folders that the store has not, or not whole; `done` is written last, as when they were made."""
     folders: dict[tuple[str, str], list[str]] = {}
     for name in bundle.namelist():
@@ -205,16 +178,12 @@ def _fill_store(bundle: zipfile.ZipFile, store: Store, counts: Counts) -> None:
         folder = store.folder(kind, folder_id)
         with folder.lock(say):
             if store.usable(folder):
-                counts.folders["same"] += 1
+                counts["same"] += 1
                 continue
-            _fill(folder, bundle, f"store/{kind}/{folder_id}", names)
-            counts.folders["added"] += 1
-
-
-def _fill(folder: Folder, bundle: zipfile.ZipFile, prefix: str, names: Sequence[str]) -> None:
-    for name in folder.manifest():  # of a run that was begun here: its saved state is of no use any more
-        if name not in names:
-            folder.remove(name)
-    for name in sorted(names):
-        folder.write(name, bundle.read(f"{prefix}/{name}"))
-    folder.finish()
+            for name in folder.manifest():  # of a run that was begun here: its saved state is of no use any more
+                if name not in names:
+                    folder.remove(name)
+            for name in sorted(names):
+                folder.write(name, bundle.read(f"store/{kind}/{folder_id}/{name}"))
+            folder.finish()
+            counts["added"] += 1

@@ -10,7 +10,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -120,8 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     of_study("run", "execute the notebooks of a study's runs that have no record, and add theirs to book/results")
     of_study("status", "how much of a study is done", workers=False)
     of_study("book", "run a study, execute the chapters on it and build the book")
-    text = "measure the training dynamics of a study that has run, and add them to its records"
-    added = of_study("dynamics", text)
+    added = of_study("dynamics", "measure the training dynamics of a study that has run, and add them to its records")
     added.add_argument("--metrics", help="some of them, such as rank,dominance (default: all)")
     of_study("evaluate", "evaluate the predictions of a study that has run, and add that to its records")
     added = command(
@@ -148,14 +147,17 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("studies", nargs="*", help="studies with records in book/results (default: all)")
     added.add_argument("--runs", action="store_true", help="also the trained runs themselves, which the store has")
     added.add_argument("--store", type=Path, help=STORE)
-    text = "add the records in files of `eestudy export` to book/results; none that is here is changed"
-    added = command("import", text)
+    added = command(
+        "import", "add the records in files of `eestudy export` to book/results; none that is here is changed"
+    )
     added.add_argument("sources", nargs="+", type=Path, help="files of `eestudy export`; all are checked first")
     added.add_argument("--store", type=Path, help="where trained runs in them go (default: $EESTUDY_HOME, or ./runs)")
-    text = "for maintainers: execute the chapters in place and write a study's results into README.md"
-    command("refresh", text).add_argument("study", help="the study whose results the README shows, such as small")
-    text = "download a data set into $EESTUDY_DATA, or ~/.cache/eestudy"
-    command("get", text).add_argument("dataset", help="one that doctor shows as not found, such as cifar10")
+    added = command(
+        "refresh", "for maintainers: execute the chapters in place and write a study's results into README.md"
+    )
+    added.add_argument("study", help="the study whose results the README shows, such as small")
+    added = command("get", "download a data set into $EESTUDY_DATA, or ~/.cache/eestudy")
+    added.add_argument("dataset", help="one that doctor shows as not found, such as cifar10")
     command("doctor", "versions, devices, data sets and the store of this machine")
     return parser
 
@@ -176,26 +178,16 @@ def _study(options: argparse.Namespace) -> tuple[Study, Store, Records]:
     return study, Store(options.store), Records(results_folder(study.name))
 
 
-def _report(failures: Iterable[Failure]) -> int:
-    status = 0
+def _report(failures: list[Failure]) -> int:
     for failure in failures:
-        status = 1
         print(f"eestudy: failed: {failure.title}: {failure.reason}", file=sys.stderr)
-    return status
+    return int(bool(failures))
 
 
-def _plan(options: argparse.Namespace) -> int:
-    from eestudy.status import plan
+def _plan_or_status(options: argparse.Namespace) -> int:
+    from eestudy.status import plan, status
 
-    for line in plan(*_study(options)):
-        print(line)
-    return 0
-
-
-def _status(options: argparse.Namespace) -> int:
-    from eestudy.status import status
-
-    for line in status(*_study(options)):
+    for line in (plan if options.command == "plan" else status)(*_study(options)):
         print(line)
     return 0
 
@@ -263,8 +255,7 @@ def _import(options: argparse.Namespace) -> int:
     from eestudy.bundles import bring_in
     from eestudy.store import Store
 
-    counts = bring_in(options.sources, Store(options.store))
-    records, folders = counts.records, counts.folders
+    records, folders = bring_in(options.sources, Store(options.store))
     print(f"records: {records['added']} added, {records['same']} the same, {records['replicate']} kept as replicates")
     if any(folders.values()):
         print(f"runs and phases: {folders['added']} added to the store, {folders['same']} are there already")
@@ -287,8 +278,7 @@ def _refresh(options: argparse.Namespace) -> int:
 def _get(options: argparse.Namespace) -> int:
     from eestudy import data
     from eestudy.config import check_name
-    from eestudy.data.download import get
-    from eestudy.data.sources import MissingData
+    from eestudy.data.sources import MissingData, get
 
     known = data.sources_by_name()
     source = known[check_name("dataset", options.dataset, known)]
@@ -307,17 +297,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "plan": _plan,
-    "run": _run,
-    "train": _train,
-    "dynamics": _dynamics,
-    "evaluate": _evaluate,
-    "status": _status,
-    "table": _table,
-    "export": _export,
-    "import": _import,
-    "book": _book,
-    "refresh": _refresh,
-    "get": _get,
-    "doctor": _doctor,
-}
+    "plan": _plan_or_status, "run": _run, "train": _train, "dynamics": _dynamics, "evaluate": _evaluate,
+    "status": _plan_or_status, "table": _table, "export": _export, "import": _import, "book": _book,
+    "refresh": _refresh, "get": _get, "doctor": _doctor,
+}  # fmt: skip

@@ -29,10 +29,7 @@ def decoded_table(table: dict[str, Any]) -> pd.DataFrame:
 
 
 def stacked_tables(tables: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, list[int]]:
-    """Several tables one below the other, and how many rows each has; a column that some lack is empty there.
-
-    Hundreds of tables take a tenth of the time that as many frames would.
-    """
+    """Several tables one below the other, and how many rows each has; a column that some lack is empty there."""
     parts = [{column["name"]: (column["dtype"], _decoded(column)) for column in table["columns"]} for table in tables]
     lengths = []
     for part, table in zip(parts, tables, strict=True):

@@ -22,7 +22,7 @@ SCHEMA = 3
 # Fields that take one of these names.
 NAMES: dict[str, tuple[str, ...]] = {
     "architecture": (*ARCHITECTURES, "own"),  # own: a model given to eestudy.run
-    "dataset": tuple(DATASETS),
+    "dataset": (*DATASETS, "own"),  # own: data given to eestudy.run, or files of one's own
     "strategy": tuple(STRATEGIES),
     "method": tuple(METHODS),
     "head": ("auto", *HEADS),
@@ -67,10 +67,7 @@ def check_name(field: str, value: object, names: Iterable[str]) -> str:
 
 
 class RunConfig(BaseModel):
-    """Everything that defines the result of one training run.
-
-    Raises EestudyError (a ValueError) with one line when a field is unknown, of the wrong type or out of range.
-    """
+    """Everything that defines the result of one run. EestudyError in one line for a field that is unknown or wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -83,7 +80,7 @@ class RunConfig(BaseModel):
     epochs: Count = 20  # of the whole run; `match` says how the phases share them
     # what is learnt from
     train_size: Count | None = None  # stratified subset of the training split; None: all of it
-    dataset_args: dict[str, int | float | str] = {}
+    dataset_args: dict[str, int | float | str] = {}  # of dataset own: see `data.own`
     augmentation: str = "none"  # or some of AUGMENTATIONS, such as "crop+flip"
     # Strengths: shift, crop, cutout in pixels; mixup, cutmix the a of Beta(a, a). Default: by the size of the input.
     augmentation_args: dict[str, int | float] = {}
@@ -96,6 +93,8 @@ class RunConfig(BaseModel):
     head_layers: Annotated[int, Field(ge=1, le=MOST_HEAD_LAYERS)] = 1
     head_args: dict[str, int] = {}  # width: of the hidden layers
     # the training
+    # trained: from the weights that a model of one's own comes with, so the phase of the backbone alone is left out.
+    start: Literal["scratch", "trained"] = "scratch"
     weighting: str = "equal"
     weights: tuple[float, ...] = ()  # with `weighting: custom`: one for each exit
     gradient_scaling: Literal["none", "equilibrium", "boosting"] = "none"  # of what the exits send into the backbone
@@ -107,9 +106,7 @@ class RunConfig(BaseModel):
     # Share of the epochs for phase 1 of disjoint, mixed, mixed-heads and joint-heads; 0 leaves it out, 1 the rest.
     phase_split: Share = 0.5
     warm_start: Share = 0.0  # share of the epochs for heads alone, between phases 1 and 2 of mixed and mixed-heads
-    stability: Positive | None = (
-        None  # weight of what sequential-lwf (default 1) and -ewc (1,000) keep of earlier exits
-    )
+    stability: Positive | None = None  # weight of what sequential-lwf (default 1), -ewc (1,000) keep of earlier exits
     batchnorm: Literal["train", "freeze", "reestimate"] = "train"  # of the backbone's statistics
     patience: Count = 10  # epochs with a worse validation accuracy at every exit; used by `match: patience`
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -185,8 +182,9 @@ class RunConfig(BaseModel):
             if name not in adjustable:
                 valid = ", ".join(adjustable) or "(none)"
                 raise ValueError(f"{name!r} is not an adjustable part of the augmentation; valid: {valid}")
-            if not 0 < strength < float("inf") or (name in ("shift", "crop", "cutout") and strength != int(strength)):
-                kind = "a whole number of pixels above 0" if name in ("shift", "crop", "cutout") else "a number above 0"
+            pixels = name in ("shift", "crop", "cutout")
+            if not 0 < strength < float("inf") or (pixels and strength != int(strength)):
+                kind = "a whole number of pixels above 0" if pixels else "a number above 0"
                 raise ValueError(f"{name}: {strength!r} is not valid; it must be {kind}")
         return value
 
@@ -214,6 +212,11 @@ class RunConfig(BaseModel):
                     f"{field}: {value!r} has no effect with architecture own, whose exits and heads come with the "
                     "model; give them to add_exits or MultiExit"
                 )
+        if self.start == "trained" and self.architecture != "own":
+            raise ValueError(
+                "start: 'trained' needs architecture own, a model that comes with its weights; it is "
+                f"{self.architecture!r}"
+            )
         return self
 
     def replace(self, **changes: Any) -> RunConfig:
@@ -223,10 +226,12 @@ class RunConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What is hashed: the fields that differ from their default, and the schema version.
 
-        Leaving the defaults out keeps old ids when a later version adds a field. A changed default needs a new SCHEMA;
-        a test pins the defaults so that nobody forgets.
+        So old ids stay when a field is added. A changed default needs a new SCHEMA; a test pins the defaults.
         """
-        return {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
+        given = self.model_dump(mode="json", exclude_defaults=True)
+        if "content" in self.dataset_args:  # wherever it lies
+            given["dataset_args"].pop("path", None)
+        return {"schema": SCHEMA, **given}
 
     def __hash__(self) -> int:
         return hash(self.id)

@@ -15,7 +15,9 @@ PACKAGES = ("eestudy", "torch", "numpy", "scikit-learn", "pandas", "mnist1d")
 
 def describe(device: str = "cpu") -> dict[str, Any]:
     """hardware, versions and commit, each a line of text; threads of one process."""
-    return {"hardware": hardware(device), "versions": versions(), "commit": commit(), "threads": threads()}
+    torch = sys.modules.get("torch")  # on whose threads the last bits of a result depend
+    threads = torch.get_num_threads() if torch else 0
+    return {"hardware": hardware(device), "versions": versions(), "commit": commit(), "threads": threads}
 
 
 def versions() -> str:
@@ -43,17 +45,8 @@ def hardware(device: str = "cpu") -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def threads() -> int:
-    """Threads of torch in this process, on which the last bits of a result depend."""
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else 0
-
-
 def use_threads(count: int) -> None:
-    """So many of this process's: torch's, and those of the linear algebra under numpy, scipy and scikit-learn.
-
-    Without the second, each of several worker processes starts one for every core, and they wait for each other.
-    """
+    """So many of this process's: torch's, and those under numpy, scipy and scikit-learn, else one for each core."""
     import sklearn.linear_model  # noqa: F401  # loads these libraries: a limit is for what is loaded already
     import torch
     from threadpoolctl import threadpool_limits

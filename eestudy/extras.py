@@ -8,20 +8,18 @@ from typing import Any
 
 from eestudy.config import EestudyError
 
+HINT = "it comes with: pip install 'eestudy[{}]'"
+
 
 def needed(package: str, extra: str) -> Any:
     """The package, imported. EestudyError where it is missing, with the extra that brings it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise _missing(f"{package} cannot be imported ({error})", extra) from error
+        raise EestudyError(f"{package} cannot be imported ({error}); {HINT.format(extra)}") from error
 
 
 def check_there(package: str, extra: str) -> None:
     """EestudyError where a package is missing that another process will import."""
     if importlib.util.find_spec(package) is None:
-        raise _missing(f"{package} is not installed", extra)
-
-
-def _missing(what: str, extra: str) -> EestudyError:
-    return EestudyError(f"{what}; it comes with: pip install 'eestudy[{extra}]'")
+        raise EestudyError(f"{package} is not installed; {HINT.format(extra)}")

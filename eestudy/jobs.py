@@ -7,7 +7,6 @@ something is left to do.
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -19,8 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from eestudy.analysis.cells import grouped
-from eestudy.analysis.finished_runs import add_records
+from eestudy.analysis import add_records, grouped
 from eestudy.config import RunConfig
 from eestudy.environment import say, use_threads
 from eestudy.progress import Failure, Progress
@@ -56,9 +54,8 @@ class WorkerSettings:
 
 
 def jobs_of(study: Sequence[RunConfig], todo: Sequence[RunConfig], flops: dict[str, float]) -> list[Job]:
-    """The jobs of a study's runs that are `todo`.
+    """The jobs of a study's runs that are `todo`: groups in the study's order, of a group the largest job first.
 
-    Groups come as in the study, whose first runs are the most wanted; of a group, the largest job is first.
     flops: of each run's `RunConfig` with seed 0, by id.
     """
     everything = grouped(study, SHARING)
@@ -82,10 +79,7 @@ def next_job(waiting: Sequence[Job], last: str | None, busy: set[str]) -> Job:
 
 
 def train_study(study: Study, jobs: int, settings: WorkerSettings) -> list[Failure]:
-    """Trains what has no record (or, without records, is not in the store) by `jobs` processes; returns what failed.
-
-    EestudyError, before anything is trained, for settings that do not fit together.
-    """
+    """Trains what has no record by `jobs` processes; returns what failed. First EestudyError for unfit settings."""
     settings.store.check_writable()
     records = settings.records
     if records:
@@ -96,16 +90,11 @@ def train_study(study: Study, jobs: int, settings: WorkerSettings) -> list[Failu
     say(f"study {study.name}: {len(study.configs)} runs{known}; {len(todo)} to train")
     if not todo:
         return []
-    waiting = jobs_of(study.configs, todo, _flops(todo))
+    from eestudy.plan import prepare  # torch
+
+    first = {config.replace(seed=0).id: config for config in reversed(todo)}
+    waiting = jobs_of(study.configs, todo, {name: prepare(each).training_flops for name, each in first.items()})
     return list(_Pool(min(jobs, len(waiting)), settings).results(waiting))
-
-
-def _flops(configs: Sequence[RunConfig]) -> dict[str, float]:
-    """Training FLOPs of every combination of settings, by the id it has with seed 0."""
-    from eestudy.plan import prepare
-
-    first = {config.replace(seed=0).id: config for config in reversed(configs)}
-    return {name: prepare(config).training_flops for name, config in first.items()}
 
 
 def train_here(study: Study, settings: WorkerSettings) -> None:
@@ -138,8 +127,9 @@ class _Pool:
             self._start()
 
     def _start(self) -> None:
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self.settings))
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=_work, args=(theirs, self.settings))
         # A worker hears of Ctrl-C from us alone, and not before it is ready to save its state.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -166,7 +156,9 @@ class _Pool:
                         continue
                     if run_id is not None:
                         self.doing[end][1].add(run_id)
-                        yield from _ended(progress, run_id, reason)
+                        progress.ended(run_id, reason is not None)
+                        if reason:
+                            yield Failure(run_id, reason)
                         continue
                     self.doing.pop(end, None)
                     if waiting:
@@ -192,7 +184,8 @@ class _Pool:
         job, ended = self.doing.pop(end, (None, set()))
         for config in job.configs if job else ():
             if config.id not in ended:
-                yield from _ended(progress, config.id, f"its process ended with status {process.exitcode}")
+                progress.ended(config.id, failed=True)
+                yield Failure(config.id, f"its process ended with status {process.exitcode}")
         if job is None:
             raise RuntimeError(f"a worker process ended with status {process.exitcode} before it did anything")
 
@@ -209,22 +202,10 @@ class _Pool:
                 process.kill()
 
 
-def _ended(progress: Progress, run_id: str, reason: str | None) -> Iterator[Failure]:
-    progress.ended(run_id, reason is not None)
-    if reason:
-        yield Failure(run_id, reason)
-
-
-class _NoTerminal(io.TextIOWrapper):
-    """Progress bars of several processes in one terminal would write over each other; here none appears."""
-
-    def isatty(self) -> bool:
-        return False
-
-
 def _work(end: Connection, settings: WorkerSettings) -> None:
     """A worker: says that it is free, gets a job, says what came of each run; until nobody has another."""
-    sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)
+    # Progress bars of several processes would write over each other: no terminal, no bar.
+    sys.stderr.isatty = lambda: False  # type: ignore[method-assign]
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C at the terminal would come twice: a second one does not wait for the state to be saved
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -16,18 +16,14 @@ from eestudy.data.augmentation import check as check_augmentation
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.cost import once_flops, step_flops
-from eestudy.training.phases import Phase, resolve
-from eestudy.training.settings import configured
+from eestudy.training.phase_network import check_phases
+from eestudy.training.phases import Phase, configured, resolve
 from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
-from eestudy.training.trainable import check_batch_norms
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config comes to: the untrained network, its phases and their ids, FLOPs of a training step.
-
-    outline: facts of the data, which are not read before `data` is asked for.
-    """
+    """A run before it is trained. outline: facts of the data, which are not read before `data` is asked for."""
 
     config: RunConfig
     method: MethodOfRun
@@ -53,10 +49,7 @@ class Plan:
 
 
 def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
-    """Checks that a config's parts fit together; reads no data that a package did not bring along.
-
-    Raises EestudyError where they do not.
-    """
+    """Checks that a config's parts fit together, else EestudyError; reads no data but what packages bring along."""
     facts = outline_of(config)
     check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
     method = MethodOfRun(config)
@@ -64,31 +57,28 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     chosen = method.settings(network.backbone.kind)
     phases = phases_of(config, stages_of(network))
     phases = configured(phases, chosen, network.num_exits, method.identity, method.implied)
-    check_batch_norms(network, phases)
-    flops = {phase.name: _counted(method, network, phase, shared=model is None) for phase in phases}
+    check_phases(network, phases)
+    own = fingerprint(network) if model else None
+    flops = {phase.name: _counted(method, network, phase, own) for phase in phases}
     joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
     phases = resolve(phases, config, flops, joint)
     once = sum(once_flops(network, phase, facts.train) for phase in phases)
-    own = fingerprint(network) if model else None
     ids: list[str] = []
     for phase in phases:
         ids.append(_phase_id(chosen, phase, ids[-1] if ids else None, network, own))
     return Plan(config, method, facts, network, phases, tuple(ids), flops, once)
 
 
-_COUNTED: dict[tuple[RunConfig, str], float] = {}
+_COUNTED: dict[tuple[RunConfig, str, str | None], float] = {}
 # Settings that no step's FLOPs depend on, and in their place a value: runs that differ in them are counted together.
 _UNCOUNTED = {name: RunConfig.model_fields[name].default for name in ("seed", "epochs", "lr", "lr_scale", "train_size")}
 
 
-def _counted(method: MethodOfRun, network: MultiExit, phase: Phase, shared: bool) -> float:
-    """Training FLOPs of one sample in `phase`; shared: counted once for all seeds, as it takes seconds."""
-    key = method.config.model_copy(update=_UNCOUNTED), phase.name
-    if not shared or key not in _COUNTED:
-        flops = step_flops(network, phase) + method.more_flops(network, phase)
-        if not shared:
-            return flops
-        _COUNTED[key] = flops
+def _counted(method: MethodOfRun, network: MultiExit, phase: Phase, own: str | None) -> float:
+    """Training FLOPs of one sample in `phase`, which take seconds to count: once for all seeds."""
+    key = method.config.model_copy(update=_UNCOUNTED), phase.name, own
+    if key not in _COUNTED:
+        _COUNTED[key] = step_flops(network, phase) + method.more_flops(network, phase)
     return _COUNTED[key]
 
 
@@ -119,7 +109,8 @@ def build_model(method: MethodOfRun, facts: data.Outline, model: MultiExit | Non
     """The untrained network. Backbone and heads are seeded by name: strategies start from the same weights."""
     config = method.config
     if model is not None:
-        network = copy.deepcopy(model).requires_grad_(True)
+        network = copy.deepcopy(model)
+        network.frozen = frozen_by_user(network)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(named_seed(config.seed, "backbone"))
@@ -136,6 +127,16 @@ def build_model(method: MethodOfRun, facts: data.Outline, model: MultiExit | Non
     # own network, which may rely on the usual one (x.view).
     images = len(facts.input_shape) == 3 and model is None and not _needs_contiguous(network)
     return network.to(memory_format=torch.channels_last) if images else network
+
+
+def frozen_by_user(model: MultiExit) -> frozenset[str]:
+    """Names of the parameters with requires_grad=False, and of the modules all of whose parameters are frozen so."""
+    names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, part in model.named_modules():
+        mine = list(part.parameters())
+        if mine and not any(parameter.requires_grad for parameter in mine):
+            names |= {".".join(filter(None, (name, below))) for below, _ in part.named_modules()}
+    return frozenset(names)
 
 
 def _needs_contiguous(network: MultiExit) -> bool:
@@ -156,17 +157,16 @@ def _check_fit(config: RunConfig, network: MultiExit, facts: data.Outline) -> No
             f"architecture: {config.architecture} takes {words[network.backbone.input_dtype]}, "
             f"but {facts.name} gives {words[given]}"
         )
-    for fact, own, wanted in (
-        ("inputs of shape", network.input_shape, facts.input_shape),
-        ("logits for", network.num_classes, facts.num_classes),
-    ):
+    shapes = ("inputs of shape", network.input_shape, facts.input_shape)
+    for fact, own, wanted in (shapes, ("logits for", network.num_classes, facts.num_classes)):
         if own != wanted:
             raise EestudyError(f"model: has {fact} {own}, but {facts.name} needs {wanted}")
 
 
 def fingerprint(model: MultiExit) -> str:
-    """What a network of the user's own is known by: its modules as they print, its weights bit for bit."""
+    """What a user's own network is known by: its modules as they print, its weights bit for bit, what is frozen."""
     content = hashlib.sha256(str(model).encode())
+    content.update(" ".join(sorted(frozen_by_user(model))).encode())
     for part in model.modules():
         code = getattr(part, "code", "")  # of a module that torch.fx cut out
         content.update(code.encode() if isinstance(code, str) else b"")

@@ -25,10 +25,7 @@ class Failure:
 
 
 class Progress:
-    """Says what ended, and how long the rest will take if it goes on like this.
-
-    amounts: how much work each thing is, by name. quiet: seconds between two lines, but for failures and the last.
-    """
+    """Says what ended, and how long the rest will take. quiet: seconds between two lines about successes."""
 
     def __init__(self, amounts: Mapping[str, float], quiet: float = 0.0) -> None:
         self.left, self.count, self.quiet = dict(amounts), len(amounts), quiet
@@ -54,7 +51,7 @@ def minutes(seconds: float) -> str:
 
 
 def shared(work: Callable[[T], None], todo: Sequence[T], workers: int) -> Iterator[tuple[T, Exception | None]]:
-    """Does `work` on each, in this process or in several with their share of the cores; yields it with what it raised.
+    """Does `work` on each in this process, or in several with their share of the cores; yields it with what it raised.
 
     As they end. Ctrl-C ends the other processes at once: `work` must leave nothing half done.
     """

@@ -85,8 +85,7 @@ class Record:
     def from_bytes(cls, content: bytes, where: str | Path) -> Record:
         """What `to_bytes` gave. EestudyError in one line, beginning with `where`, for anything else."""
         record = cls._sealed(content, where)
-        for _ in record.tables.values():  # looked at now, so that a mistake is told now
-            pass
+        list(record.tables.values())  # unpacked now, so that a mistake is told now
         return record
 
     @classmethod
@@ -158,9 +157,8 @@ def _unsealed(content: bytes, where: str | Path) -> dict[str, Any]:
 def agree(one: Record, other: Record) -> bool:
     """Whether two records of an id say the same: texts and settings equal, numbers within rounding."""
     facts = [{key: value for key, value in record.facts.items() if key != MADE} for record in (one, other)]
-    if not _alike(*facts) or one.tables.keys() != other.tables.keys():
-        return False
-    return all(_alike_tables(frame, other.tables[name]) for name, frame in one.tables.items())
+    same = _alike(*facts) and one.tables.keys() == other.tables.keys()
+    return same and all(_alike_tables(frame, other.tables[name]) for name, frame in one.tables.items())
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -195,8 +193,8 @@ def results_folder(study: str) -> Path:
 
 def folder_for(params: Path) -> Path | None:
     """Where the records of a YAML's runs go: those of a study, a file in the checkout's params/. None for any other."""
-    folder = project_root() / "params"
-    return results_folder(params.stem) if folder.resolve() in params.resolve().parents else None
+    inside = (project_root() / "params").resolve() in params.resolve().parents
+    return results_folder(params.stem) if inside else None
 
 
 class Records:
@@ -239,10 +237,7 @@ class Records:
         return sorted(path for path in folder.glob(f"{record_id}-*{SUFFIX}") if pattern.fullmatch(path.name))
 
     def frame(self, kind: str, table: str) -> pd.DataFrame:
-        """One table of all records, one below the other, with the record's id in its first column `run`.
-
-        Empty, with that column alone, where no record has the table.
-        """
+        """One table of all records, one below the other, with the record's id in a first column `run`."""
         found = [record for record in self.read(kind) if table in record.tables]
         if not found:
             return pd.DataFrame({"run": pd.Series(dtype=str)})
@@ -288,7 +283,6 @@ class Records:
 
 def _read(path: Path) -> Record:
     try:
-        content = path.read_bytes()
+        return Record._sealed(path.read_bytes(), path)
     except OSError as error:
         raise EestudyError(f"{path}: cannot be read ({error.strerror})") from None
-    return Record._sealed(content, path)

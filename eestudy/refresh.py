@@ -19,10 +19,7 @@ BACKBONES = "book/results/backbones.csv"
 
 
 def refresh(study: str) -> list[Failure]:
-    """Writes `study` into the README; executes in place run.ipynb and the chapters that reach something that changed.
-
-    Before them it counts again what every backbone costs, which builds each once: two minutes, 2 GB.
-    """
+    """Writes `study` into the README, what backbones cost, and in place the notebooks that reach a change."""
     root = project_root()
     say(f"README.md: the results of {study}")
     write_readme(root, study)
@@ -75,32 +72,25 @@ def results_text(study: str) -> str:
     seeds = results.runs["seed"].nunique()
     hardware = ", ".join(sorted(results.runs["hardware"].unique()))
     columns = list(frame.columns)
-    lines = [
-        f"| cell | strategy | {' | '.join(columns)} |",
-        f"|---|---|{'---:|' * len(columns)}",
-        *(
-            f"| {cell} | {strategy} | {' | '.join(row)} |"
-            for (cell, strategy), row in zip(frame.index, frame.to_numpy().tolist(), strict=True)
-        ),
-    ]
+    lines = [f"| cell | strategy | {' | '.join(columns)} |", f"|---|---|{'---:|' * len(columns)}"]
+    for (cell, strategy), row in zip(frame.index, frame.to_numpy().tolist(), strict=True):
+        lines.append(f"| {cell} | {strategy} | {' | '.join(row)} |")
+    table = "\n".join(lines)
     minutes = results.runs["seconds"].sum() / 60
     told = (claims.c1(comparisons), claims.c2(comparisons))
-    return "\n".join(
-        [
-            "",
-            "Accuracy on test in %, at a mean cost of at most that share of the plain backbone's FLOPs; mean ± half of"
-            f" the 95 % interval over {seeds} seeds; thresholds from validation data. Study `{study}`: "
-            f"{len(results.runs)} runs, {minutes:.0f} minutes of training, one core a run ({hardware}).",
-            "",
-            *lines,
-            "",
-            f"![Accuracy against mean cost for each strategy, with 95 % intervals]({FIGURE})",
-            "",
-            "What the Holm-corrected paired tests say (a verdict over cells needs the cells to agree):",
-            "",
-            *(f"- **{claim.name}, {claim.verdict}.** {claim.statement}" for claim in told),
-            f"- {claims.findings(comparisons).splitlines()[0]} The chapter _Six seeds_ lists them.",
-            "",
-            "",
-        ]
-    )
+    verdicts = "\n".join(f"- **{claim.name}, {claim.verdict}.** {claim.statement}" for claim in told)
+    return f"""
+Accuracy on test in %, at a mean cost of at most that share of the plain backbone's FLOPs; mean ± half of the 95 % \
+interval over {seeds} seeds; thresholds from validation data. Study `{study}`: {len(results.runs)} runs, \
+{minutes:.0f} minutes of training, one core a run ({hardware}).
+
+{table}
+
+![Accuracy against mean cost for each strategy, with 95 % intervals]({FIGURE})
+
+What the Holm-corrected paired tests say (a verdict over cells needs the cells to agree):
+
+{verdicts}
+- {claims.findings(comparisons).splitlines()[0]} The chapter _Six seeds_ lists them.
+
+"""

@@ -64,14 +64,10 @@ ARCHITECTURES = Names({
     "resnet1d": Entry("models.families.resnet:small_resnet", "ResNet-1D", inputs=2),
     "vit1d": Entry("models.families.vit:vit1d", "ViT-1D", inputs=2),
     "resnet-tiny": Entry("models.families.resnet:small_resnet", "ResNet-tiny", inputs=3),
-    "resnet20": Entry("models.families.resnet:resnet20", "ResNet-20", inputs=3),
-    "resnet32": Entry("models.families.resnet:resnet32", "ResNet-32", inputs=3),
-    "resnet56": Entry("models.families.resnet:resnet56", "ResNet-56", inputs=3),
-    "resnet110": Entry("models.families.resnet:resnet110", "ResNet-110", inputs=3),
-    "resnet18": Entry("models.families.resnet:resnet18", "ResNet-18", inputs=3),
-    "resnet34": Entry("models.families.resnet:resnet34", "ResNet-34", inputs=3),
-    "resnet50": Entry("models.families.resnet:resnet50", "ResNet-50", inputs=3),
-    "resnet101": Entry("models.families.resnet:resnet101", "ResNet-101", inputs=3),
+    **{
+        f"resnet{depth}": Entry(f"models.families.resnet:resnet{depth}", f"ResNet-{depth}", inputs=3)
+        for depth in (20, 32, 56, 110, 18, 34, 50, 101)
+    },
     "wrn-28-10": Entry("models.families.resnet:wide_resnet", "WRN-28-10", inputs=3),
     "vgg16-bn": Entry("models.families.vgg:vgg16_bn", "VGG-16-BN", inputs=3),
     "msdnet": Entry("models.families.msdnet:msdnet", "MSDNet", inputs=3),
@@ -100,54 +96,32 @@ DATASETS = Names({
     "diabetes": Entry("data.small:diabetes"),
 })  # fmt: skip
 STRATEGIES = Names({
-    "disjoint": Entry("training.strategies:disjoint"),
-    "joint": Entry("training.strategies:joint"),
-    "mixed": Entry("training.strategies:mixed"),
-    "mixed-heads": Entry("training.strategies:mixed_heads"),
-    "joint-heads": Entry("training.strategies:joint_heads"),
-    "alternating": Entry("training.strategies:alternating"),
-    "branch-wise": Entry("training.strategies:branch_wise"),
-    "separate": Entry("training.strategies:separate"),
-    "gradual": Entry("training.strategies:gradual"),
-    "sequential-lwf": Entry("training.strategies:sequential_lwf"),
-    "sequential-ewc": Entry("training.strategies:sequential_ewc"),
+    name: Entry(f"training.strategies:{name.replace('-', '_')}")
+    for name in (
+        "disjoint", "joint", "mixed", "mixed-heads", "joint-heads", "alternating", "branch-wise", "separate", "gradual",
+        "sequential-lwf", "sequential-ewc",
+    )
 })  # fmt: skip
 METHODS = Names({
-    "sdn": Entry("methods.sdn:METHOD"),
-    "branchynet": Entry("methods.branchynet:METHOD"),
-    "pbee": Entry("methods.pbee:METHOD"),
-    "gpf": Entry("methods.gpf:METHOD"),
-    "ztw": Entry("methods.ztw:METHOD"),
-    "l2w": Entry("methods.l2w:METHOD"),
-    "msdnet": Entry("methods.msdnet:METHOD"),
-    "boosted": Entry("methods.boosted:METHOD"),
-    "cgt": Entry("methods.cgt:METHOD"),
+    name: Entry(f"methods.{name}:METHOD")
+    for name in ("sdn", "branchynet", "pbee", "gpf", "ztw", "l2w", "msdnet", "boosted", "cgt")
 })  # fmt: skip
 HEADS = Names({
-    "pooled": Entry("models.heads:pooled"),
-    "token": Entry("models.heads:token"),
-    "vector": Entry("models.heads:vector"),
-    "msdnet": Entry("models.heads:msdnet"),
+    **{name: Entry(f"models.heads:{name}") for name in ("pooled", "token", "vector", "msdnet")},
     "msdnet-wide": Entry("models.heads:msdnet_wide"),
-    "cascading-pooled": Entry("models.heads:pooled"),
-    "cascading-token": Entry("models.heads:token"),
-    "cascading-vector": Entry("models.heads:vector"),
+    **{f"cascading-{name}": Entry(f"models.heads:{name}") for name in ("pooled", "token", "vector")},
 })  # fmt: skip
 WEIGHTINGS = Names({
-    "equal": Entry("training.weighting:equal"),
-    "depth-linear": Entry("training.weighting:depth_linear"),
-    "custom": Entry("training.weighting:custom"),
-    "sdn-ramp": Entry("training.weighting:sdn_ramp"),
-    "adaloss": Entry("training.weighting:adaloss"),
-    "uncertainty": Entry("training.weighting:uncertainty"),
+    **dict.fromkeys(("equal", "depth-linear", "custom"), Entry("training.losses:fixed")),
+    "sdn-ramp": Entry("training.losses:Ramp"),
+    "adaloss": Entry("training.losses:AdaLoss"),
+    "uncertainty": Entry("training.losses:Uncertainty"),
 })  # fmt: skip
 COMBINATIONS = Names({
     "pcgrad": Entry("training.combination:pcgrad"),
     "min-norm": Entry("training.combination:min_norm"),
 })  # fmt: skip
 EXIT_RULES = Names({
-    "max-probability": Entry("evaluation.rules.max_probability:RULE"),
-    "entropy": Entry("evaluation.rules.entropy:RULE"),
-    "margin": Entry("evaluation.rules.margin:RULE"),
-    "patience": Entry("evaluation.rules.patience:RULE"),
+    name: Entry(f"evaluation.rules.{name.replace('-', '_')}:RULE")
+    for name in ("max-probability", "entropy", "margin", "patience")
 })  # fmt: skip

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from eestudy import data, evaluation
-from eestudy.config import EestudyError, RunConfig
+from eestudy.config import EestudyError, RunConfig, check_name
 from eestudy.environment import describe, say
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, exit_costs
@@ -42,15 +42,23 @@ def run(
     workers: int = 0,
     compile: str = "auto",
     model: MultiExit | None = None,
+    data: object = None,
 ) -> Run:
     """Trains the run of `config`, or loads what of it is done.
 
     store: a folder (default $EESTUDY_HOME or ./runs); device: "cpu", "cuda", ... (default: a GPU if there is one);
     workers, compile: see `training.execution`. model: your own network, for `architecture="own"`; a copy of it is
-    trained, from the weights it comes with, which are part of the run's identity.
+    trained, from the weights it comes with, which are part of the run's identity; what of it is frozen
+    (requires_grad=False) stays as it is. data: your own, for `dataset="own"`: (x, y), a torch Dataset, a data frame, a
+    mapping from train, validation and test to these, or a path (`data.own`); their content is part of the identity.
     Raises EestudyError for settings that do not fit together and for a store that cannot be written.
     """
     store = store if isinstance(store, Store) else Store(store)
+    _check_types(config, model)
+    if data is not None or config.dataset == "own":
+        from eestudy.data.own import given  # seconds of imports that built-in data do not need
+
+        config = given(config, data)
     done = Run(config, store, model)
     how = execution(device, workers, compile)
     store.check_writable()
@@ -65,6 +73,14 @@ def run(
             if how.main:
                 _finish(done.folder, store, plan, plan.model.eval(), how)
     return done
+
+
+def _check_types(config: object, model: object) -> None:
+    if not isinstance(config, RunConfig):
+        raise EestudyError(f"config: give a RunConfig, got {type(config).__name__}; RunConfig(**fields) makes one")
+    if model is not None and not isinstance(model, MultiExit):
+        hint = "eestudy.add_exits(model, after=[...]) makes one"
+        raise EestudyError(f"model: give a MultiExit, got {type(model).__name__}; {hint}")
 
 
 @contextmanager
@@ -82,13 +98,11 @@ def train_or_load(store: Store, plan: Plan, number: int, phase_id: str, model: M
         # The summary is a phase's last file; without `done` behind it, it was killed just there.
         if how.agreed(how.main and not store.usable(folder) and not folder.has("summary.json")):
             how = _as_begun(folder, phase, plan, model, how)
+            seed, parent = plan.config.seed, plan.phase_ids[number - 1] if number else None
             if how.main:
-                parent = plan.phase_ids[number - 1] if number else None
-                content = {"phase": phase.identity(), "parent": parent, "seed": plan.config.seed}
-                folder.write_json("config.json", content)
+                folder.write_json("config.json", {"phase": phase.identity(), "parent": parent, "seed": seed})
             with torch.random.fork_rng(devices=[]):
-                hooks = plan.method.hooks(phase)
-                train_phase(model, phase, plan.data, folder, plan.config.seed, number, how, hooks)
+                train_phase(model, phase, plan.data, folder, seed, number, how, plan.method.hooks(phase))
         else:
             load_weights(model, folder.arrays(checkpoint_name(100)))
         if how.main and not folder.done():
@@ -103,17 +117,13 @@ COMPILED = {"no": "never", "network": "always", "step": "step", False: "never", 
 
 
 def _as_begun(folder: Folder, phase: Phase, plan: Plan, model: MultiExit, how: Execution) -> Execution:
-    """`how`, compiling what the phase was begun with: so a resumed phase has the bits of an undisturbed one.
-
-    Notes in the folder what the phase is made with.
-    """
+    """`how`, compiling what the phase was begun with, so that a resumed one has the bits of an undisturbed one."""
     if not folder.has("environment.json"):
-        steps = phase.settings.epochs * (plan.outline.train // min(phase.settings.batch_size, plan.outline.train))
-        compiled = "no"
+        settings, samples = phase.settings, plan.outline.train
+        steps = settings.epochs * (samples // min(settings.batch_size, samples))
+        compiled = "network" if how.compiles(steps) and settings.gradient_combination == "sum" else "no"
         if fits(model, phase, plan.data, how):
             compiled = "step"
-        elif how.compiles(steps) and phase.settings.gradient_combination == "sum":
-            compiled = "network"
         if how.main:
             folder.write_json("environment.json", {**describe(how.device.type), "compiled": compiled})
     else:
@@ -134,26 +144,22 @@ def _finish(folder: Folder, store: Store, plan: Plan, model: MultiExit, how: Exe
         arrays[f"{name}.labels"] = split.y.numpy()
     folder.write_arrays("predictions.safetensors", arrays)
     costs = exit_costs(model)
-    stages = stages_of(model)
     exits = evaluation.exit_metrics(arrays["test.logits"], arrays["test.labels"])
-    exits = exits.assign(stage=stages, flops=costs.flops, params=costs.params)
+    exits = exits.assign(stage=stages_of(model), flops=costs.flops, params=costs.params)
     columns = ["exit", "stage", "flops", "params", "accuracy", "nll", "ece"]
     folder.write_frame("exits.parquet", _scored(exits, columns))
     summaries = [store.folder("phases", phase_id).json("summary.json") for phase_id in plan.phase_ids]
-    spent = [
-        plan.step_flops[phase.name] * summary["samples"] for phase, summary in zip(plan.phases, summaries, strict=True)
-    ]
-    folder.write_json(
-        "run.json",
-        {
-            "phases": list(plan.phase_ids),
-            "seconds": round(sum(summary["seconds"] for summary in summaries), 3),
-            "training_flops": float(sum(spent) + plan.once_flops),
-            "stage_flops": costs.stages,
-            "classifier_flops": costs.classifier,
-            "head_flops": costs.heads,
-        },
-    )
+    trained = zip(plan.phases, summaries, strict=True)
+    spent = sum(plan.step_flops[phase.name] * summary["samples"] for phase, summary in trained)
+    facts = {
+        "phases": list(plan.phase_ids),
+        "seconds": round(sum(summary["seconds"] for summary in summaries), 3),
+        "training_flops": float(spent + plan.once_flops),
+        "stage_flops": costs.stages,
+        "classifier_flops": costs.classifier,
+        "head_flops": costs.heads,
+    }
+    folder.write_json("run.json", facts)
     if not folder.has("environment.json"):
         folder.write_json("environment.json", describe(how.device.type))
     folder.finish()
@@ -198,10 +204,7 @@ class Run:
         return self.checkpoint(len(self.phases), 100)
 
     def checkpoint(self, phase: int, share: int) -> MultiExit:
-        """The network as it was at `share` per cent of its phase number `phase` (from 1), in eval mode.
-
-        EestudyError if there is no such phase, or no checkpoint at that share.
-        """
+        """The network, in eval mode, as it was at `share` per cent of phase number `phase`, or EestudyError."""
         shares = sorted({*self.config.checkpoints, 100})
         if not 1 <= phase <= len(self.phases) or share not in shares:
             raise EestudyError(
@@ -277,11 +280,8 @@ class Run:
     @property
     def parts(self) -> dict[str, Any]:
         """FLOPs part by part: "stages" (one a stage), "classifier", "heads" (one a head)."""
-        return {
-            "stages": self._facts["stage_flops"],
-            "classifier": self._facts["classifier_flops"],
-            "heads": self._facts["head_flops"],
-        }
+        names = {"stages": "stage_flops", "classifier": "classifier_flops", "heads": "head_flops"}
+        return {part: self._facts[name] for part, name in names.items()}
 
     @property
     def backbone_flops(self) -> float:
@@ -307,13 +307,10 @@ class Run:
     def tradeoff(self, rule: str | None = None, allocation: str = ALLOCATION) -> pd.DataFrame:
         """The calibrated accuracy-cost curve, columns as of `budgets`; budget is a share of the backbone."""
         rule = rule or self.exit_rule
-        curve = evaluation.calibrated_curve(
-            self.predictions("validation"), self.predictions("test"), self.costs, self.backbone_flops, rule,
-            CURVE_FRACTIONS, allocation,
-        )  # fmt: skip
-        return _scored(
-            curve.assign(run=self.id, protocol="calibrated", rule=rule, allocation=allocation), BUDGET_COLUMNS
-        )
+        given = self.predictions("validation"), self.predictions("test"), self.costs, self.backbone_flops
+        curve = evaluation.calibrated_curve(*given, rule, CURVE_FRACTIONS, allocation)
+        curve = curve.assign(run=self.id, protocol="calibrated", rule=rule, allocation=allocation)
+        return _scored(curve, BUDGET_COLUMNS)
 
     def summary(self) -> dict[str, Any]:
         """The run in one row: names and seed, costs, provenance, settings."""
@@ -335,8 +332,7 @@ def budgets(
     calibrated: thresholds fitted on each run's validation data, applied once to test. paper: one threshold for all
     seeds and exits, swept on test as in the published tables. rule: default, the method's.
     """
-    if protocol not in ("calibrated", "paper"):
-        raise EestudyError(f"protocol: unknown name {protocol!r}; valid: calibrated, paper")
+    check_name("protocol", protocol, ("calibrated", "paper"))
     if not runs:
         raise EestudyError("runs: the list is empty; a budget table needs at least one run")
     rule = rule or runs[0].exit_rule
@@ -347,18 +343,15 @@ def budgets(
             raise EestudyError(
                 f"allocation: protocol paper has one threshold for all exits, 'shared'; got {allocation!r}"
             )
-        frame = evaluation.paper_budgets(
-            [run.predictions("test") for run in runs], runs[0].costs, runs[0].backbone_flops, rule
-        )
+        predictions = [run.predictions("test") for run in runs]
+        frame = evaluation.paper_budgets(predictions, runs[0].costs, runs[0].backbone_flops, rule)
         frame = frame.assign(run=[runs[number].id for number in frame["run_index"]])
     else:
-        frames = [
-            evaluation.calibrated_budgets(
-                run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, rule,
-                evaluation.BUDGETS, allocation,
-            ).assign(run=run.id)
-            for run in runs
-        ]  # fmt: skip
+        frames = []
+        for run in runs:
+            given = run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops
+            found = evaluation.calibrated_budgets(*given, rule, evaluation.BUDGETS, allocation)
+            frames.append(found.assign(run=run.id))
         frame = pd.concat(frames, ignore_index=True)
     return _scored(frame.assign(protocol=protocol, rule=rule, allocation=allocation), BUDGET_COLUMNS)
 

@@ -59,10 +59,7 @@ class Folder:
 
     @contextmanager
     def lock(self, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Held by one process at a time; the operating system frees it when that process dies.
-
-        `on_wait` gets one line if another process holds it now.
-        """
+        """Held by one process at a time, freed when it dies. `on_wait` gets a line if another holds it now."""
         lock = FileLock(self._lock_path)
         with clear_os_errors(self._lock_path):
             self._lock_path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,14 +79,21 @@ class Folder:
 
     def manifest(self) -> Files:
         """Every file that was written whole. EestudyError if the manifest is not as it was written."""
-        try:
-            content = (self.path / MANIFEST).read_bytes()
-        except FileNotFoundError:
-            return {}
-        files = _entered(content)
+        files = self._entered()
         if files is None:
             raise self._damaged(f"{MANIFEST} (not as it was written)")
         return files
+
+    def _entered(self) -> Files | None:
+        """The files of the manifest; None if it is not what `_manifest` wrote, byte for byte."""
+        try:
+            content = (self.path / MANIFEST).read_bytes()
+            files = json.loads(content)["files"]
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError):
+            return None
+        return files if content == _manifest(files) else None
 
     def has(self, name: str) -> bool:
         return name in self.manifest()
@@ -99,8 +103,7 @@ class Folder:
 
     def verify(self) -> str | None:
         """The name of the first file that is not as it was written, with the reason; None when all are whole."""
-        content = (self.path / MANIFEST).read_bytes() if (self.path / MANIFEST).exists() else _manifest({})
-        files = _entered(content)
+        files = self._entered()
         if files is None:
             return f"{MANIFEST} (not as it was written)"
         if self.done() and (self.path / "done").read_bytes() != _seal(files):
@@ -167,8 +170,8 @@ class Folder:
         if before:
             # Never leave a moment in which the manifest speaks of other bytes than the file holds.
             self.remove(name)
-        self._replace(name, content)
-        self._replace(MANIFEST, _manifest({**self.manifest(), name: entry}))
+        write_atomically(self.path / name, content)
+        write_atomically(self.path / MANIFEST, _manifest({**self.manifest(), name: entry}))
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
@@ -188,12 +191,12 @@ class Folder:
     def remove(self, name: str) -> None:
         files = self.manifest()
         if files.pop(name, None) is not None:
-            self._replace(MANIFEST, _manifest(files))
+            write_atomically(self.path / MANIFEST, _manifest(files))
             (self.path / name).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Marks the folder complete. Written last."""
-        self._replace("done", _seal(self.manifest()))
+        write_atomically(self.path / "done", _seal(self.manifest()))
 
     def sweep(self) -> None:
         """Deletes what a killed process left: half-written files, and whole ones it had not yet entered."""
@@ -202,15 +205,11 @@ class Folder:
             if path.is_file() and path.name not in (MANIFEST, "done", *files):
                 path.unlink()
 
-    def _replace(self, name: str, content: bytes) -> None:
-        write_atomically(self.path / name, content)
-
     def set_aside(self, reason: str) -> None:
         """Moves a damaged folder out of the way, keeping it for whoever wants to look, and says so on stderr."""
+        target = self.path.parent.parent / "set-aside" / f"{self.id}-{time.time_ns()}"
         with clear_os_errors(self.path):
-            aside = self.path.parent.parent / "set-aside"
-            aside.mkdir(parents=True, exist_ok=True)
-            target = aside / f"{self.id}-{time.time_ns()}"
+            target.parent.mkdir(parents=True, exist_ok=True)
             self.path.rename(target)
         print(f"eestudy: {self.path} is damaged: {reason}; set aside as {target}, made again", file=sys.stderr)
 
@@ -258,15 +257,6 @@ class Store:
 def _manifest(files: Files) -> bytes:
     content = {"files": files, "sha256": _seal(files).decode().strip()}
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _entered(content: bytes) -> Files | None:
-    """The files of a manifest; None if it is not what `_manifest` wrote, byte for byte."""
-    try:
-        files = json.loads(content)["files"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return files if content == _manifest(files) else None
 
 
 def _seal(files: Files) -> bytes:
@@ -319,10 +309,10 @@ def clear_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EestudyError(f"{path}: the disk is full; free some space and run the same command again") from None
-        if error.errno == errno.EFBIG:
-            raise EestudyError(
-                f"{path}: larger than a file may be here; raise the limit (ulimit -f) and run the same command again"
-            ) from None
-        raise EestudyError(f"{path}: cannot be written ({error.strerror}); --store keeps runs elsewhere") from None
+        full, too_large = error.errno in (errno.ENOSPC, errno.EDQUOT), error.errno == errno.EFBIG
+        reason = f"cannot be written ({error.strerror}); --store keeps runs elsewhere"
+        if full:
+            reason = "the disk is full; free some space and run the same command again"
+        elif too_large:
+            reason = "larger than a file may be here; raise the limit (ulimit -f) and run the same command again"
+        raise EestudyError(f"{path}: {reason}") from None

@@ -13,7 +13,10 @@ from typing import Any
 import yaml
 
 from eestudy.config import EestudyError, RunConfig, content_hash, nearest
+from eestudy.content import settled
 from eestudy.registry import STRATEGIES
+
+LISTS = ("exits", "checkpoints", "weights")  # fields whose lists are one value
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,15 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: list[Any] = []
     for key_node, _ in node.value:
+        problem = None
         if not isinstance(key_node, yaml.ScalarNode):  # such as {{name}}, a template that nobody filled in
-            mark = key_node.start_mark
-            raise yaml.constructor.ConstructorError(problem="a key must be a single word", problem_mark=mark)
-        if key_node.tag == MERGE:
-            continue
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
-        if key in seen:
-            mark = key_node.start_mark
-            raise yaml.constructor.ConstructorError(problem=f"key {key!r} is given twice", problem_mark=mark)
-        seen.append(key)
+            problem = "a key must be a single word"
+        elif key_node.tag != MERGE:
+            key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+            problem = f"key {key!r} is given twice" if key in seen else None
+            seen.append(key)
+        if problem:
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key_node.start_mark)
     loader.flatten_mapping(node)
     return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
 
@@ -62,11 +64,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
-        near = ""
-        if isinstance(error, FileNotFoundError) and path.parent.is_dir():
-            near = "; " + nearest(path.name, sorted(p.name for p in path.parent.glob("*.y*ml")) or ["(no YAML there)"])
         reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise EestudyError(f"{path}: {reason}{near}") from None
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+            there = sorted(each.name for each in path.parent.glob("*.y*ml"))
+            reason += f"; {nearest(path.name, there or ['(no YAML there)'])}"
+        raise EestudyError(f"{path}: {reason}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that does not exist
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -90,9 +92,9 @@ def load_study(path: str | Path) -> Study:
             raise EestudyError(f"{path}: give seed or seeds, not both")
         seeds = content.pop("seeds", [content.pop("seed", 0)])
         return Study(name, _expand(path, [content], {}, seeds))
-    unknown = sorted(str(key) for key in set(content) - {"seeds", "common", "grid"})
-    if unknown:
-        raise EestudyError(f"{path}: unknown key {unknown[0]!r}; {nearest(unknown[0], ['seeds', 'common', 'grid'])}")
+    known = ["seeds", "common", "grid"]
+    for unknown in sorted(str(key) for key in content if key not in known):
+        raise EestudyError(f"{path}: unknown key {unknown!r}; {nearest(unknown, known)}")
     common = content.get("common") or {}
     if not isinstance(common, dict):
         raise EestudyError(f"{path}: common: expected a mapping of settings, found {common!r}")
@@ -110,16 +112,15 @@ def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any
         if "seed" in settings:
             raise EestudyError(f"{path}: seed: give it in seeds, not in the grid")
         axes = {
-            key: value if isinstance(value, list) and key not in ("exits", "checkpoints", "weights") else [value]
-            for key, value in settings.items()
+            key: value if isinstance(value, list) and key not in LISTS else [value] for key, value in settings.items()
         }
-        empty = [key for key, values in axes.items() if not values]
-        if empty:
-            raise EestudyError(f"{path}: {empty[0]}: the list is empty, so the grid holds no run")
+        for key, choices in axes.items():
+            if not choices:
+                raise EestudyError(f"{path}: {key}: the list is empty, so the grid holds no run")
         for values in itertools.product(*axes.values()):
             for seed in seeds:
                 try:
-                    configs.append(RunConfig(**dict(zip(map(str, axes), values, strict=True)), seed=seed))
+                    configs.append(settled(RunConfig(**dict(zip(map(str, axes), values, strict=True)), seed=seed)))
                 except EestudyError as error:
                     raise EestudyError(f"{path}: {error}") from None
     repeated = [config.id for config in configs if configs.count(config) > 1]
@@ -153,26 +154,11 @@ def request(namespace: Mapping[str, Any]) -> Request:
     given = {name: namespace[name] for name in known if name in namespace}
     given = {name: value for name, value in given.items() if not isinstance(value, types.ModuleType)}
     store, device = given.pop("store", None), given.pop("device", None)
-    given = {name: _parsed(name, value) for name, value in given.items()}
+    for name, value in given.items():
+        if isinstance(value, str) and (name in ("seeds", *LISTS) or name.endswith("_args")):
+            given[name] = yaml.safe_load(value)  # papermill -p hands lists and mappings over as text
     seeds = given.pop("seeds", [0])
     return Request(_expand("parameters", [given], {}, seeds), store, device)
-
-
-def _parsed(name: str, value: Any) -> Any:
-    # papermill -p hands lists and mappings over as text.
-    if isinstance(value, str) and name in (
-        "seeds",
-        "exits",
-        "checkpoints",
-        "weights",
-        "architecture_args",
-        "method_args",
-        "head_args",
-        "dataset_args",
-        "augmentation_args",
-    ):
-        return yaml.safe_load(value)
-    return value
 
 
 def _assigned(source: str, known: set[str]) -> list[str]:

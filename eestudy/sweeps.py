@@ -1,6 +1,6 @@
 """The published protocol's choice, from what each run of a cell has at every swept threshold. No torch here.
 
-`evaluation.paper` sweeps a run; `report.frames` chooses from the sweeps in a study's records, as many as there are.
+`evaluation.budgets` sweeps a run; `report.frames` chooses from the sweeps in a study's records, as many as there are.
 """
 
 from __future__ import annotations

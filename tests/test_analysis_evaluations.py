@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from eestudy import data, evaluation
-from eestudy.analysis import evaluations
-from eestudy.analysis.cells import cells_of
+from eestudy.analysis import cells_of, evaluations
 from eestudy.analysis.evaluations import RunEvaluation
 from eestudy.analysis.executor import EVALUATIONS, analyse_study, keep
 from eestudy.cli import main
@@ -77,7 +76,7 @@ def test_every_run_is_in_every_table_and_numbers_are_those_of_the_functions(runs
     own = {name: frame[frame["run"] == run.id] for name in TABLES for frame in [results.evaluation(name)]}
     given = (run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops)
     for rule, method in (("entropy", "optimized"), ("patience", "shared")):
-        known = evaluation.budget_misses(*given, rule, methods=(method,))
+        known = evaluation.budget_misses(*given, rule, method)
         found = own["allocation"].query("rule == @rule and allocation == @method")
         for column in ("limit", "flops", "miss", "accuracy"):
             np.testing.assert_allclose(found[column], known[column], rtol=1e-5)
@@ -118,9 +117,8 @@ def test_a_regression_has_what_it_can_have_and_says_why_not(runs, results):
     shared = own["allocation"].query("allocation == 'shared'")
     assert set(shared["score"]) == {"r2"}
     known = evaluation.budget_misses(
-        run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, "patience",
-        methods=("shared",),
-    )  # fmt: skip
+        run.predictions("validation"), run.predictions("test"), run.costs, run.backbone_flops, "patience", "shared"
+    )
     np.testing.assert_allclose(shared["r2"], known["r2"], rtol=1e-5)
     geometric = own["allocation"].query("allocation == 'geometric'")
     assert geometric["r2"].isna().all()

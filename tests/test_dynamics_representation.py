@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
-from eestudy.dynamics import representation, similarity
+from eestudy.dynamics import activations, representation
 from eestudy.dynamics.activations import stage_activations
 from eestudy.dynamics.representation import (
     RANKS,
+    SIMILARITY,
     effective_rank,
+    linear_cka,
     numerical_rank,
     squared_singular_values,
     stable_rank,
     stage_ranks,
+    stage_similarity,
 )
-from eestudy.dynamics.similarity import SIMILARITY, linear_cka, stage_similarity
 from eestudy.models import MultiExit, build_backbone
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -71,11 +73,11 @@ def gaussian(samples: int, features: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("samples", "features"), [(16, 64), (64, 16), (32, 32)])
 @pytest.mark.parametrize("threshold", [1e-3, 0.25])
-def test_the_threshold_is_exact(samples, features, threshold):
+def test_the_threshold_is_exact(samples, features, threshold, monkeypatch):
+    monkeypatch.setattr(representation, "THRESHOLD", threshold)
+
     def rank(*shares: float) -> int:
-        return numerical_rank(
-            with_spectrum([4.0, 4.0 * 0.5, *(4.0 * share for share in shares)], samples, features), threshold
-        )
+        return numerical_rank(with_spectrum([4.0, 4.0 * 0.5, *(4.0 * share for share in shares)], samples, features))
 
     assert rank() == 2
     assert rank(threshold) == 2, "at the threshold does not count"
@@ -93,7 +95,7 @@ def test_ranks_of_a_known_spectrum(samples, features):
     steep = with_spectrum([4.0, 1.0, 1.0], samples, features)
     assert stable_rank(steep) == pytest.approx(1.5)
     assert effective_rank(steep) == pytest.approx(2**1.5, rel=1e-5)
-    assert numerical_rank(steep, threshold=0.0) == 3
+    assert numerical_rank(steep) == 3
 
 
 @pytest.mark.parametrize(("samples", "features"), [(20, 7), (7, 20), (12, 12), (2, 5), (5, 1), (9, 2345)])
@@ -123,14 +125,15 @@ def test_the_mean_is_no_dimension_and_float32_is_enough():
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("sizes", [(7, 7, 3), (60, 60, 50)])
-def test_stage_ranks_are_those_of_the_whole(name, sizes):
+def test_stage_ranks_are_those_of_the_whole(name, sizes, monkeypatch):
+    monkeypatch.setattr(representation, "THRESHOLD", 1e-2)
     model, batches = small(name), probes(name, sizes)
-    table = stage_ranks(model, batches, threshold=1e-2)
+    table = stage_ranks(model, batches)
     assert list(table.columns) == RANKS
     assert list(table.stage) == list(range(1, len(model.backbone.stages) + 1))
     for row, rows in zip(table.itertuples(), whole(model, batches), strict=True):
         assert (row.samples, row.features) == rows.shape
-        ranks = (numerical_rank(rows, 1e-2), stable_rank(rows), effective_rank(rows))
+        ranks = (numerical_rank(rows), stable_rank(rows), effective_rank(rows))
         assert (row.numerical_rank, row.stable_rank, row.effective_rank) == pytest.approx(ranks, rel=1e-4)
         shares = (row.numerical_share, row.stable_share, row.effective_share)
         assert shares == pytest.approx([rank / min(rows.shape) for rank in ranks], rel=1e-4)
@@ -166,15 +169,15 @@ class Shift(nn.Module):
 def test_more_passes_give_the_same(monkeypatch):
     model, other, batches = small("vit1d"), small("vit1d", seed=1), probes("vit1d")
     ranks, alike = stage_ranks(model, batches), stage_similarity(model, other, batches)
-    for module in (representation, similarity):
-        monkeypatch.setattr(module, "HELD", 1)  # one stage a pass
+    monkeypatch.setattr(representation, "HELD", 1)  # one stage a pass
     assert stage_ranks(model, batches).equals(ranks)
     assert stage_similarity(model, other, batches).equals(alike)
 
 
-def test_at_most_so_many_features_drawn_alike():
+def test_at_most_so_many_features_drawn_alike(monkeypatch):
+    monkeypatch.setattr(activations, "FEATURES", 11)
     model, other, batches = small("vit1d"), small("vit1d", seed=1), probes("vit1d")
-    parts = list(stage_activations(model, batches, features=11))
+    parts = list(stage_activations(model, batches))
     assert [part[2].shape for part in parts] == [(7, 11), (7, 11), (3, 11)]
     rows = whole(model, batches)[1]
     places = [(rows[:7] == column[:, None]).all(0).nonzero()[:, 0].tolist() for column in parts[0][2].T]
@@ -182,12 +185,10 @@ def test_at_most_so_many_features_drawn_alike():
     assert len(set(columns)) == 11
     assert columns == sorted(columns)
     assert torch.equal(torch.cat([part[2] for part in parts]), rows[:, columns])
-    of_other = next(stage_activations(other, batches, features=11))[2]
+    of_other = next(stage_activations(other, batches))[2]
     assert torch.equal(of_other, whole(other, batches)[1][:7, columns]), "the same ones of another model"
-    seeded = next(stage_activations(model, batches, features=11, seed=1))[2]
-    assert not torch.equal(seeded, parts[0][2])
     assert list(next(stage_activations(model, batches, stages=[3, 1]))) == [1, 3]
-    assert (stage_ranks(model, batches, features=11).features == 11).all()
+    assert (stage_ranks(model, batches).features == 11).all()
 
 
 def test_heads_of_msdnet_read_the_coarsest_scale():
@@ -301,13 +302,10 @@ def test_cka_with_a_constant_is_not_known():
         (lambda: numerical_rank(np.ones((1, 4))), r"shape \(1, 4\) is not valid.*at least 2"),
         (lambda: numerical_rank(np.ones(4)), r"shape \(4,\) is not valid"),
         (lambda: stable_rank(np.array([[1.0, np.nan], [np.inf, 2.0]])), "2 of 4 values are not finite"),
-        (lambda: numerical_rank(np.eye(3), threshold=1.0), "threshold: 1.0 is out of range"),
         (lambda: linear_cka(np.eye(3), np.eye(4)), "a and b: 3 and 4 samples"),
         (lambda: linear_cka(np.eye(3), np.eye(3), debiased=True), r"a: shape \(3, 3\) is not valid.*at least 4"),
         (lambda: stage_ranks(small("mlp"), probes("mlp", (1,))), "batches: 1 sample in all; at least 2"),
         (lambda: stage_ranks(small("mlp"), []), "batches: 0 samples in all"),
-        (lambda: stage_ranks(small("mlp"), probes("mlp"), threshold=-0.1), "threshold: -0.1"),
-        (lambda: stage_ranks(small("mlp"), probes("mlp"), features=0), "features: 0 is out of range"),
         (lambda: next(stage_activations(small("mlp"), probes("mlp"), stages=[4])), r"stages: \[4\].*of 1 to 3"),
     ],
 )

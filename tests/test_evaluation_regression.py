@@ -12,7 +12,7 @@ import torch
 
 import eestudy
 from eestudy import evaluation as ev
-from eestudy.analysis.finished_runs import add_records
+from eestudy.analysis import add_records
 from eestudy.cli import main
 from eestudy.config import EestudyError
 from eestudy.evaluation.rules.patience import TOO_EARLY
@@ -69,7 +69,7 @@ def test_a_change_equal_to_the_difference_is_a_change():
 def test_scores_by_hand():
     logits = torch.tensor([[1.0], [1.25], [0.75], [0.75]]).unsqueeze(2)
     assert ev.scores(logits, "patience")[:, 0].tolist() == [TOO_EARLY, -0.25, -0.5, 0.0]
-    assert ev.scores(logits, "patience", k=2)[:, 0].tolist() == [TOO_EARLY, TOO_EARLY, -0.5, -0.5]
+    assert ev.scores(logits, ev.patience(2, difference=1.0))[:, 0].tolist() == [TOO_EARLY, TOO_EARLY, -0.5, -0.5]
     assert ev.scores(logits, ev.patience(3, difference=1.0))[:, 0].tolist() == [TOO_EARLY] * 3 + [-0.5]
 
 
@@ -99,19 +99,18 @@ def test_stopping_for_real_equals_the_simulation(rule, batch):
 def test_calibrated_thresholds_stop_for_real_as_simulated():
     """Every threshold is a stored score: the strict comparison must fall the same way in both."""
     logits, labels = random_run(3)
-    for k in (1, 2):
-        for budget in (100, 300, 420.5, 700):
-            rule = ev.per_exit(ev.calibrate(logits, labels, COSTS, budget, "patience", k=k), "patience", k=k)
-            where = ev.simulate(logits, rule)
-            for n in range(logits.shape[1]):
-                history: list[torch.Tensor] = []
-                for number in range(1, 5):
-                    history.append(logits[number - 1, n : n + 1])
-                    if rule(history).item():
-                        break
-                else:
-                    number = 5
-                assert number == where[n]
+    for budget in (100, 300, 420.5, 700):
+        rule = ev.per_exit(ev.calibrate(logits, labels, COSTS, budget, "patience"), "patience", k=1)
+        where = ev.simulate(logits, rule)
+        for n in range(logits.shape[1]):
+            history: list[torch.Tensor] = []
+            for number in range(1, 5):
+                history.append(logits[number - 1, n : n + 1])
+                if rule(history).item():
+                    break
+            else:
+                number = 5
+            assert number == where[n]
 
 
 # ---------------------------------------------------------------- scores of exits, curves
@@ -134,24 +133,23 @@ def test_labels_without_spread_have_no_r2():
     assert frame.mse.tolist() == [2.5]
 
 
-@pytest.mark.parametrize("k", [0, 1, 3])
 @pytest.mark.parametrize("coarse", [False, True], ids=["distinct", "tied"])
-def test_the_curve_equals_the_loop_at_every_threshold(k, coarse):
+def test_the_curve_equals_the_loop_at_every_threshold(coarse):
     logits, labels = random_run(5, coarse=coarse)
-    frame = ev.tradeoff_curve(logits, labels, COSTS, "patience", k=k)
+    frame = ev.tradeoff_curve(logits, labels, COSTS, "patience")
     assert (np.diff(frame.threshold) > 0).all()
     assert (np.diff(frame.cost) >= 0).all()
     variance = labels.numpy().astype(float).var()
     rows = frame.to_dict("records")
     for row in rows:
-        where = ev.simulate(logits, ev.per_exit([row["threshold"]] * 5, "patience", k=k))
+        where = ev.simulate(logits, ev.per_exit([row["threshold"]] * 5, "patience", k=1))
         errors = logits[where - 1, range(83), 0].numpy().astype(float) - labels.numpy()
         assert row["mse"] == pytest.approx((errors**2).mean(), rel=1e-9)
         assert row["r2"] == pytest.approx(1 - (errors**2).mean() / variance, abs=1e-9)
         assert row["cost"] == np.asarray(COSTS)[where - 1].mean()
         assert [row[f"share_{e}"] for e in range(1, 6)] == (np.bincount(where, minlength=6)[1:] / 83).tolist()
     wanted = [row["threshold"] for row in rows] + [-0.7, -1e-3, math.inf]
-    r2, cost = ev.threshold_sweep(logits, labels, COSTS, wanted, "patience", k=k)
+    r2, cost = ev.threshold_sweep(logits, labels, COSTS, wanted, "patience")
     assert (r2[: len(rows)].tolist(), cost[: len(rows)].tolist()) == (frame.r2.tolist(), frame.cost.tolist())
     assert (r2[-1], cost[-1]) == (frame.r2.iloc[-1], frame.cost.iloc[-1])
 
@@ -159,17 +157,16 @@ def test_the_curve_equals_the_loop_at_every_threshold(k, coarse):
 # ---------------------------------------------------------------- budgets
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_calibration_takes_the_largest_cost_within_the_budget(k):
+def test_calibration_takes_the_largest_cost_within_the_budget():
     logits, labels = random_run(7)
-    curve = ev.tradeoff_curve(logits, labels, COSTS, "patience", k=k)
+    curve = ev.tradeoff_curve(logits, labels, COSTS, "patience")
     for budget in (100, 229, 310.5, 420, 899):
-        thresholds = ev.calibrate(logits, labels, COSTS, budget, "patience", k=k)
-        where = ev.simulate(logits, ev.per_exit(thresholds, "patience", k=k))
+        thresholds = ev.calibrate(logits, labels, COSTS, budget, "patience")
+        where = ev.simulate(logits, ev.per_exit(thresholds, "patience", k=1))
         assert np.asarray(COSTS)[where - 1].mean() == curve.cost[curve.cost <= budget].max()
-    early = ev.calibrate(logits, labels, COSTS, 229, "patience", k=k)  # exit 2 costs 230: nobody can go there
-    assert (ev.simulate(logits, ev.per_exit(early, "patience", k=k)) == 1).all()
-    assert (ev.calibrate(logits, labels, COSTS, 900, "patience", k=k) == math.inf).all()
+    early = ev.calibrate(logits, labels, COSTS, 229, "patience")  # exit 2 costs 230: nobody can go there
+    assert (ev.simulate(logits, ev.per_exit(early, "patience", k=1)) == 1).all()
+    assert (ev.calibrate(logits, labels, COSTS, 900, "patience") == math.inf).all()
 
 
 def test_calibrated_budgets_report_what_the_thresholds_do_on_test():
@@ -237,7 +234,6 @@ def test_paper_budgets_equal_a_slow_reference():
         (lambda x, y: ev.simulate(x, ev.patience(1)), r"patience\(k, difference=...\)"),
         (lambda x, y: ev.patience(1)([x[0], x[1]]), r"patience\(k, difference=...\)"),
         (lambda x, y: ev.simulate(x.expand(-1, -1, 3), ev.patience(1, difference=0.2)), "1 counts.*3 classes"),
-        (lambda x, y: ev.scores(x.expand(-1, -1, 3), "patience", k=2), "2 counts.*3 classes"),
     ],
 )  # fmt: skip
 def test_a_rule_of_the_other_task_says_which_to_take(call, words):
@@ -259,7 +255,7 @@ def test_a_rule_of_the_other_task_says_which_to_take(call, words):
         (lambda x, y: ev.calibrate(x, y, COSTS, 300, "patience", "geometric"), "'shared' in regression.*geometric"),
         (lambda x, y: ev.calibrated_budgets((x, y), (x[:4], y), COSTS[:5], 850, "patience"), "differ"),
         (lambda x, y: ev.paper_budgets([(x, y), (x[:4], y)], COSTS, 850, "patience"), "equal exits"),
-        (lambda x, y: ev.tradeoff_curve(x, y, COSTS, "patience", k=-1), "-1"),
+        (lambda x, y: ev.per_exit([-0.5] * 5, "patience", k=-1), "-1"),
         (lambda x, y: ev.tradeoff_curve(x, y, COSTS, "patienc"), "patience"),
         (lambda x, y: ev.patience(1, difference=0.0), "above 0, got 0.0"),
         (lambda x, y: ev.patience(1, difference=-0.5), "-0.5"),
@@ -365,9 +361,6 @@ def test_a_study_of_regression_has_tables_and_figures(study, monkeypatch, capsys
     shown = tables.exit_table(results)
     mean = results.exits[(results.exits["strategy"] == "mixed") & (results.exits["exit"] == 5)]["r2"].mean()
     assert shown.data.loc[("mlp / diabetes", "mixed"), "exit 5"].startswith(f"{100 * mean:.1f} ±")
-    correlation = tables.budget_table(results, score="spearman")
-    assert correlation.caption.startswith("Spearman's rank correlation x 100 on test")
-    assert correlation.data.loc[("mlp / diabetes", "joint"), "100 %"] != tables.DASH
     compared = tables.comparisons(results)
     assert tables.comparison_table(results).caption.startswith("Difference in R2, points")
     assert claims.answer(compared).startswith("Differences in R2 over 2 seeds")
@@ -407,26 +400,7 @@ def test_a_study_of_both_tasks_names_both_and_leaves_classification_as_it_is(stu
     assert shown.data.loc[cell, "100 %"].tolist() == alone.data.loc[cell, "100 %"].tolist()
     assert "mlp / diabetes" in shown.data.index.get_level_values("cell")
     assert set(tables.budget_table(both, rule="entropy").data.index.get_level_values("cell")) == {cell}
-    assert set(tables.exit_table(both, "pearson").data.index.get_level_values("cell")) == {"mlp / diabetes"}
-    with pytest.raises(EestudyError, match="score: pearson is of regression"):
-        tables.exit_table(classes, "pearson")
     assert not tables.comparisons(both).empty
-
-
-def test_an_undefined_correlation_is_a_dash_with_its_reason(make):
-    results = collect([make("joint")], make("joint").budgets())
-    exits = results._frames["exits"]
-    exits.loc[exits["exit"] == 2, "pearson"] = np.nan
-    budgets = results._frames["budgets"]
-    budgets.loc[budgets["budget"] == "50", "pearson"] = np.nan
-    for shown, column in (
-        (tables.exit_table(results, "pearson"), "exit 2"),
-        (tables.budget_table(results, score="pearson"), "50 %"),
-    ):
-        assert shown.data[column].tolist() == [tables.DASH]
-        assert "all predictions (or all labels) are the same there" in shown.caption
-        assert "no threshold keeps" not in shown.caption
-    assert "not defined" not in tables.exit_table(results).caption
 
 
 def test_r2_below_zero_stays_on_the_figure(make):

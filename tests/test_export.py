@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eestudy import EestudyError, export
 from eestudy import evaluation as ev
-from eestudy.evaluation.score_table import rule_for
+from eestudy.evaluation.exit_rules import rule_for
 from eestudy.export.runner import handed_on, score
 from eestudy.export.writer import programs
 from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs

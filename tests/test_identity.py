@@ -110,7 +110,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def test_every_setting_reaches_a_phase():
-    assert set(CHANGES) == set(RunConfig.model_fields)
+    assert set(CHANGES) == set(RunConfig.model_fields) - {"start"}  # of a model of one's own: test_trained_weights
     for field, changes in CHANGES.items():
         without = {name: value for name, value in changes.items() if name != field}
         if field in ("weights", "distillation"):

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "eestudy"
 
 # Room (a module or folder of eestudy/) -> the rooms it may import. A new room gets its line here.
-_GROUND = {"config", "registry", "extras"}
+_GROUND = {"config", "registry", "extras", "content"}
 _STORED = _GROUND | {"study", "store", "pretrained"}
 _BUILT = _STORED | {"data", "models"}
 _TRAINED = _BUILT | {"training", "evaluation"}
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": set(),  # names places as text; whoever looks a name up imports what it may import itself
     "config": {"registry"},
     "extras": {"config"},
+    "content": {"config"},
     "study": _GROUND,
     "store": _GROUND | {"study"},
     "pretrained": _GROUND,  # the names of encoders and tokenizers, for models and data, which do not know each other
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "records": _STORED | {"environment", "columns"},
     "bundles": _STORED | {"environment", "records"},
     "data": _STORED,
-    "models": _STORED,  # never data: a model gets input_shape and num_classes
+    "models": _STORED | {"environment"},  # never data: a model gets input_shape and num_classes
     "training": _BUILT | {"environment"},  # never evaluation, and evaluation never training: study joins them
     "evaluation": _BUILT | {"sweeps"},
     "methods": _TRAINED,
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": _STUDIED,
     "runs": _STUDIED | {"plan"},
     "analysis": _STUDIED | {"plan", "runs", "records", "progress"},
-    "export": _GROUND | {"models", "evaluation"},
+    "export": _GROUND | {"models", "evaluation", "environment"},
     "jobs": _RUN - {"report"},
     "book": _RUN - {"report"},
     "refresh": _RUN | {"book"},

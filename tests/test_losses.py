@@ -14,16 +14,22 @@ from torch import Tensor
 from eestudy import data
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.batches import Batches
-from eestudy.training.combination import min_norm, pcgrad
-from eestudy.training.continual import Penalty
+from eestudy.training.combination import combine, min_norm, pcgrad
 from eestudy.training.execution import Execution
-from eestudy.training.losses import exit_losses, soft_losses, softened, teachers_of
-from eestudy.training.objective import Objective, combine
-from eestudy.training.phase_network import exit_logits, phase_logits
+from eestudy.training.losses import (
+    RAMP_START,
+    AdaLoss,
+    exit_losses,
+    exit_shares,
+    soft_losses,
+    softened,
+    teachers_of,
+    weighting_of,
+)
+from eestudy.training.objective import Objective, Penalty
+from eestudy.training.phase_network import exit_logits, phase_logits, set_trainable
 from eestudy.training.phases import Phase
 from eestudy.training.strategies import heads_phase, together_phase
-from eestudy.training.trainable import set_trainable
-from eestudy.training.weighting import RAMP_START, AdaLoss, exit_shares, weighting_of
 
 CPU = Execution(torch.device("cpu"))
 SMALL: dict[str, dict[str, int]] = {"mlp": {"width": 8, "depth": 3}, "resnet-tiny": {}, "vit1d": {}, "msdnet": {}}
@@ -118,7 +124,7 @@ def test_adaloss_weighs_by_the_inverse_running_mean():
         assert losses.grad.tolist() == pytest.approx(weights)
         assert number(loss) == pytest.approx(sum(w * value for w, value in zip(weights, seen)))
     assert made.state()["means"].tolist() == pytest.approx(means)
-    again = AdaLoss(3, CPU)
+    again = AdaLoss(network(), together_phase(1.0), CPU)
     again.load_state_dict(made.state())
     assert torch.equal(again.means, made.state()["means"])
 

@@ -11,7 +11,7 @@ from eestudy import evaluation
 from eestudy.config import EestudyError, RunConfig
 from eestudy.plan import prepare
 from eestudy.registry import METHODS, STRATEGIES
-from eestudy.training.trainable import trained_tensors
+from eestudy.training.phase_network import trained_tensors
 
 from .phases import check_resumed, trained
 

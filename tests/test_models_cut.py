@@ -424,7 +424,7 @@ WRONG: dict[str, tuple[Callable[..., nn.Module], list[str], dict[str, Any], str]
         r"'1.inner' cannot be cut out of '1'.*Branching: .*nearest: 0, 1, 2",
     ),
     "wholly so": (Branching, ["inner"], {}, r"model: 'inner' cannot be cut .* Branching: .*Backbone.from_stages"),
-    "no features": (Recurrent, ["rnn"], {"input_shape": (5, 3)}, "'rnn' gives a tuple, not .*; nearest: mid, fc"),
+    "no kind": (Recurrent, ["rnn"], {"input_shape": (5, 3)}, "kind: cannot be told from .* after 'rnn'; give one of"),
     "no rows": (Stacked, ["b"], {}, r"'b' gives a tensor of shape \(2, 2, 6\).*nearest: a"),
     "not called": (Unused, ["a"], {}, r"'a' is not called by itself in the forward pass; valid: c"),
     "nothing left": (tv.resnet18, ["layer4"], {"input_shape": (3, 32, 32)}, "between 'layer4' and the classifier"),

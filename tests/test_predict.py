@@ -349,7 +349,7 @@ def test_thresholds_for_another_number_of_exits_are_refused(count: int) -> None:
     rule = per_exit([-math.inf] * count)
     with pytest.raises(EestudyError, match=rf"{count} thresholds, the model has 4 exits"):
         model.predict(x, rule)
-    with pytest.raises(EestudyError, match=rf"{count} thresholds, the logits have 4 exits"):
+    with pytest.raises(EestudyError, match=rf"{count} thresholds, .* 4 exits"):
         simulate(stored(model, x), rule)
 
 

@@ -307,7 +307,7 @@ def test_the_published_protocol_from_the_union_is_that_of_the_predictions(cell):
             assert found[name].to_numpy() == pytest.approx(expected[name], rel=1e-5, nan_ok=True)
         assert set(rows["allocation"]) == {"shared"}
     # A further seed changes what all choose together.
-    two = union.paper_rows(results._records.read("runs")[:2])
+    two = union.paper_rows(Records(results.folder).read("runs")[:2])
     limit = evaluation.BUDGETS[1]
     assert eestudy.budgets(runs[:2], "paper").query("budget == @limit")["flops"].to_numpy() == pytest.approx(
         two[(two["budget"] == limit) & (two["rule"] == "max-probability")]["flops"], rel=1e-5

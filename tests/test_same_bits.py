@@ -85,7 +85,7 @@ def test_any_number_of_readers_makes_the_same_bits(tmp_path, pictures):
 def test_ctrl_c_in_a_terminal_reaches_the_readers_too_and_nothing_is_lost(tmp_path, pictures):
     """A terminal sends SIGINT to the whole group: the run ends with 130, a saved state, and later the same bits."""
     config = RunConfig(
-        architecture="resnet-tiny", dataset="imagenette", dataset_args={"size": 32}, strategy="joint", epochs=40,
+        architecture="resnet-tiny", dataset="imagenette", dataset_args={"size": 32}, strategy="joint", epochs=20,
         batch_size=32, checkpoints=(0, 100),
     )  # fmt: skip
     program = tmp_path / "program.py"
@@ -100,7 +100,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_readers_too_and_nothing_is_lost(tmp_pa
     while not (tmp_path / "store" / "phases" / phase / "checkpoint-000.safetensors").is_file():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    time.sleep(1.5)  # into the training, with readers at work
+    time.sleep(0.5)  # into the training, with readers at work
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130, said

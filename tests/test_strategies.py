@@ -12,10 +12,9 @@ from eestudy.plan import Plan, planned, prepare
 from eestudy.registry import STRATEGIES
 from eestudy.training import loop
 from eestudy.training.cost import once_flops, step_flops
-from eestudy.training.phases import Phase, resolve
-from eestudy.training.settings import configured
+from eestudy.training.phase_network import batch_norms
+from eestudy.training.phases import Phase, configured, resolve
 from eestudy.training.strategies import backbone_phase, phases_of, together_phase
-from eestudy.training.trainable import batch_norms
 
 from .phases import check_resumed, trained
 

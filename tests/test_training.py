@@ -16,15 +16,13 @@ from eestudy.registry import STRATEGIES
 from eestudy.store import Store
 from eestudy.training import loop
 from eestudy.training.cost import step_flops
-from eestudy.training.eager_step import EagerStep
+from eestudy.training.eager_step import EagerStep, lr_factor
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_losses, exit_weights
-from eestudy.training.optim import lr_factor
-from eestudy.training.phase_network import phase_logits
+from eestudy.training.phase_network import phase_exits, phase_logits, set_trainable
 from eestudy.training.phases import resolve
 from eestudy.training.resume import Progress
 from eestudy.training.strategies import backbone_phase, heads_phase, together_phase
-from eestudy.training.trainable import phase_exits, set_trainable
 
 from .conftest import CELLS, SMALL
 from .phases import interrupted_after

@@ -22,15 +22,13 @@ from eestudy.plan import Plan, prepare
 from eestudy.store import Folder, Store
 from eestudy.training import loop, whole_step
 from eestudy.training.batches import in_layout
-from eestudy.training.eager_step import EagerStep, Step
+from eestudy.training.eager_step import EagerStep, Step, build_optimizer
 from eestudy.training.execution import Execution
 from eestudy.training.objective import Objective
-from eestudy.training.optim import build_optimizer
-from eestudy.training.phase_network import PhaseNetwork, frozen_features, heads_alone
+from eestudy.training.phase_network import PhaseNetwork, frozen_features, heads_alone, phase_exits, set_trainable
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State, arrays
 from eestudy.training.strategies import backbone_phase, heads_phase, together_phase
-from eestudy.training.trainable import phase_exits, set_trainable
 from eestudy.training.whole_step import WholeStep, fits
 
 from .phases import check_resumed, interrupted_after

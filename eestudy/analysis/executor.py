@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from eestudy.analysis.cells import cells_of
-from eestudy.analysis.comparison import CellEvaluation
-from eestudy.analysis.evaluations import RunEvaluation
+from eestudy.analysis import cells_of
+from eestudy.analysis.evaluations import CellEvaluation, RunEvaluation
 from eestudy.analysis.measurements import Measurement, measurements
 from eestudy.analysis.metrics import METRICS
 from eestudy.config import EestudyError, RunConfig, check_name

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from eestudy.analysis.cells import cells_of
-from eestudy.analysis.metrics import METRICS, Metric, Tables
-from eestudy.analysis.points import Point
+from eestudy.analysis import cells_of
+from eestudy.analysis.metrics import METRICS, Metric, Point, Tables
 from eestudy.config import RunConfig, check_name, content_hash
 from eestudy.environment import describe
 from eestudy.plan import planned, prepare

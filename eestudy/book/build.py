@@ -4,13 +4,10 @@ Tracked files are read, never written. Everything is made in `_build/book`, whic
 is not made again. The pages end up in `_build/html`.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,32 +26,16 @@ from eestudy.study import Study, project_root
 
 SKIPPED = {"runs", "results", "__pycache__", ".ipynb_checkpoints"}  # of book/: made here, or nobody's source
 TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "latex2mathml")
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@dataclass(frozen=True)
 class Stage:
-    """Where a checkout's book is made."""
+    """Where a checkout's book is made: `folder` is the copy that Sphinx reads, `results` what chapters get to read."""
 
-    root: Path
-
-    @property
-    def folder(self) -> Path:
-        """The copy that Sphinx reads."""
-        return self.root / "_build" / "book"
-
-    @property
-    def book(self) -> Path:
-        return self.folder / "book"
-
-    @property
-    def results(self) -> Path:
-        """What the chapters get as EESTUDY_RESULTS."""
-        return self.book / "results"
-
-    @property
-    def html(self) -> Path:
-        return self.root / "_build" / "html"
+    def __init__(self, root: Path) -> None:
+        self.root, self.html = root, root / "_build" / "html"
+        self.folder = root / "_build" / "book"
+        self.book = self.folder / "book"
+        self.results = self.book / "results"
 
 
 def build(study: Study, store: Store, workers: int = 1) -> list[Failure]:
@@ -136,10 +117,9 @@ def execute_chapters(stage: Stage, study: str, workers: int, store: Store) -> li
     say(f"{len(chapters)} chapters, {len(todo)} to execute")
     progress, failures = Progress({f"chapter {chapter.stem}": 1.0 for chapter in todo}), []
     for chapter, reason in executor.execute_all(todo):
-        title = f"chapter {chapter.stem}"
-        progress.ended(title, reason is not None)
+        progress.ended(f"chapter {chapter.stem}", reason is not None)
         if reason:
-            failures.append(Failure(title, reason))
+            failures.append(Failure(f"chapter {chapter.stem}", reason))
     return failures
 
 
@@ -166,27 +146,17 @@ def run_parts(stage: Stage, pages: list[run_pages.Page]) -> list[dict[str, Any]]
 
 def check_notebooks(stage: Stage) -> None:
     """EestudyError when a notebook of the book holds an error output, on which Sphinx is silent."""
-    found = []
     toc = yaml.safe_load((stage.folder / "_toc.yml").read_text(encoding="utf-8"))
-    for chapter in (chapter for part in toc["parts"] for chapter in part["chapters"]):
-        notebook = stage.folder / f"{chapter['file']}.ipynb"
-        if notebook.is_file():
-            found += notebooks.error_outputs(notebook)
+    pages = [stage.folder / f"{chapter['file']}.ipynb" for part in toc["parts"] for chapter in part["chapters"]]
+    found = [line for page in pages if page.is_file() for line in notebooks.error_outputs(page)]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise EestudyError(f"an executed notebook holds an error: {found[0]}{more}")
 
 
 def build_pages(stage: Stage) -> None:
-    """Sphinx with warnings as errors, or nothing when all inputs are as they were.
-
-    Always from nothing: a warm build forgets earlier warnings.
-    """
-    files = [
-        path
-        for path in sorted(stage.folder.rglob("*"))
-        if path.is_file() and path.parent != stage.folder and "_build" not in path.relative_to(stage.folder).parts
-    ]
+    """Sphinx with warnings as errors, from nothing, for a warm build forgets them; or nothing when no input changed."""
+    files = [path for path in sorted(stage.book.rglob("*")) if path.is_file()]
     files += [stage.folder / "_config.yml", stage.folder / "_toc.yml"]
     names = [path.relative_to(stage.folder).as_posix() for path in files]
     made = inputs.identity({name: version(name) for name in TOOLS}, names, *files)
@@ -209,10 +179,9 @@ def sphinx(folder: Path) -> Path:
     shutil.rmtree(output, ignore_errors=True)
     program = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", program, "build", str(folder), "-W", "--keep-going"]
-    ended = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-    )
-    text = ANSI.sub("", ended.stdout)
+    said: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    ended = subprocess.run(command, check=False, **said)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", ended.stdout)  # without colours
     log = folder / "sphinx.log"
     write_atomically(log, text.encode())
     if ended.returncode or not (output / "html" / "index.html").is_file():

@@ -4,8 +4,6 @@ A page whose inputs are what they were is not made again: not in a second build,
 committed outputs of a chapter were made from them. No torch here.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json
@@ -51,16 +49,10 @@ def made_from(notebook: Path) -> str | None:
 def default_study(chapter: Path) -> str | None:
     """What the cell tagged `parameters` assigns to `study`: the study whose tables the chapter reads; None: none."""
     for cell in _cells(chapter):
-        if "parameters" in cell["metadata"].get("tags", []):
-            for node in ast.walk(ast.parse("".join(cell["source"]))):
-                targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-                if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value and _is_study(targets[0]):
-                    return str(ast.literal_eval(node.value))
+        found = re.search(r"""^study\b[^=\n]*= *["']([^"']*)["']""", "".join(cell["source"]), re.MULTILINE)
+        if found and "parameters" in cell["metadata"].get("tags", []):
+            return found[1]
     return None
-
-
-def _is_study(target: ast.AST | None) -> bool:
-    return isinstance(target, ast.Name) and target.id == "study"
 
 
 def chapter_identity(chapter: Path, results: Path, benchmarks: Path, study: str | None) -> str:
@@ -70,7 +62,9 @@ def chapter_identity(chapter: Path, results: Path, benchmarks: Path, study: str 
     report's code names. study: whose tables it is given, if it takes a study.
     """
     code, reached = code_of(chapter)
-    words = quoted([_source(chapter), *(path.read_text(encoding="utf-8") for path in reached if _is_report(path))])
+    # What draws tables and figures names the results that it reads.
+    drawing = [path for path in reached if path.relative_to(PACKAGE).parts[0] in ("report", "chapters")]
+    words = quoted([_source(chapter), *(path.read_text(encoding="utf-8") for path in drawing)])
     named = [path for path in sorted(results.iterdir()) if path.name in words or path.name == study]
     named += [path for path in sorted(benchmarks.glob("*.json")) if path.stem in words or path.name in words]
     files = [each for path in named for each in ([path] if path.is_file() else sorted(path.rglob("*")))]
@@ -132,14 +126,8 @@ def _imported(source: str, folder: Path) -> Iterator[Path | None]:
 
 
 def _file(module: Path) -> Path | None:
-    if module == PACKAGE:
-        return None
-    return module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
-
-
-def _is_report(path: Path) -> bool:
-    """Whether the file draws tables and figures: such code names the results that it reads."""
-    return path.relative_to(PACKAGE).parts[0] in ("report", "chapters")
+    inside = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+    return None if module == PACKAGE else inside
 
 
 def _cells(notebook: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Executing a notebook through papermill. No torch here."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -62,13 +60,10 @@ class Executor:
         """
         failed = target.with_suffix(".failed.ipynb")
         running = target.with_suffix(".running.ipynb")
-        given = target.with_suffix(".parameters.json")
-        write_atomically(given, json.dumps(parameters).encode())  # JSON is YAML
-        command = [sys.executable, "-m", "papermill", str(source), str(running), "-f", str(given)]
-        try:
-            status, errors = self._call([*command, "--no-progress-bar", "--cwd", str(source.parent)])
-        finally:
-            given.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        given = ["-y", json.dumps(parameters)] if parameters else []  # JSON is YAML
+        command = [sys.executable, "-m", "papermill", str(source), str(running), *given]
+        status, errors = self._call([*command, "--no-progress-bar", "--cwd", str(source.parent)])
         if self._stopped.is_set():
             running.unlink(missing_ok=True)
             return "stopped"
@@ -84,14 +79,14 @@ class Executor:
                 cell["metadata"].pop(key, None)
         if title:
             set_title(notebook, title)
-        write_notebook(target, notebook)
+        # Written the same way every time.
+        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        write_atomically(target, text.encode())
         running.unlink()
         failed.unlink(missing_ok=True)
         return None
 
     def _call(self, command: list[str]) -> tuple[int, str]:
-        if self._stopped.is_set():
-            return 1, "stopped"
         process = subprocess.Popen(
             command,
             env={**os.environ, **self.environment},
@@ -114,18 +109,12 @@ class Executor:
         return process.returncode, errors
 
 
-def write_notebook(path: Path, notebook: Mapping[str, Any]) -> None:
-    """Writes a notebook's JSON the same way every time."""
-    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    write_atomically(path, text.encode())
-
-
 def set_title(notebook: dict[str, Any], title: str) -> None:
     """Replaces the first level-one heading of a notebook."""
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
-        if cell["cell_type"] == "markdown" and re.search(r"^# ", text, re.MULTILINE):
-            changed = re.sub(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+        changed, count = re.subn(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+        if cell["cell_type"] == "markdown" and count:
             cell["source"] = changed.splitlines(keepends=True)
             return
 
@@ -146,6 +135,5 @@ def error_outputs(notebook: Path) -> list[str]:
 
 def _reason(errors: str) -> str:
     """The last line of a papermill log that says something."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in errors.splitlines()]
-    lines = [line for line in lines if line]
-    return lines[-1] if lines else "papermill ended without a word"
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", errors).strip().splitlines()
+    return lines[-1].strip() if lines else "papermill ended without a word"

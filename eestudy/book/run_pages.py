@@ -4,13 +4,12 @@ Each finished run leaves a record; a study whose records are there is done, whic
 fails does not stop the others. No torch is loaded when nothing is left to do.
 """
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eestudy.analysis.finished_runs import add_records
+from eestudy.analysis import add_records
 from eestudy.book import inputs, notebooks
 from eestudy.config import EestudyError, RunConfig
 from eestudy.environment import say
@@ -44,21 +43,12 @@ class Page:
         return {"epochs": self.configs[0].epochs, **given, "seeds": [config.seed for config in self.configs]}
 
 
-def run_notebook() -> Path:
-    """The parameterized notebook of this checkout. EestudyError outside of one."""
-    notebook = project_root() / "book" / "run.ipynb"
-    if not notebook.is_file():
-        raise EestudyError(f"{notebook}: no such file; run eestudy inside a checkout of the study")
-    return notebook
-
-
 def pages(study: Study, runs_dir: Path) -> list[Page]:
     """The study's notebooks, one a combination: those of one architecture, data set and strategy are numbered."""
-    made = []
-    taken: dict[str, int] = {}
+    made, taken = [], Counter[str]()
     for configs in study.pages():
         name = "-".join(getattr(configs[0], field) for field in ("architecture", "dataset", "strategy"))
-        taken[name] = taken.get(name, 0) + 1
+        taken[name] += 1
         suffix = f"-{taken[name]}" if taken[name] > 1 else ""
         made.append(Page(tuple(configs), runs_dir / f"{name}{suffix}.ipynb", taken[name]))
     return made
@@ -77,7 +67,9 @@ def run_study(
     runs_dir: for the executed notebooks (default book/runs/<study>). every_page: the book wants all notebooks, also of
     runs whose records are there; what the store lacks of these is trained, and their records stay as they are.
     """
-    book = run_notebook().parent
+    book = project_root() / "book"
+    if not (book / "run.ipynb").is_file():
+        raise EestudyError(f"{book / 'run.ipynb'}: no such file; run eestudy inside a checkout of the study")
     runs_dir = runs_dir or book / "runs" / study.name
     for folder in (store.path, runs_dir, records.folder):
         check_writable(folder)

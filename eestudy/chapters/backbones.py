@@ -1,14 +1,11 @@
 """What each exit of each backbone costs, and what heads add. Frames: of `models.catalogue`."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from eestudy.report import style
 from eestudy.report.tables import Table, engineering, rows, table
 
 KINDS = ("pooled", "token", "vector")  # the heads made for a kind of features
-CASCADING = tuple(f"cascading-{kind}" for kind in KINDS)
 
 
 def head_table(catalogue: pd.DataFrame) -> Table:
@@ -47,17 +44,16 @@ def head_findings(catalogue: pd.DataFrame) -> str:
     params = 100 * ends["head_params"] / (ends["params"] - ends["head_params"])
     ends = ends.assign(flops_share=flops, params_share=params)
     lines = []
-    groups = [("made for the backbone's features (pooled, token, vector)", KINDS), ("cascading", CASCADING)]
-    for name, heads in [*groups, ("msdnet", ("msdnet",)), ("msdnet-wide", ("msdnet-wide",))]:
-        own = ends[ends["head"].isin(heads)]
-        if len(own):
-            most = own.loc[own["flops_share"].idxmax()]
-            where = f"{most['architecture']}, {_input(most['input'])}"
-            lines.append(
-                f"- Heads {name}, in the median over {len(own)} networks, add {own['flops_share'].median():.2g} % to "
-                f"the backbone's FLOPs and {own['params_share'].median():.2g} % to its parameters; at most "
-                f"{most['flops_share']:.3g} % of the FLOPs ({where})."
-            )
+    names = dict.fromkeys(KINDS, "made for the backbone's features (pooled, token, vector)")
+    names |= {f"cascading-{kind}": "cascading" for kind in KINDS} | {"msdnet": "msdnet", "msdnet-wide": "msdnet-wide"}
+    groups = dict(list(ends.groupby(ends["head"].map(names))))
+    for name, own in ((name, groups[name]) for name in dict.fromkeys(names.values()) if name in groups):
+        most = own.loc[own["flops_share"].idxmax()]
+        lines.append(
+            f"- Heads {name}, in the median over {len(own)} networks, add {own['flops_share'].median():.2g} % to "
+            f"the backbone's FLOPs and {own['params_share'].median():.2g} % to its parameters; at most "
+            f"{most['flops_share']:.3g} % of the FLOPs ({most['architecture']}, {_input(most['input'])})."
+        )
     return "\n".join(lines)
 
 

@@ -4,9 +4,8 @@ By exit and where samples leave. Frames of `Results.evaluation`: "reliability", 
 or "dynamic", the network that leaves early at half of the plain backbone's cost.
 """
 
-from __future__ import annotations
-
 import math
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -54,8 +53,7 @@ def reliability_diagrams(bins: pd.DataFrame, scaled: bool) -> style.Plot:
             line = {"markersize": 4, "linewidth": 1.4, **style.look(strategy)}
             axes.plot(pooled["confidence"], pooled["accuracy"], **line)
         axes.set_aspect("equal")
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
@@ -86,17 +84,16 @@ def by_exit(reliability: pd.DataFrame, metric: str) -> style.Plot:
         if metric != "auroc":  # none of the others can be below 0; intervals can
             axes.set_ylim(bottom=0)
         axes.set_xticks(ticks, [*(str(tick) for tick in ticks[:-1]), "dyn."])
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def _line(axes: Axes, values: SeriesGroupBy, most: int, strategy: str, scaled: bool) -> None:
     """A line through the exits, and a bar at each and at the dynamic network, which lies beyond `most`."""
-    means = values.mean().loc[:most]
-    line = {"color": style.colour(strategy), "linestyle": ":" if scaled else "-", "linewidth": 1.5}
+    means, look = values.mean().loc[:most], style.look(strategy) | {"label": None}
+    line = {"color": look["color"], "linestyle": ":" if scaled else "-", "linewidth": 1.5}
     axes.plot(means.index, means, label=None if scaled else strategy, **line)
-    look: dict = {"color": style.colour(strategy), "marker": style.marker(strategy), "mfc": "white" if scaled else None}
-    panels.bars(axes, values, linestyle="", markersize=4, elinewidth=0.9, capsize=1.5, **look)
+    look |= {"mfc": "white" if scaled else None, "markersize": 4, "linestyle": ""}
+    panels.bars(axes, values, elinewidth=0.9, capsize=1.5, **look)
 
 
 def scaling_effects(reliability: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -117,14 +114,12 @@ def metric_table(reliability: pd.DataFrame) -> Table:
     """Rows cell x system x strategy: each metric before and after temperature scaling, means over seeds x 100."""
     chosen = ends(reliability)
     found: dict[tuple[str, ...], dict[str, str]] = {}
-    for cell in dict.fromkeys(chosen["cell"]):
-        for system in SYSTEMS:
-            own = chosen[(chosen["cell"] == cell) & (chosen["part"] == system)]
-            for strategy, here in panels.by_strategy(own):
-                found[cell, system, strategy] = {
-                    METRICS[metric]: " → ".join(_hundred(here[here["scaled"] == s][metric]) for s in (False, True))
-                    for metric in ("ece", "ks", "brier", "auroc")
-                }
+    for cell, system in product(dict.fromkeys(chosen["cell"]), SYSTEMS):
+        for strategy, here in panels.by_strategy(chosen[(chosen["cell"] == cell) & (chosen["part"] == system)]):
+            found[cell, system, strategy] = {
+                METRICS[metric]: " → ".join(_hundred(here[here["scaled"] == s][metric]) for s in (False, True))
+                for metric in ("ece", "ks", "brier", "auroc")
+            }
     text = "On test, x 100, mean over seeds: before → after temperature scaling (fitted on validation data)."
     return table(rows(found, "cell", "system", "strategy"), text + why(reliability, "ece"), "reliability")
 
@@ -136,9 +131,8 @@ def temperature_table(reliability: pd.DataFrame) -> Table:
     wide = chosen.pivot_table(index=["cell", "strategy"], columns="exit", values="temperature", sort=False)
     made = wide.sort_index(axis=1).map(lambda value: "" if math.isnan(value) else f"{value:.2f}")
     made.columns = pd.Index([f"exit {k}" for k in made.columns], name="temperature of")
-    return table(
-        made, "Temperatures, means over seeds: above 1 the exit was too sure, below 1 too modest.", "temperatures"
-    )
+    caption = "Temperatures, means over seeds: above 1 the exit was too sure, below 1 too modest."
+    return table(made, caption, "temperatures")
 
 
 def _hundred(values: pd.Series) -> str:
@@ -153,14 +147,10 @@ def ood_table(ood: pd.DataFrame) -> Table:
     """Rows cell x kind of OOD samples, columns scores: AUROC x 100 at `SYSTEMS`; and the costs."""
     found = {}
     for (cell, kind), here in ood[ood["outside"] != "all"].groupby(["cell", "outside"], sort=False):
-        own = ends(here)
-        row = {
-            score: " / ".join(
-                _hundred(own[(own["part"] == system) & (own["score"] == score)]["auroc"]) for system in SYSTEMS
-            )
-            for score in SCORES
-        }
-        cost = here[here["cost"].notna()]
+        own, cost, row = ends(here), here[here["cost"].notna()], {}
+        for score in SCORES:
+            of_score = own[own["score"] == score]
+            row[score] = " / ".join(_hundred(of_score[of_score["part"] == each]["auroc"]) for each in SYSTEMS)
         row["cost: stranger, own"] = f"{_hundred(cost['cost'])}, {_hundred(cost['cost_inside'])}"
         found[cell, kind] = row
     text = (
@@ -185,8 +175,7 @@ def ood_plot(ood: pd.DataFrame, kind: str) -> style.Plot:
             line: dict = {"color": shade, "marker": mark, "capsize": 2, "elinewidth": 1, "label": score}
             panels.bars(axes, seeds.groupby(level="x"), **line)
         axes.axhline(0.5, color=style.FAINT, linestyle="--", linewidth=1)
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def cost_effects(ood: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """Paths, curves and planes between trained models: barriers of the loss, and claim C4."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -16,11 +14,9 @@ from eestudy.report.tables import Table, table
 
 
 def barriers(paths: pd.DataFrame, column: str = "loss", last: bool = False) -> pd.DataFrame:
-    """The barrier of every path on each split (Entezari et al. 2022): of the joint loss, the mean over exits, or of the
-    last exit's alone.
+    """The barrier of every path on each split (Entezari et al. 2022): of the mean over exits, or of the last one alone.
 
-    One row per path and split: cell, relation, pair, strategy, strategy_2, seed, split, barrier, distance; progress
-    too, where the paths have it.
+    One row per path and split: its keys (progress among them, where the paths have it), pair, barrier, distance.
     """
     rows = []
     keys = ["cell", "relation", "strategy", "strategy_2", "seed", "seed_2", "split"]
@@ -33,20 +29,16 @@ def barriers(paths: pd.DataFrame, column: str = "loss", last: bool = False) -> p
         found = dict(zip(keys, key, strict=True))
         distance = path["distance"].iloc[0] if "distance" in path else math.nan
         rows.append({**found, "barrier": float((height - line).max()), "distance": distance})
-    frame = pd.DataFrame(rows)
-    words = {"seeds": "other seed", "start and end": "start to end"}
-    pair = [f"{r.strategy} – {r.strategy_2}" if r.strategy != r.strategy_2 else f"{r.strategy}, {words[r.relation]}"
-            for r in frame.itertuples()]  # fmt: skip
-    return frame.assign(pair=pair)
+        word = {"strategies": f" – {found['strategy_2']}", "seeds": ", other seed", "start and end": ", start to end"}
+        rows[-1]["pair"] = found["strategy"] + word[found["relation"]]
+    return pd.DataFrame(rows)
 
 
 def barriers_over_training(moving: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
     """`barriers` of the last exit's loss, of pairs of networks at a share of the run, progress, the end among them.
 
-    The other exits would not compare: a phase of the backbone alone leaves their heads untrained.
-
-    moving: the table "paths_over_training"; ends: "paths". Of these the pairs are taken that were measured on the way,
-    at the same points alpha.
+    The other exits would not compare: a phase of the backbone alone leaves their heads untrained. moving: the table
+    "paths_over_training"; ends: "paths", of which the same pairs count, at the same points alpha.
     """
     moving = moving[moving["relation"] != "start and end"]
     pairs = ["cell", "relation", "strategy", "strategy_2", "seed", "seed_2"]
@@ -72,48 +64,39 @@ def barrier_table(frame: pd.DataFrame, caption: str, name: str) -> Table:
 
 def curve_barriers(curves: pd.DataFrame) -> pd.DataFrame:
     """`barriers` of the curves, and of the lines measured as they are, by the column way: "line" or "curve"."""
-    ways = ("line", "curve")
-    return pd.concat([barriers(curves[curves["way"] == way]).assign(way=way) for way in ways], ignore_index=True)
+    parts = [barriers(curves[curves["way"] == way]).assign(way=way) for way in ("line", "curve")]
+    return pd.concat(parts, ignore_index=True)
 
 
-# The pairs of strategies that C4 speaks of.
+# The pairs of strategies that C4 speaks of, in the alphabet's order, and their colours.
 C4_PAIRS = {
-    frozenset(("disjoint", "mixed")): "near",
-    frozenset(("disjoint", "joint")): "disjoint to joint",
-    frozenset(("joint", "mixed")): "mixed to joint",
-}
+    ("disjoint", "mixed"): "near", ("disjoint", "joint"): "disjoint to joint", ("joint", "mixed"): "mixed to joint",
+}  # fmt: skip
+FAR = ("disjoint to joint", "mixed to joint")
+PAIR_COLOURS = dict(zip(C4_PAIRS, ("#000000", "#CC79A7", "#E69F00")))
+LOSS = "mean loss of the exits, nats"
 
 
 def c4(paths: pd.DataFrame, split: str = "train", column: str = "loss") -> Claim:
     """Supported: in every cell disjoint and mixed have a lower barrier between them than either has to joint."""
     found = barriers(paths, column)
     found = found[(found["relation"] == "strategies") & (found["split"] == split)]
-    which = [C4_PAIRS.get(frozenset(pair)) for pair in zip(found["strategy"], found["strategy_2"])]
+    which = [C4_PAIRS.get(tuple(sorted(pair))) for pair in zip(found["strategy"], found["strategy_2"])]
     wide = found.assign(which=which).pivot_table(index=["cell", "seed"], columns="which", values="barrier")
     rows = found[:0]
     if set(C4_PAIRS.values()) <= set(wide):
+        wide = wide.reset_index()
         rows = one_family(
-            *(
-                against(wide.reset_index().assign(what=f"{far}, less disjoint to mixed"), far, "near", ("what",))
-                for far in ("disjoint to joint", "mixed to joint")
-            )
+            *(against(wide.assign(what=f"{far}, less disjoint to mixed"), far, "near", ("what",)) for far in FAR)
         )
     statement = "Disjoint and mixed models lie in one basin; the joint model lies in another."
     return claim("C4", statement, rows, ["higher"] * len(rows), ("cell", "what"), "barrier ")
 
 
-PAIR_COLOURS = {
-    frozenset(("disjoint", "mixed")): "#000000",
-    frozenset(("disjoint", "joint")): "#CC79A7",
-    frozenset(("joint", "mixed")): "#E69F00",
-}
-LOSS = "mean loss of the exits, nats"
-
-
 def _pair_colour(a: str, b: str) -> str:
     """Of a pair of strategies; of one alone its own, of a pair that has none halfway between the two strategies'."""
     between = np.mean([to_rgb(style.colour(strategy)) for strategy in (a, b)], axis=0)
-    return PAIR_COLOURS.get(frozenset((a, b)), to_hex(between))
+    return PAIR_COLOURS.get((min(a, b), max(a, b)), to_hex(between))
 
 
 @style.context()
@@ -137,8 +120,7 @@ def paths(frame: pd.DataFrame, split: str, column: str = "loss", label: str = LO
                     axes.plot(level.index * length, level, label=f"{a}, other seed", **look)
                 else:
                     panels.band(axes, one["alpha"] * length, one[column], one["seed"], label=f"{a} to {b}", **look)
-    panels.legend(figure, "outside lower center", 4)
-    return figure
+    return panels.legend(figure, "outside lower center", 4)
 
 
 def _panels(frame: pd.DataFrame, shows: str, x: str, y: str) -> tuple[style.Plot, dict[str, Axes]]:
@@ -156,8 +138,7 @@ def pairs_over_training(frame: pd.DataFrame, split: str, value: str, label: str)
             a, b = one["strategy"].iloc[0], one["strategy_2"].iloc[0]
             look = {"color": _pair_colour(a, b), "linestyle": "-" if a != b else "--", "marker": ".", "label": pair}
             panels.band(axes, 100 * one["progress"], one[value], one["seed"], **look)
-    panels.legend(figure, "outside lower center", 4)
-    return figure
+    return panels.legend(figure, "outside lower center", 4)
 
 
 @style.context()
@@ -175,8 +156,7 @@ def curves(frame: pd.DataFrame, split: str) -> style.Plot:
                 gone = one.groupby("alpha")["length"].transform("mean")
                 look = {"color": _pair_colour(a, b), "linestyle": line, "label": f"{a} to {b}, {way}"}
                 panels.band(axes, gone, one["loss"], one["seed"], **look)
-    panels.legend(figure, "outside lower center", 4)
-    return figure
+    return panels.legend(figure, "outside lower center", 4)
 
 
 @style.context()
@@ -198,5 +178,4 @@ def planes(grid: pd.DataFrame, corners: pd.DataFrame) -> style.Plot:
         axes.set_aspect("equal")
         axes.grid(visible=False)
         figure.colorbar(filled, ax=axes, orientation="horizontal", pad=0.02, ticks=levels[::3], format="%.2g")
-    panels.legend(figure, "outside lower center", 4)
-    return figure
+    return panels.legend(figure, "outside lower center", 4)

@@ -4,8 +4,6 @@ Frames of `Results.evaluation`: "samples", "agreement", "leaving", "examples". A
 all (strategy, seed, exit) triples of its cell are wrong on it, hard when at least half are. Definitions are ours.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
@@ -14,7 +12,7 @@ from eestudy.report import statistics as st
 from eestudy.report.effects import against, effects
 from eestudy.report.frames import in_order
 from eestudy.report.pictures import samples as pictures_of
-from eestudy.report.tables import DASH, Table, ordered, plus_minus, rows, table, why
+from eestudy.report.tables import DASH, Table, ordered, plus_minus, table, why
 
 GROUPS = ("easy", "middle", "hard")
 KINDS = {
@@ -26,17 +24,14 @@ KINDS = {
 
 def sizes_table(samples: pd.DataFrame) -> Table:
     """Rows cells: how many samples are easy, middle and hard; never and always wrong; mean agreement."""
-    found = {}
-    for cell, here in samples[samples["difficulty"].notna()].groupby("cell", sort=False):
-        shares = {group: here["group"] == group for group in GROUPS} | {
-            "never wrong": here["difficulty"] <= 1e-6,
-            "always wrong": here["difficulty"] >= 1 - 1e-6,
-            "agreement": here["agreement"],
-        }
-        texts = {name: f"{100 * share.mean():.1f} %" for name, share in shares.items()}
-        found[cell] = {"samples": str(len(here)), **texts}
-    made = pd.DataFrame.from_dict(found, orient="index").rename_axis("cell")
-    made = made.reindex([*found, *(cell for cell in dict.fromkeys(samples["cell"]) if cell not in found)]).fillna(DASH)
+    known = samples[samples["difficulty"].notna()]
+    shares = {group: known["group"] == group for group in GROUPS} | {
+        "never wrong": known["difficulty"] <= 1e-6, "always wrong": known["difficulty"] >= 1 - 1e-6,
+        "agreement": known["agreement"],
+    }  # fmt: skip
+    means = (100 * pd.DataFrame(shares).astype(float)).groupby(known["cell"], sort=False).mean().map("{:.1f} %".format)
+    means.insert(0, "samples", known["cell"].value_counts().astype(str))
+    made = means.reindex(dict.fromkeys([*means.index, *samples["cell"]])).fillna(DASH)
     text = "Test samples by difficulty; agreement: share of all triples that give the most frequent class, mean."
     return table(made, text + why(samples, "difficulty"), "difficulty")
 
@@ -55,8 +50,7 @@ def agreement_plot(agreement: pd.DataFrame) -> style.Plot:
                 label = strategy if other == "other seeds" else None
                 panels.bars(axes, here.groupby("exit")["agreement"], label=label, **look)
     style.percent_axis(figure.axes[0], "same prediction, % of the samples")
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def last_exit_effects(agreement: pd.DataFrame) -> pd.DataFrame:
@@ -95,18 +89,16 @@ def leaving_plot(leaving: pd.DataFrame) -> style.Plot:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_subplotspec().is_first_col():
             style.percent_axis(axes, "of the group, %")
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def depth_table(leaving: pd.DataFrame) -> Table:
     """Rows cell x strategy, columns groups: mean depth of leaving, % of the way, and accuracy there."""
     runs = mean_exits(leaving)
-    texts: dict[tuple[str, ...], dict[str, str]] = {}
-    for (cell, strategy, group), here in runs.groupby(["cell", "strategy", "group"], sort=False):
-        depth = plus_minus(st.mean_interval(here["depth"]))
-        texts.setdefault((cell, strategy), {})[group] = f"{depth}, right {100 * here['accuracy'].mean():.0f} %"
-    made = ordered(rows(texts, "cell", "strategy"), runs["cell"]).reindex(columns=list(GROUPS)).fillna(DASH)
+    by_group = runs.groupby(["cell", "strategy", "group"])
+    right = (100 * by_group["accuracy"].mean()).map(", right {:.0f} %".format)
+    texts = by_group["depth"].agg(lambda seeds: plus_minus(st.mean_interval(seeds))) + right
+    made = ordered(texts.unstack().rename_axis(columns=None), runs["cell"]).reindex(columns=list(GROUPS)).fillna(DASH)
     text = (
         "Where samples leave at half of the backbone's cost: 0 is the first exit, 100 the last; mean ± half of the "
         "95 % interval over seeds, and how many are right there."

@@ -1,7 +1,5 @@
 """Which exits drive the backbone: shares of its gradient, and claim C3."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from eestudy.report.claims import Claim

@@ -1,7 +1,5 @@
 """A drawing of the idea: a network with exits, and where samples leave it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes

@@ -1,11 +1,9 @@
 """A study of one seed in words: what each network can do and save, without a word on which strategy is better."""
 
-from __future__ import annotations
-
 import pandas as pd
 
-from eestudy.report.frames import Results
-from eestudy.report.scores import score_name
+from eestudy.report.frames import Results, score_name
+from eestudy.report.panels import by_strategy
 from eestudy.report.tables import BUDGETS, budget_name, engineering, select
 
 
@@ -35,10 +33,8 @@ def savings(results: Results, protocol: str = "calibrated", rule: str | None = N
     for cell in results.cells:
         exits = results.exits[results.exits["cell"] == cell]
         parts = []
-        for strategy in results.strategies:
-            means = exits[exits["strategy"] == strategy].groupby("exit")["value"].mean()
-            if means.empty:
-                continue
+        for strategy, own in by_strategy(exits):
+            means = own.groupby("exit")["value"].mean()
             near = int(means.index[means >= means.iloc[-1] - 0.01][0])
             own = budgets[(budgets["cell"] == cell) & (budgets["strategy"] == strategy)]
             parts.append(

@@ -1,7 +1,5 @@
 """Information about the input in the stages: claim C6."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """The loss around trained models."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
@@ -25,7 +23,7 @@ def landscapes(frame: pd.DataFrame) -> style.Plot:
             wide = here[here["strategy"] == strategy].pivot_table(index="y", columns="x", values="loss")
             colours = {"cmap": "cividis_r", "norm": LogNorm(levels[0], levels[-1]), "extend": "both"}
             filled = axes.contourf(wide.columns, wide.index, wide, levels=levels, **colours)
-            axes.plot(0, 0, marker=style.marker(strategy), color=style.colour(strategy), markeredgecolor="white")
+            axes.plot(0, 0, **style.look(strategy), markeredgecolor="white")
             axes.set_aspect("equal")
             axes.grid(visible=False)
         row = [shown[cell, strategy] for strategy in strategies]

@@ -1,7 +1,5 @@
 """What benchmarks/latency.py measured: early exits on the clock beside FLOPs, and where the time goes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -59,12 +57,10 @@ def hardware(measured: Measured) -> str:
     sentences = {f"{machine(facts)[:-1]}; {facts['threads']} threads." for facts in machines}
     worst = {name: max(found["others"].values()) for name, found in measured.items()}
     noisy = [f"{name} ({share:.0%})" for name, share in worst.items() if share > DISTURBED]
-    quiet = (
-        f"**Other programs used the cores while these were timed: {', '.join(noisy)}.** Their times are not those "
-        "of a quiet machine; `python benchmarks/latency.py` measures again."
-        if noisy
-        else f"Other programs used at most {max(worst.values()):.0%} of the cores meanwhile."
-    )
+    quiet = f"Other programs used at most {max(worst.values()):.0%} of the cores meanwhile."
+    if noisy:
+        quiet = f"**Other programs used the cores while these were timed: {', '.join(noisy)}.** Their times are not "
+        quiet += "those of a quiet machine; `python benchmarks/latency.py` measures again."
     return " ".join([*sorted(sentences), quiet])
 
 
@@ -104,9 +100,9 @@ def _panel(panel: Axes, frame: pd.DataFrame, most: float) -> None:
         panel.plot(ends, share * ends, color=style.FAINT, linewidth=1.0, linestyle=line)
         panel.annotate(f"{share:g}", (ends[1], share * ends[1]), fontsize=7.5, color=style.FAINT, va="center",
                        xytext=(2, 0), textcoords="offset points", annotation_clip=False)  # fmt: skip
-    for row in frame.to_dict("records"):
-        panel.plot(row["flops_speedup"], row["speedup"], MARKERS.get(row["batch_size"], "x"), markersize=5,
-                   color=style.colour(row["strategy"]), alpha=0.85)  # fmt: skip
+    for row in frame.itertuples():
+        look = {"marker": MARKERS.get(row.batch_size, "x"), "color": style.colour(row.strategy), "alpha": 0.85}
+        panel.plot(row.flops_speedup, row.speedup, markersize=5, **look)
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(FixedLocator([1, 2, 3, 4, 5]))
         axis.set_minor_locator(NullLocator())

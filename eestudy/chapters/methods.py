@@ -3,15 +3,13 @@
 Each method has its own exit rule. The docstrings are read from the source, so nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import pandas as pd
 
@@ -36,9 +34,6 @@ class Card:
         """The card; `formula` comes before what follows the first line, `cost` is the last one."""
         parts = [f"**`{self.name}`.** {self.idea}", formula, self.body, f"*Cost.* {cost}" if cost else ""]
         return "\n\n".join(part for part in parts if part)
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown()
 
 
 def method_cards() -> dict[str, Card]:
@@ -90,23 +85,8 @@ def markdown(text: str) -> str:
     return re.sub(r":math:`([^`]*)`", r"$\1$", "\n".join(made[:-1])).strip()
 
 
-class PhaseLike(Protocol):
-    """What of a phase is shown; eestudy.training.phases.Phase has it."""
-
-    @property
-    def trains(self) -> tuple[str, ...]: ...
-    @property
-    def exits(self) -> str | tuple[int, ...]: ...
-    @property
-    def stages(self) -> tuple[int, int] | None: ...
-    @property
-    def turns(self) -> tuple[str, ...]: ...
-    @property
-    def keeps(self) -> str: ...
-
-
-def formula(phases: Iterable[PhaseLike], exits: int) -> str:
-    """What each phase minimizes, a line a phase, in a network with so many exits, one after each stage.
+def formula(phases: Iterable[Any], exits: int) -> str:
+    """What each phase (`training.phases.Phase`) minimizes, a line a phase, in a network with an exit after each stage.
 
     b the stages, c the classifier, h the heads. A tilde: taught by what the exit said before. Omega: a penalty.
     """
@@ -114,7 +94,7 @@ def formula(phases: Iterable[PhaseLike], exits: int) -> str:
     return "$$\n\\begin{aligned}\n" + " \\\\\n".join(lines) + "\n\\end{aligned}\n$$"
 
 
-def _minimum(phase: PhaseLike, exits: int) -> str:
+def _minimum(phase: Any, exits: int) -> str:
     if phase.turns:
         steps = {
             "last": r"\min_{\theta_b, \theta_c} L_K",
@@ -124,7 +104,7 @@ def _minimum(phase: PhaseLike, exits: int) -> str:
             rf"{steps[turn]} \;\text{{ in {odd_or_even} steps}}"
             for turn, odd_or_even in zip(phase.turns, ("odd", "even"), strict=True)
         )
-    numbers = () if isinstance(phase.exits, str) else phase.exits
+    numbers: tuple[int, ...] = () if isinstance(phase.exits, str) else phase.exits
     weights = []
     if "backbone" in phase.trains:
         first, last = phase.stages or (0, 0)
@@ -180,21 +160,16 @@ def accuracy_table(results: Results, by: str) -> Table:
     keys = ["strategy", "method"]
     rows, runs = _part(at_own_rule(results), by), _part(results.runs, by)
     flops = runs.groupby(keys)["training_flops"].mean()
-    texts = {}
-    for key in _in_order(flops.index):
-        mine = rows.set_index(keys).loc[key]
-        accuracies = [percent(st.mean_interval(mine.loc[mine["budget"] == budget, "accuracy"])) for budget in BUDGETS]
-        texts[key] = [*accuracies, f"{100 * flops[key] / flops[_reference(key, by)]:.0f}"]
-    columns = [*(budget_name(budget) for budget in BUDGETS), "FLOPs, %"]
-    made = pd.DataFrame(list(texts.values()), columns=columns, index=pd.MultiIndex.from_tuples(texts, names=keys))
+    texts = rows.groupby([*keys, "budget"])["accuracy"].agg(lambda seeds: percent(st.mean_interval(seeds)))
+    made = texts.unstack()[list(BUDGETS)].loc[_in_order(flops.index)].rename(columns=budget_name)
+    made["FLOPs, %"] = [f"{100 * flops[key] / flops[_reference(key, by)]:.0f}" for key in made.index]
     seeds = runs.groupby(keys)["seed"].nunique().min()
-    return table(
-        made,
+    caption = (
         f"Accuracy on test, %, at budgets of the plain backbone's FLOPs, thresholds from validation data, each method "
         f"with its own exit rule; mean ± half of the 95 % interval over {seeds} seeds. FLOPs: of training, in per cent "
-        f"of {REFERENCE[by]}'s.",
-        f"accuracy-by-{by}",
+        f"of {REFERENCE[by]}'s."
     )
+    return table(made.rename_axis(columns=None), caption, f"accuracy-by-{by}")
 
 
 def differences(results: Results, by: str) -> pd.DataFrame:

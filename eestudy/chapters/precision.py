@@ -4,11 +4,10 @@ Seeds pair the two. Both tables hold differences "a - b" of two `Results` with t
 95 % t intervals and Holm-corrected paired t tests over all their rows.
 """
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from eestudy.config import EestudyError
@@ -18,7 +17,8 @@ from eestudy.report.differences import by_seed
 from eestudy.report.frames import Results, in_order
 from eestudy.report.tables import BUDGETS, PAIRS, Table, budget_name, by_budget, comparisons, select, table
 
-Accuracies = dict[tuple[Any, ...], pd.Series]  # (cell, strategy, budget) -> seed -> accuracy
+KEYS = ["cell", "strategy", "budget"]
+Accuracies = dict[tuple[Any, ...], pd.Series]  # KEYS -> seed -> accuracy
 
 
 def accuracies(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
@@ -27,8 +27,8 @@ def accuracies(a: Results, b: Results, protocol: str = "calibrated", rule: str =
     mean, low, high, sd (of a - b, fractions), n common seeds, p, note, p_holm, decision ("better": a is), verdict.
     """
     left, right = _by_seed(a, protocol, rule), _by_seed(b, protocol, rule)
-    names, keys = ("cell", "strategy", "budget"), _keys(a, left, right)
-    return st.tested(names, ((dict(zip(names, key, strict=True)), left[key], right[key]) for key in keys))
+    keys = _keys(a, left, right)
+    return st.tested(KEYS, ((dict(zip(KEYS, key, strict=True)), left[key], right[key]) for key in keys))
 
 
 def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str = "max-probability") -> pd.DataFrame:
@@ -42,17 +42,15 @@ def conclusions(a: Results, b: Results, protocol: str = "calibrated", rule: str 
     left, right = _by_seed(a, protocol, rule), _by_seed(b, protocol, rule)
     keys = set(_keys(a, left, right))
     own = [comparisons(results, protocol, rule).set_index(["cell", "a", "b", "budget"]) for results in (a, b)]
-    pairs = []
+    names, pairs = ("cell", "pair", "budget", "in_a", "in_b", "decision_a", "decision_b", "change"), []
     for cell, (first, second), budget in product(a.cells, PAIRS, BUDGETS):
         if {(cell, first, budget), (cell, second, budget)} <= keys:
             leads = [each[cell, first, budget] - each[cell, second, budget] for each in (left, right)]
             decided = [frame.loc[(cell, first, second, budget), "decision"] for frame in own]
             change = "" if decided[0] == decided[1] else "reversed" if all(decided) else "decided in one"
-            names = {"cell": cell, "pair": f"{first} − {second}", "budget": budget}
-            names |= {"in_a": leads[0].mean(), "in_b": leads[1].mean()}
-            names |= {"decision_a": decided[0], "decision_b": decided[1], "change": change}
-            pairs.append((names, *leads))
-    return st.tested(("cell", "pair", "budget", "in_a", "in_b", "decision_a", "decision_b", "change"), pairs)
+            facts = (cell, f"{first} − {second}", budget, leads[0].mean(), leads[1].mean(), *decided, change)
+            pairs.append((dict(zip(names, facts, strict=True)), *leads))
+    return st.tested(names, pairs)
 
 
 def accuracy_table(frame: pd.DataFrame, a: str, b: str) -> Table:
@@ -64,12 +62,10 @@ def accuracy_table(frame: pd.DataFrame, a: str, b: str) -> Table:
 
 def conclusion_table(frame: pd.DataFrame, a: str, b: str) -> Table:
     """`conclusions` for a reader: rows cell x pair x budget; the lead with a, with b, and their difference."""
-    texts = [
-        (f"{st.points(r.in_a)}{_star(r.decision_a)}", f"{st.points(r.in_b)}{_star(r.decision_b)}", _text(r))
-        for r in frame.itertuples()
-    ]
+    own = [frame[f"in_{each}"].map(st.points) + np.where(frame[f"decision_{each}"] == "", "", "*") for each in "ab"]
+    texts = dict(zip((a, b, "difference"), (*own, [_text(row) for row in frame.itertuples()]), strict=True))
     index = pd.MultiIndex.from_frame(frame[["cell", "pair", "budget"]].assign(budget=frame["budget"].map(budget_name)))
-    made = pd.DataFrame(texts, index=index, columns=[a, b, "difference"])
+    made = pd.DataFrame(texts).set_index(index)
     text = (
         f"The lead of one strategy over another, points, with {a} and with {b} (* where that study's own corrected "
         f"test decides it); then the difference of the two leads [95 % interval]. {_family(frame)}"
@@ -140,7 +136,7 @@ def accuracy_plot(frame: pd.DataFrame, a: str, b: str) -> style.Plot:
 
 
 def _by_seed(results: Results, protocol: str, rule: str) -> Accuracies:
-    return by_seed(select(results.budgets, protocol, rule), ["cell", "strategy", "budget"], "value")
+    return by_seed(select(results.budgets, protocol, rule), KEYS, "value")
 
 
 def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[Any, ...]]:
@@ -152,11 +148,7 @@ def _keys(a: Results, left: Accuracies, right: Accuracies) -> list[tuple[Any, ..
 
 
 def _text(row: Any) -> str:
-    return st.with_interval(row, star=_star(row.decision))
-
-
-def _star(decision: str) -> str:
-    return "*" if decision else ""
+    return st.with_interval(row, star="*" if row.decision else "")
 
 
 def _family(frame: pd.DataFrame) -> str:

@@ -1,7 +1,5 @@
 """Rank of the stages and how alike they are: linear CKA, and claim C5."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

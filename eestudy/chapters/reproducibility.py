@@ -1,7 +1,6 @@
 """What benchmarks of reproducibility measured, as tables: JSON of facts and of lists of like records."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -16,9 +15,9 @@ def measured(name: str) -> list[Table]:
     A fact inside a mapping is called "outer, inner". EestudyError when the file is not there, or is no such JSON.
     """
     content = read(name)
-    facts: dict[str, Any] = {}
-    records: dict[str, list[dict[str, Any]]] = {}
-    _sorted_out(content if isinstance(content, dict) else {"records": content}, "", facts, records)
+    found = dict(_flat(content if isinstance(content, dict) else {"records": content}))
+    records = {key: value for key, value in found.items() if isinstance(value, list) and _all_records(value)}
+    facts = {key: value for key, value in found.items() if key not in records}
     made = []
     if facts:
         frame = pd.DataFrame({"value": [_text(value) for value in facts.values()]}, index=list(facts))
@@ -30,17 +29,16 @@ def measured(name: str) -> list[Table]:
     return made
 
 
-def _sorted_out(
-    content: dict[str, Any], before: str, facts: dict[str, Any], records: dict[str, list[dict[str, Any]]]
-) -> None:
+def _flat(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
-        named = f"{before}, {_words(key)}" if before else _words(key)
         if isinstance(value, dict) and value:
-            _sorted_out(value, named, facts, records)
-        elif isinstance(value, list) and value and all(isinstance(row, dict) and row for row in value):
-            records[named] = value
+            yield from _flat(value, f"{before}{_words(key)}, ")
         else:
-            facts[named] = value
+            yield f"{before}{_words(key)}", value
+
+
+def _all_records(values: list[Any]) -> bool:
+    return bool(values) and all(isinstance(row, dict) and row for row in values)
 
 
 def _words(key: object) -> str:

@@ -4,8 +4,6 @@ A scaling is a `weighting` of the exits' losses or a `gradient_scaling`, "plain"
 those of the calibrated protocol at the study's exit rule, at each budget; seeds are paired.
 """
 
-from __future__ import annotations
-
 import json
 from itertools import product
 
@@ -40,11 +38,8 @@ def by_scaling(results: Results) -> pd.DataFrame:
     cell = rows["architecture"] + " / " + rows["dataset"]
     rows = rows.assign(cell=cell, scaling=rows["run"].map(scaling))
     keys = ["cell", "strategy", "scaling", "seed", "budget"]
-    twice = rows[rows.duplicated(keys)]
-    if len(twice):
-        raise EestudyError(
-            f"results: {twice['run'].iloc[0]} differs from another run in more than {', '.join(SETTINGS)}"
-        )
+    for run in rows.loc[rows.duplicated(keys), "run"]:
+        raise EestudyError(f"results: {run} differs from another run in more than {', '.join(SETTINGS)}")
     return rows[[*keys, "accuracy"]]
 
 
@@ -106,10 +101,9 @@ def c8(rows: pd.DataFrame) -> Claim:
         verdict = "supported"
     reasons = [] if behind else ["in no cell is plain joint worse than plain mixed, so there is nothing to replace"]
     decided, tests = scaled[scaled["decision"] != ""], int(scaled["p"].notna().sum())
-    reasons += [
-        f"{row.cell}, joint with {row.scaling} against mixed at {budget_name(row.budget)}: {row.verdict}"
-        for row in decided.itertuples()
-    ]
+    for row in decided.itertuples():
+        where = f"{row.cell}, joint with {row.scaling} against mixed at {budget_name(row.budget)}"
+        reasons.append(f"{where}: {row.verdict}")
     reasons += [f"{cell}: not compared" for cell in dict.fromkeys(rows["cell"]) if cell not in set(scaled["cell"])]
     reasons.append(f"nothing is decided in {tests - len(decided)} of {tests} tests of joint with a scaling")
     return Claim("C8", statement, verdict, "; ".join(reasons), every)

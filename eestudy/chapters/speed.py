@@ -1,7 +1,5 @@
 """What benchmarks/ measured, for the chapter on speed: tables and sentences from its JSON files."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from eestudy.config import check_name
@@ -48,28 +46,25 @@ def step_table(frame: pd.DataFrame, baseline: str) -> Table:
 def aims_table(frame: pd.DataFrame) -> Table:
     """The package's own step in its faster precision, beside AIMS."""
     own = frame[frame["step"].isin(["float32", "bfloat16"])].sort_values("median").groupby("model").last()
-    rows = []
+    rows = {}
     for model, (ratio, share) in AIMS.items():
         row = own.loc[model]
-        rows.append(
-            {"model": model, "faster precision": row["step"], "x baseline": f"{row['ratio']:.2f}",
-             "aim": f"{ratio:.1f}",
-             "of the matrix rate": f"{row['share']:.0%}", "its aim": _known(share, "{:.0%}"),
-             "met": "both" if row["ratio"] >= ratio and row["share"] >= (share or 0)
-             else "the share" if share and row["share"] >= share else "no"}
-        )  # fmt: skip
-    return table(pd.DataFrame(rows).set_index("model"), "The package's own step, in its faster precision.", "aims")
+        fast, full = row["ratio"] >= ratio, row["share"] >= (share or 0)
+        rows[model] = {
+            "faster precision": row["step"], "x baseline": f"{row['ratio']:.2f}", "aim": f"{ratio:.1f}",
+            "of the matrix rate": f"{row['share']:.0%}", "its aim": _known(share, "{:.0%}"),
+            "met": "both" if fast and full else "the share" if share and full else "no",
+        }  # fmt: skip
+    made = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    return table(made, "The package's own step, in its faster precision.", "aims")
 
 
 def operations_table(step: Measured) -> Table:
     """Where a float32 step's time goes."""
     shares = pd.Series({model: found["operations"] for model, found in step.items()}, name="operations")
     texts = shares.map(lambda parts: ", ".join(f"{name} {part:.0%}" for name, part in parts.items()))
-    return table(
-        texts.rename_axis("model").to_frame(),
-        "The largest operations of a float32 step, by their own time.",
-        "operations",
-    )
+    caption = "The largest operations of a float32 step, by their own time."
+    return table(texts.rename_axis("model").to_frame(), caption, "operations")
 
 
 def compile_table(step: Measured) -> Table:
@@ -92,9 +87,8 @@ def augmentation_table(overhead: Measured) -> Table:
         for model, found in overhead["augmentation"].items()
         if model != "hardware"
     }
-    return table(
-        pd.DataFrame(texts).rename_axis("augmentation"), "A batch of 128, and its share of a step.", "augmentation"
-    )
+    made = pd.DataFrame(texts).rename_axis("augmentation")
+    return table(made, "A batch of 128, and its share of a step.", "augmentation")
 
 
 def loop_table(overhead: Measured) -> Table:
@@ -108,15 +102,12 @@ def loop_table(overhead: Measured) -> Table:
 
 def metrics_table(dynamics: Measured) -> Table:
     """What one measurement of each metric of the training dynamics takes."""
-    columns = {
-        (network, unit): {metric: _known(row.get(key), form) for metric, row in found["metrics"].items()}
-        for network, found in dynamics.items()
-        for unit, key, form in (
-            ("seconds", "seconds", "{:.1f}"),
-            ("MiB", "MiB", "{:.0f}"),
-            (f"MiB, {found['growth']} x the samples", "MiB, more samples", "{:.0f}"),
-        )
-    }
+    columns = {}
+    for network, found in dynamics.items():
+        more = f"MiB, {found['growth']} x the samples"
+        for unit, key in (("seconds", "seconds"), ("MiB", "MiB"), (more, "MiB, more samples")):
+            form = "{:.1f}" if key == "seconds" else "{:.0f}"
+            columns[network, unit] = {name: _known(row.get(key), form) for name, row in found["metrics"].items()}
     shown = pd.DataFrame(columns).rename_axis("metric")
     return table(shown, "One measurement on one core, and the memory it adds to a process.", "metrics")
 

@@ -1,10 +1,7 @@
 """Smaller plain networks beside early-exit networks: accuracy at the same mean cost.
 
-A plain network has no exits: its accuracy is its last exit's, its cost its backbone's. Its untrained heads count for
-nothing.
+A plain network has no exits: its accuracy is its last exit's, its cost its backbone's, without the untrained heads.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -80,23 +77,21 @@ def at_equal_cost(fine: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
             means = {"spent": point["flops"].mean() / cost, "early": early.mean(), "plain": alone.mean()}
             tests.append((names | means, early, alone))
     if not tests:
-        raise EestudyError(
-            "study: the plain networks and the early-exit networks have no architecture and data set in common"
-        )
+        raise EestudyError("study: plain and early-exit networks have no architecture and data set in common")
     return st.tested((), tests).sort_values(["cell", "flops"], kind="stable", ignore_index=True)
 
 
 def equal_cost_table(frame: pd.DataFrame, whole: dict[str, float]) -> Table:
     """`at_equal_cost` as a reader sees it. whole: FLOPs of the whole backbone by cell."""
-    texts = frame.assign(
-        text=[_difference(row) for row in frame.itertuples()],
-        cost=[f"{100 * row.flops / whole[row.cell]:.0f} %" for row in frame.itertuples()],
-        alone=[f"{100 * value:.1f}" for value in frame["plain"]],
-    )
-    wide = texts.pivot(index=["cell", "flops", "name", "cost", "alone"], columns="strategy", values="text")
-    wide = wide[in_order(wide.columns)].droplevel("flops")
-    wide.index.names = ["cell", "plain network", "cost", "accuracy, %"]
-    wide.columns.name = None
+    rows = list(frame.itertuples())
+    plain = {
+        "plain network": frame["name"],
+        "cost": [f"{100 * row.flops / whole[row.cell]:.0f} %" for row in rows],
+        "accuracy, %": [f"{100 * row.plain:.1f}" for row in rows],
+    }
+    texts = frame[["cell", "flops", "strategy"]].assign(**plain, text=[_difference(row) for row in rows])
+    wide = texts.pivot(index=["cell", "flops", *plain], columns="strategy", values="text")
+    wide = wide[in_order(wide.columns)].droplevel("flops").rename_axis(columns=None)
     return table(
         wide,
         "Early exits less the plain network at the same mean cost, points [95 % interval over seeds]; * where Holm's "
@@ -120,11 +115,10 @@ def verdict(frame: pd.DataFrame) -> list[str]:
         for word, who in (("worse", "plain networks win"), ("better", "early exits win")):
             won = rows[rows["decision"] == word]
             if len(won):
-                names = [f"{name} ({', '.join(in_order(group['strategy']))})" for name, group in
-                         won.groupby("name", sort=False)]  # fmt: skip
+                by_name = won.groupby("name", sort=False)["strategy"]
+                names = [f"{name} ({', '.join(in_order(strategies))})" for name, strategies in by_name]
                 parts.append(f"{who} at the cost of {'; '.join(names)}")
-        open_ones = int((rows["decision"] == "").sum())
-        parts.append(f"no difference seen in {open_ones} of {len(rows)} comparisons")
+        parts.append(f"no difference seen in {(rows['decision'] == '').sum()} of {len(rows)} comparisons")
         lines.append(f"**{cell}**: {'; '.join(parts)}.")
     return lines
 
@@ -150,8 +144,7 @@ def plot(tradeoff: pd.DataFrame, plain: pd.DataFrame, whole: dict[str, float]) -
         axes.set_xlim(left=0)
         style.percent_axis(axes)
     figure.axes[-1].set_xlabel("mean cost of a sample, % of the whole plain backbone")
-    panels.legend(figure)
-    return figure
+    return panels.legend(figure)
 
 
 def on_the_clock(tradeoff: pd.DataFrame, plain: pd.DataFrame, milliseconds: dict[str, Any], batch: int) -> pd.DataFrame:
@@ -177,23 +170,19 @@ def on_the_clock(tradeoff: pd.DataFrame, plain: pd.DataFrame, milliseconds: dict
 @style.context()
 def clock_plot(frames: dict[int, pd.DataFrame]) -> style.Plot:
     """`on_the_clock` by batch size: a row a cell, a column a batch size; crosses are plain networks."""
-    cells = list(dict.fromkeys(next(iter(frames.values()))["cell"]))
-    figure = style.Plot(2.9 * len(cells) + 0.7, "accuracy against measured time; plain networks and early exits")
-    shown = figure.subplots(len(cells), len(frames), squeeze=False, sharey="row")
-    for column, (batch, frame) in enumerate(frames.items()):
-        for axes, cell in zip(shown[:, column], cells, strict=True):
-            plain = (frame["cell"] == cell) & (frame["kind"] == "plain")
-            early = frame[(frame["cell"] == cell) & ~plain].sort_values("ms").rename(columns={"kind": "strategy"})
-            for strategy, own in panels.by_strategy(early):
-                axes.plot(own["ms"], own["accuracy"], **style.look(strategy))
-            axes.plot(frame["ms"][plain], frame["accuracy"][plain], **PLAIN)
-            axes.set_xlim(left=0)
-            axes.set_title(f"{cell}, batch {batch}")
-            style.percent_axis(axes, "accuracy, %" if not column else "")
-    for axes in shown[-1]:
-        axes.set_xlabel("milliseconds a sample")
-    panels.legend(figure)
-    return figure
+    cells = next(iter(frames.values()))["cell"]
+    shows = "accuracy against measured time; plain networks and early exits"
+    look: dict = {"xlabel": "milliseconds a sample", "sharey": "row"}
+    figure, shown = panels.of_pairs(cells, {batch: f"batch {batch}" for batch in frames}, shows, (0.7, 2.9), **look)
+    for (cell, batch), axes in shown.items():
+        here = frames[batch][frames[batch]["cell"] == cell]
+        plain, early = here[here["kind"] == "plain"], here[here["kind"] != "plain"]
+        for strategy, own in panels.by_strategy(early.sort_values("ms").rename(columns={"kind": "strategy"})):
+            axes.plot(own["ms"], own["accuracy"], **style.look(strategy))
+        axes.plot(plain["ms"], plain["accuracy"], **PLAIN)
+        axes.set_xlim(left=0)
+        style.percent_axis(axes, "accuracy, %" if axes.get_subplotspec().is_first_col() else "")
+    return panels.legend(figure)
 
 
 def clock_findings(frame: pd.DataFrame) -> list[str]:

@@ -1,9 +1,7 @@
 """A drawing of the strategies as phases: what trains when, by whose loss."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -13,24 +11,11 @@ from eestudy.report import style
 FROZEN = "#d9d9d9"
 
 
-class PhaseLike(Protocol):
-    """The fields of `eestudy.training.phases.Phase` that are drawn."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def trains(self) -> tuple[str, ...]: ...
-    @property
-    def exits(self) -> str | tuple[int, ...]: ...
-    @property
-    def share(self) -> float: ...
-
-
 @style.context()
-def drawing(phases: Mapping[str, Sequence[PhaseLike]]) -> style.Plot:
+def drawing(phases: Mapping[str, Sequence[Any]]) -> style.Plot:
     """A row a strategy, a bar a phase as wide as its share of the epochs; in colour what trains.
 
-    phases: strategy -> its phases, shares summing to 1.
+    phases: strategy -> its phases (`training.phases.Phase`), shares summing to 1.
     """
     lines = {"backbone": 0.37, "heads": 0.0}  # part of the network -> where its lane begins
     text = "; ".join(f"{name}: {', then '.join(p.name for p in row)}" for name, row in phases.items())
@@ -53,13 +38,13 @@ def drawing(phases: Mapping[str, Sequence[PhaseLike]]) -> style.Plot:
     return figure
 
 
-def _caption(phase: PhaseLike) -> str:
+def _caption(phase: Any) -> str:
     losses = {"last": "loss of the last exit", "all": "loss of all exits", "internal": "loss of the internal exits"}
     named = losses[phase.exits] if isinstance(phase.exits, str) else f"loss of exits {phase.exits}"
     return f"{phase.name}: {named}"
 
 
-def _lane(axes: Axes, begin: float, bottom: float, phase: PhaseLike, part: str, colour: str) -> None:
+def _lane(axes: Axes, begin: float, bottom: float, phase: Any, part: str, colour: str) -> None:
     """One part of the network during one phase: trains, frozen, or (heads without a loss) not used yet."""
     absent = part == "heads" and phase.exits == "last"
     trains = part in phase.trains

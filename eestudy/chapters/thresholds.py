@@ -5,8 +5,6 @@ of different strategies share data and first weights, so a seed is one value (th
 strategies are pooled.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import product
 
@@ -17,8 +15,7 @@ from scipy import stats
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
 from eestudy.report.effects import effects
-from eestudy.report.frames import in_order
-from eestudy.report.scores import is_regression, valued
+from eestudy.report.frames import in_order, is_regression, valued
 from eestudy.report.tables import DASH, Table, budget_name, by_budget, ordered, plus_minus, rows, table, tested, why
 
 METHODS = ("geometric", "shared", "optimized")
@@ -83,13 +80,13 @@ def miss_findings(allocation: pd.DataFrame, rule: str) -> str:
     chosen = of_rule(allocation, rule)
     lines = []
     for method in METHODS:
-        miss = chosen[chosen["allocation"] == method]["miss"]
+        miss = 100 * chosen[chosen["allocation"] == method]["miss"]
         if len(miss):
+            median, low, high, worst = (st.signed(value) for value in miss.quantile([0.5, 0.05, 0.95, 1]))
             lines.append(
                 f"- **{method}**: spends more than the budget in {int((miss > 0).sum())} of {len(miss)} cases; the "
-                f"median miss is {st.signed(100 * miss.median())} % of the budget, nine in ten lie between "
-                f"{st.signed(100 * miss.quantile(0.05))} and {st.signed(100 * miss.quantile(0.95))} %, the worst is "
-                f"{st.signed(100 * miss.max())} %."
+                f"median miss is {median} % of the budget, nine in ten lie between {low} and {high} %, the worst is "
+                f"{worst} %."
             )
     return "\n".join(lines)
 
@@ -121,13 +118,10 @@ def curve_table(curves: pd.DataFrame) -> Table:
         return plus_minus(found) + missing
 
     found = {}
-    for (cell, strategy), here in curves.groupby(["cell", "strategy"], sort=False):
+    for key, here in curves.groupby(["cell", "strategy"], sort=False):
         own, best = (here[here["goal_of"] == goal] for goal in ("own", "best"))
-        found[cell, strategy] = {
-            "area": text(own["area"]),
-            "cost of 99 % of its own last exit": text(own["cost"]),
-            "cost of 99 % of the best last exit": text(best["cost"]),
-        }
+        costs = {"its own": text(own["cost"]), "the best": text(best["cost"])}
+        found[key] = {"area": text(own["area"])} | {f"cost of 99 % of {k} last exit": v for k, v in costs.items()}
     caption = (
         "Area: mean accuracy on test, %, over budgets drawn evenly between the costs of the first and the last exit. "
         "Costs on test, % of the plain backbone's FLOPs, at the cheapest shared threshold that reaches the goal on "
@@ -163,15 +157,12 @@ def risk_table(risk: pd.DataFrame, confidence: float) -> Table:
     """Rows cell x strategy, columns tolerances: speed-up, how many seeds are certified, the largest loss on test."""
     chosen = risk[np.isclose(risk["confidence"].astype(float), confidence)]
     texts: dict[tuple[str, ...], dict[str, str]] = {}
-    for (cell, strategy, tolerance), here in chosen.groupby(["cell", "strategy", "tolerance"], sort=False):
+    for (*key, tolerance), here in chosen.groupby(["cell", "strategy", "tolerance"], sort=False):
         held = here[here["certified"].eq(True)]
-        text = DASH
-        if len(held):
-            lost = st.signed(100 * held["test_risk"].max())
-            text = f"{held['speed_up'].mean():.2f}x ({len(held)} of {len(here)}), {lost}"
-        texts.setdefault((cell, strategy), {})[f"{100 * tolerance:g} points"] = text
-    made = ordered(rows(texts, "cell", "strategy"), risk["cell"])
-    made.columns.name = "tolerated loss"
+        lost = st.signed(100 * held["test_risk"].max())
+        text = f"{held['speed_up'].mean():.2f}x ({len(held)} of {len(here)}), {lost}" if len(held) else DASH
+        texts.setdefault(tuple(key), {})[f"{100 * tolerance:g} points"] = text
+    made = ordered(rows(texts, "cell", "strategy"), risk["cell"]).rename_axis(columns="tolerated loss")
     text = (
         f"Risk control at confidence {confidence:g}: mean speed-up in FLOPs against the plain backbone (seeds with a "
         "certified threshold), and the largest loss of accuracy on test, points, against the last exit. "
@@ -194,17 +185,14 @@ def none_certified(risk: pd.DataFrame) -> str:
 def draws_table(draws: pd.DataFrame) -> Table:
     """Rows cell x strategy: share of simulated draws in which the certified threshold's true risk is too high."""
     frame = exceedance(draws)
-    made = pd.DataFrame(
-        {
-            "draws": frame["draws"].astype(str),
-            "certified, %": [f"{100 * share:.0f}" for share in frame["certified"]],
-            "risk too high, %": [
-                st.with_interval(st.Interval(r.share, r.low, r.high, r.draws), lambda share: f"{100 * share:.1f}")
-                for r in frame.itertuples()
-            ],
-            "mean speed-up": [DASH if math.isnan(value) else f"{value:.2f}x" for value in frame["speed_up"]],
-        }
-    ).set_index(pd.MultiIndex.from_frame(frame[["cell", "strategy"]]))
+    high = [st.Interval(r.share, r.low, r.high, r.draws) for r in frame.itertuples()]
+    columns = {
+        "draws": frame["draws"].astype(str),
+        "certified, %": (100 * frame["certified"]).map("{:.0f}".format),
+        "risk too high, %": [st.with_interval(each, lambda share: f"{100 * share:.1f}") for each in high],
+        "mean speed-up": [DASH if math.isnan(value) else f"{value:.2f}x" for value in frame["speed_up"]],
+    }
+    made = pd.DataFrame(columns).set_index(pd.MultiIndex.from_frame(frame[["cell", "strategy"]]))
     first = draws.iloc[0]
     text = (
         f"Simulation on the study's own networks: {100 * first['tolerance']:g} points tolerated at confidence "
@@ -222,12 +210,11 @@ def exceedance(draws: pd.DataFrame) -> pd.DataFrame:
         n, over = len(here), int(here["exceeded"].eq(True).sum())
         allowed = 1 - float(here["confidence"].iloc[0])
         interval = stats.binomtest(over, n).proportion_ci(0.95)
-        found[key] = (
-            {"draws": n, "certified": here["certified"].eq(True).mean()}
-            | {"exceeded": over, "share": over / n, "low": interval.low, "high": interval.high}
-            | {"speed_up": here["speed_up"].astype(float).mean(), "allowed": allowed}
-            | {"p": stats.binomtest(over, n, allowed, alternative="greater").pvalue}
-        )
+        found[key] = {
+            "draws": n, "certified": here["certified"].eq(True).mean(), "exceeded": over, "share": over / n,
+            "low": interval.low, "high": interval.high, "speed_up": here["speed_up"].astype(float).mean(),
+            "allowed": allowed, "p": stats.binomtest(over, n, allowed, alternative="greater").pvalue,
+        }  # fmt: skip
     if not found:
         return pd.DataFrame()
     frame = ordered(rows(found, "cell", "strategy"), known["cell"]).reset_index()

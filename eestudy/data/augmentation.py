@@ -21,17 +21,13 @@ Args = Mapping[str, float]
 def shift(x: Tensor, generator: torch.Generator, args: Args) -> Tensor:
     """Each sample moved by up to an eighth of each side, zeros coming in. x: (B, C, L) or (B, C, H, W)."""
     for axis in range(2, x.ndim):
-        x = _shift_along(x, axis, generator, int(args.get("shift", max(1, x.shape[axis] // 8))))
+        size = x.shape[axis]
+        reach = int(args.get("shift", max(1, size // 8)))
+        offsets = torch.randint(0, 2 * reach + 1, (len(x),), generator=generator).to(x.device)
+        places = offsets[:, None] + torch.arange(size, device=x.device)
+        places = places.reshape([len(x)] + [size if dim == axis else 1 for dim in range(1, x.ndim)]).expand_as(x)
+        x = F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [reach, reach]).gather(axis, places)
     return x
-
-
-def _shift_along(x: Tensor, axis: int, generator: torch.Generator, reach: int) -> Tensor:
-    size = x.shape[axis]
-    padding = [0, 0] * (x.ndim - 1 - axis) + [reach, reach]
-    offsets = torch.randint(0, 2 * reach + 1, (len(x),), generator=generator).to(x.device)
-    places = offsets[:, None] + torch.arange(size, device=x.device)
-    places = places.reshape([len(x)] + [size if dim == axis else 1 for dim in range(1, x.ndim)])
-    return F.pad(x, padding).gather(axis, places.expand_as(x))
 
 
 def crop(x: Tensor, generator: torch.Generator, args: Args) -> Tensor:
@@ -71,9 +67,10 @@ def _boxes(x: Tensor, heights: Tensor, widths: Tensor, generator: torch.Generato
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
 
 
+Change = Callable[[Tensor, torch.Generator, Args], Tensor]
 # What works on the batch as it lies in memory, and on the normalized one; each in this order.
-ON_RAW: dict[str, Callable[[Tensor, torch.Generator, Args], Tensor]] = {"shift": shift, "crop": crop, "flip": flip}
-ON_NORMAL: dict[str, Callable[[Tensor, torch.Generator, Args], Tensor]] = {"cutout": cutout}
+ON_RAW: dict[str, Change] = {"shift": shift, "crop": crop, "flip": flip}
+ON_NORMAL: dict[str, Change] = {"cutout": cutout}
 BLENDS = ("mixup", "cutmix")
 # The least number of dimensions of one sample that an augmentation works on.
 _NEEDS = {"shift": 2, "crop": 3, "flip": 3, "cutout": 3, "mixup": 1, "cutmix": 3}
@@ -94,27 +91,20 @@ def check(augmentation: str, input_shape: tuple[int, ...], dtype: torch.dtype) -
 
 
 def augment(
-    raw: Tensor,
-    labels: Tensor,
-    normalize: Callable[[Tensor], Tensor] | None,
-    num_classes: int,
-    augmentation: str,
-    args: Args,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+    raw: Tensor, labels: Tensor, normalize: Callable[[Tensor], Tensor] | None, num_classes: int,
+    augmentation: str, args: Args, generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A batch as it lies in memory (B, ...) and its labels (B,) -> inputs of the network and targets.
 
     Targets are the labels; with a blend the classes' shares (B, num_classes), or for real labels their mix (B,).
     """
     chosen = names(augmentation)
     for name, change in ON_RAW.items():
-        if name in chosen:
-            raw = change(raw, generator, args)
+        raw = change(raw, generator, args) if name in chosen else raw
     x = normalize(raw) if normalize else raw
     for name, change in ON_NORMAL.items():
-        if name in chosen:
-            x = change(x, generator, args)
-    blends = [name for name in BLENDS if name in chosen]
+        x = change(x, generator, args) if name in chosen else x
+    blends = [name for name in chosen if name in BLENDS]
     return _blended(x, labels, num_classes, blends, args, generator) if blends else (x, labels)
 
 
@@ -131,18 +121,17 @@ def _blended(
     random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     alpha = {name: float(args.get(name, 1.0)) for name in blends}
     shares = {name: torch.from_numpy(random.beta(a, a, count)).float().to(x.device) for name, a in alpha.items()}
-    weights = []  # of a sample's own pixels, (B, 1, ...)
     if "mixup" in shares:
-        weights.append(shares["mixup"].view(-1, *[1] * (x.ndim - 1)))
+        own = shares["mixup"].view(-1, *[1] * (x.ndim - 1))  # the weight of a sample's own pixels, (B, 1, ...)
     if "cutmix" in shares:
         cut = (1 - shares["cutmix"]).sqrt()
-        sides = [(cut * size).round().long() for size in x.shape[2:]]
-        weights.append((~_boxes(x, sides[0], sides[1], generator)).float())
-    if len(weights) == 2:
-        mixes = torch.rand(count, generator=generator).to(x.device) < 0.5
-        own = torch.where(mixes.view(-1, 1, 1, 1), weights[0], weights[1])
-    else:
-        own = weights[0]
+        heights, widths = ((cut * size).round().long() for size in x.shape[2:])
+        outside = (~_boxes(x, heights, widths, generator)).float()
+        if "mixup" in shares:
+            mixes = torch.rand(count, generator=generator).to(x.device) < 0.5
+            own = torch.where(mixes.view(-1, 1, 1, 1), own, outside)
+        else:
+            own = outside
     share = own.flatten(1).mean(1)
     x = torch.lerp(x[other], x, own)
     if labels.is_floating_point():

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from eestudy.config import EestudyError
 from eestudy.data.splits import Split
+from eestudy.pretrained import first_line
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Reader(torch.utils.data.Dataset):
                 warnings.simplefilter("ignore")  # odd metadata, in some of ImageNet's files; the pixels are not touched
                 image = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise EestudyError(f"{path}: not an image that can be read ({_line(error)})") from None
+            raise EestudyError(f"{path}: not an image that can be read ({first_line(error)})") from None
         if self.shorter:
             factor = self.shorter / min(image.size)
             width, height = (max(self.shorter, round(side * factor)) for side in image.size)
@@ -88,6 +89,10 @@ class FolderSplit(Split):
     @property
     def dtype(self) -> torch.dtype:
         return torch.uint8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (3, self.reader.size, self.reader.size)
 
     def raw(self, chosen: Tensor | slice) -> Tensor:
         """The images `chosen`, read now: uint8 (B, 3, S, S)."""
@@ -123,19 +128,15 @@ class FolderSplit(Split):
             worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # its own, or it would draw from the one of the whole process
         )
-        batches = iter(loader)
-        while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError as error:
-                raise EestudyError(
-                    f"{self.reader.folder}: a process that reads images stopped ({_line(error)})"
-                ) from None
-            if batch is None:
-                return
-            if isinstance(batch, str):
-                raise EestudyError(batch)
-            yield batch
+        try:
+            for batch in loader:
+                if isinstance(batch, str):
+                    raise EestudyError(batch)
+                yield batch
+        except RuntimeError as error:
+            raise EestudyError(
+                f"{self.reader.folder}: a process that reads images stopped ({first_line(error)})"
+            ) from None
 
 
 # Ctrl-C reaches every process of a terminal; the one that trains decides when its readers end.
@@ -153,10 +154,6 @@ def _start_server() -> None:
 
 def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _cores() -> int:

@@ -30,8 +30,8 @@ def outside(data: DataSet, samples: int) -> dict[str, tuple[Split | None, str]]:
     Images (C, H, W) and lines (C, L) are float32 and normalized like `data`; other inputs have no strangers here.
     """
     if data.train.dtype == torch.int64 or len(data.input_shape) not in (2, 3):
-        reason = f"{data.name}: its inputs are {'token ids' if data.train.dtype == torch.int64 else 'no pictures'}"
-        return dict.fromkeys(KINDS, (None, f"{reason}, of which no strangers are made"))
+        what = "token ids" if data.train.dtype == torch.int64 else "no pictures"
+        return dict.fromkeys(KINDS, (None, f"{data.name}: its inputs are {what}, of which no strangers are made"))
     own = data.test.inputs(slice(samples))
     low, high = _range(data)
     turned = own.flip(-1) if len(data.input_shape) == 2 else own.flip(-1, -2)
@@ -47,14 +47,13 @@ def outside(data: DataSet, samples: int) -> dict[str, tuple[Split | None, str]]:
 
 def _range(data: DataSet) -> tuple[Tensor, Tensor]:
     """The least and the greatest value of each channel, (C, 1, ..), after normalization."""
-    shape = (-1, *[1] * (len(data.input_shape) - 1))
+    channels, *sides = data.input_shape
     if data.train.normalization:
-        ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, data.input_shape[0], 1, 1)
-        black, white = data.train.normalization(ends)
-        return black.view(shape), white.view(shape)
-    x = data.train.x
-    by_channel = x.transpose(0, 1).flatten(1)
-    return by_channel.amin(1).view(shape), by_channel.amax(1).view(shape)
+        ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, channels, 1, 1)
+        low, high = data.train.normalization(ends)
+    else:
+        low, high = data.train.x.transpose(0, 1).flatten(1).aminmax(dim=1)
+    return low.view(-1, *[1 for _ in sides]), high.view(-1, *[1 for _ in sides])
 
 
 def _another(data: DataSet, samples: int, low: Tensor, high: Tensor) -> tuple[Tensor | None, str]:

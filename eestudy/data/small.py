@@ -8,15 +8,12 @@ from sklearn.datasets import load_diabetes, load_digits
 from sklearn.model_selection import train_test_split
 
 from eestudy.config import EestudyError
-from eestudy.data.outline import Outline
+from eestudy.data import Outline
 from eestudy.data.splits import SPLIT_SEED, DataSet, Split, held_out_size, hold_out, split_and_normalize
 
 
 def digits(validation: int = 0) -> DataSet:
-    """1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998, as shipped by scikit-learn).
-
-    The test split is a fifth, stratified; the data has no split of its own. validation: see `hold_out`.
-    """
+    """1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998, from scikit-learn); a fifth for test."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 1, 8, 8)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=SPLIT_SEED, stratify=labels)
@@ -36,7 +33,7 @@ def mnist1d(
     """
     from mnist1d.data import get_dataset_args, make_dataset
 
-    _check_mnist1d(noise, correlated_noise, samples, hardness, test)
+    _check_mnist1d(samples, test, noise=noise, correlated_noise=correlated_noise, hardness=hardness)
     settings = get_dataset_args()
     settings.num_samples = samples
     settings.iid_noise_scale = noise * hardness
@@ -47,20 +44,17 @@ def mnist1d(
     return split_and_normalize("mnist1d", x[:first, None], y[:first], x[first:, None], y[first:], validation)
 
 
-def mnist1d_outline(
-    noise: float = 0.02, correlated_noise: float = 0.25, samples: int = 5000, hardness: float = 1.0, test: int = 0,
-    validation: int = 0,
-) -> Outline:  # fmt: skip
+def mnist1d_outline(samples: int = 5000, test: int = 0, validation: int = 0, **noises: float) -> Outline:
     """Facts of `mnist1d`, which takes a millisecond a sample to make."""
-    _check_mnist1d(noise, correlated_noise, samples, hardness, test)
+    _check_mnist1d(samples, test, **noises)
     made = samples // 10 * 10  # as many of each class
     test = test or made - int(made * 0.8)
     held_out = held_out_size(made - test, validation)
     return Outline("mnist1d", 10, (1, 40), torch.float32, made - test - held_out, held_out, test)
 
 
-def _check_mnist1d(noise: float, correlated_noise: float, samples: int, hardness: float, test: int) -> None:
-    for name, value in (("noise", noise), ("correlated_noise", correlated_noise), ("hardness", hardness)):
+def _check_mnist1d(samples: int, test: int, **noises: float) -> None:
+    for name, value in noises.items():
         if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise EestudyError(f"dataset_args: {name}: {value!r} is not valid for mnist1d; it must be 0 or more")
     if not isinstance(samples, int) or samples < 1000:
@@ -75,9 +69,8 @@ def _check_mnist1d(noise: float, correlated_noise: float, samples: int, hardness
 def diabetes(validation: int = 0) -> DataSet:
     """442 patients, ten measurements each, and how far their diabetes got in a year (Efron et al. 2004).
 
-    Inputs (10,) and target, both standardized by mean and deviation of the training split, which holds what is neither
-    test (a fifth) nor validation (see `hold_out`). A target of 1 is one deviation, about 77 points of the
-    published measure; an R2 or a correlation is the same on either scale.
+    Inputs (10,) and target are standardized by the training split. A fifth is for test. A target of 1 is one deviation,
+    about 77 points of the published measure; an R2 or a correlation is the same on either scale.
     """
     x, y = load_diabetes(return_X_y=True, scaled=False)  # as measured: the scaled ones have seen the test samples
     rest, test = train_test_split(np.arange(len(y)), test_size=0.2, random_state=SPLIT_SEED)

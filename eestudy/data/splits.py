@@ -52,6 +52,11 @@ class Split:
         """Type of the samples as they lie in memory."""
         return self.x.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return tuple(self.x.shape[1:])
+
     def raw(self, chosen: Tensor | slice) -> Tensor:
         """The samples `chosen` as they lie in memory: what augmentation works on."""
         return self.x[chosen]
@@ -62,10 +67,7 @@ class Split:
         return self.normalization(raw) if self.normalization else raw
 
     def batches(self, order: Sequence[Tensor], workers: int = 0) -> Iterator[Tensor]:
-        """`raw` of each of the batches of sample numbers in `order`, in this order; `workers` processes read ahead.
-
-        The same bits for any number of workers; samples in memory need none.
-        """
+        """`raw` of each of the batches of sample numbers in `order`; samples in memory need no `workers`."""
         return (self.raw(chosen) for chosen in order)
 
     def part(self, chosen: Tensor) -> Split:
@@ -110,59 +112,39 @@ def hold_out(y: np.ndarray, validation: int = 0, task: str = "classification") -
             f"dataset_args: validation: {validation} is not valid; it must be from {least} to {len(y) - least}, or 0 "
             f"for a tenth of the {len(y)} training samples"
         )
-    size = validation or 0.1
-    rest, held_out = train_test_split(np.arange(len(y)), test_size=size, random_state=SPLIT_SEED, stratify=strata)
-    return rest, held_out
+    return tuple(
+        train_test_split(np.arange(len(y)), test_size=validation or 0.1, random_state=SPLIT_SEED, stratify=strata)
+    )
+
+
+def with_validation(
+    name: str, train: Split, test: Split, validation: int = 0, classes: Sequence[str] = (), num_classes: int = 0
+) -> DataSet:
+    """A data set for classification, with some of the training samples held out for validation (`hold_out`).
+
+    classes: their names; num_classes: how many, where they have none.
+    """
+    rest, held_out = (torch.from_numpy(numbers) for numbers in hold_out(train.y.numpy(), validation))
+    return DataSet(
+        name, num_classes or len(classes), train.shape, train.part(rest), train.part(held_out), test,
+        classes=tuple(classes),
+    )  # fmt: skip
 
 
 def split_and_normalize(
     name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, validation: int = 0
 ) -> DataSet:
-    """Splits validation off train (`hold_out`) and normalizes all three by the mean and deviation of what is left.
+    """`with_validation`, normalized by the mean and deviation of the training samples that are left.
 
     x: (N, C, ...) of any real type, y: (N,) whole numbers from 0.
     """
-    rest, held_out = hold_out(y, validation)
+    rest, _ = hold_out(y, validation)
     mean, deviation = x[rest].mean(), x[rest].std()
-
-    def split(inputs: np.ndarray, labels: np.ndarray) -> Split:
-        normal = ((inputs - mean) / deviation).astype(np.float32)
-        return Split(torch.from_numpy(normal), torch.from_numpy(labels.astype(np.int64)))
-
-    return DataSet(
-        name=name,
-        num_classes=int(y.max()) + 1,
-        input_shape=tuple(x.shape[1:]),
-        train=split(x[rest], y[rest]),
-        validation=split(x[held_out], y[held_out]),
-        test=split(x_test, y_test),
+    train, test = (
+        Split(torch.from_numpy(((inputs - mean) / deviation).astype(np.float32)), torch.from_numpy(labels.astype(int)))
+        for inputs, labels in ((x, y), (x_test, y_test))
     )
-
-
-def split_images(
-    name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, classes: Sequence[str],
-    validation: int = 0,
-) -> DataSet:  # fmt: skip
-    """Splits validation off train (`hold_out`); the images stay uint8 and are normalized when they are asked for.
-
-    x: uint8 (N, C, H, W), y: whole numbers (N,) below the number of `classes`, their names.
-    """
-    rest, held_out = hold_out(y, validation)
-    train = torch.from_numpy(x[rest])
-    normalization = channel_normalization(train)
-
-    def split(images: Tensor, labels: np.ndarray) -> Split:
-        return Split(images, torch.from_numpy(labels.astype(np.int64)), normalization)
-
-    return DataSet(
-        name=name,
-        num_classes=len(classes),
-        input_shape=tuple(x.shape[1:]),
-        train=split(train, y[rest]),
-        validation=split(torch.from_numpy(x[held_out]), y[held_out]),
-        test=split(torch.from_numpy(x_test), y_test),
-        classes=tuple(classes),
-    )
+    return with_validation(name, train, test, validation, num_classes=int(y.max()) + 1)
 
 
 def channel_normalization(x: Tensor) -> Normalization:
@@ -190,10 +172,7 @@ def check_train_size(size: int, have: int, name: str, num_classes: int, task: st
 
 
 def subset(data: DataSet, train_size: int) -> DataSet:
-    """`data` with a subset of `train_size` training samples, for classification stratified.
-
-    EestudyError if it has fewer.
-    """
+    """`data` with `train_size` of its training samples, for classification stratified. EestudyError if it has fewer."""
     have = len(data.train)
     check_train_size(train_size, have, data.name, data.num_classes, data.task)
     if train_size == have:
@@ -202,8 +181,6 @@ def subset(data: DataSet, train_size: int) -> DataSet:
     left_out = max(have - train_size, data.num_classes)
     strata = None if data.task == "regression" else data.train.y.numpy()
     kept, _ = train_test_split(np.arange(have), test_size=left_out, random_state=SPLIT_SEED, stratify=strata)
-    chosen = torch.from_numpy(np.sort(kept))
-    if len(chosen) < train_size:
-        missing = np.setdiff1d(np.arange(have), kept)[: train_size - len(chosen)]
-        chosen = torch.from_numpy(np.sort(np.concatenate([kept, missing])))
-    return dataclasses.replace(data, train=data.train.part(chosen))
+    missing = np.setdiff1d(np.arange(have), kept)[: train_size - len(kept)]
+    chosen = np.sort(np.concatenate([kept, missing]))
+    return dataclasses.replace(data, train=data.train.part(torch.from_numpy(chosen)))

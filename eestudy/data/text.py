@@ -5,22 +5,20 @@ N texts; inputs are ids (N, T), int64, cut off or padded to T = `length` tokens 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from eestudy.config import EestudyError, nearest
+from eestudy.config import EestudyError
 from eestudy.data.sources import Archive, Source
-from eestudy.data.splits import DataSet, Split, hold_out
+from eestudy.data.splits import DataSet, Split, with_validation
 from eestudy.pretrained import PACKAGED, load_tokenizer
 
 Texts = list[str]
 CHUNK = 4096  # texts tokenized at a time: what the tokenizer gives of each is 50 times the size of its ids
-
-# 20 Newsgroups -----------------------------------------------------------------------------------------------------
 
 GROUPS = (
     "alt.atheism", "comp.graphics", "comp.os.ms-windows.misc", "comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware",
@@ -28,57 +26,37 @@ GROUPS = (
     "sci.crypt", "sci.electronics", "sci.med", "sci.space", "soc.religion.christian", "talk.politics.guns",
     "talk.politics.mideast", "talk.politics.misc", "talk.religion.misc",
 )  # fmt: skip
-REMOVABLE = ("headers", "footers", "quotes")
-# A quoted line, or one that introduces some.
-_QUOTE = re.compile(r"^[>|]|^In article|^Quoted from|writes in|(?:writes|wrote|says|said):")
 
 
-def newsgroups(
-    length: int = 128, tokenizer: str = PACKAGED, remove: str = "headers+footers+quotes", validation: int = 0
-) -> DataSet:
+def newsgroups(length: int = 128, tokenizer: str = PACKAGED, validation: int = 0) -> DataSet:
     """20 Newsgroups, split by date (Lang 1995; Rennie 2008): 18,846 messages from 20 groups, read as Latin-1.
 
-    length: tokens of a message that are read. tokenizer: of which encoder, see `pretrained.locate`. remove: "none", or
-    which of headers, footers and quotes are cut out by scikit-learn's rules; all are by default, because the subject,
-    the sender's organization and quoted answers give the group away (a message of nothing else becomes empty).
+    length: tokens of a message that are read. tokenizer: of which encoder, see `pretrained.locate`. Headers, quotes and
+    footers are cut out, because the subject, the sender's organization and quoted answers give the group away (a
+    message of nothing else becomes empty).
     """
-    parts = [] if remove == "none" else str(remove).split("+")
-    for part in parts:
-        if part not in REMOVABLE:
-            hint = nearest(part, ("none", *REMOVABLE))
-            raise EestudyError(f"dataset_args: remove: {remove!r} is not valid for 20newsgroups; {hint}, joined by +")
     source = SOURCES["20newsgroups"]
     folder = source.find()
-    (train, y), (test, test_y) = (_messages(folder / f"20news-bydate-{name}", parts) for name in ("train", "test"))
-    source.confirm(folder, len(y), len(test_y))
-    ids = token_ids(source.name, [train, test], length, tokenizer)
-    return classified(source, ids[0], y, ids[1], test_y, GROUPS, validation)
+    parts = [_messages(folder / f"20news-bydate-{name}") for name in ("train", "test")]
+    source.confirm(folder, *(len(labels) for _, labels in parts))
+    return classified(source.name, parts, GROUPS, length, tokenizer, validation)
 
 
-def _messages(folder: Path, remove: Sequence[str]) -> tuple[Texts, np.ndarray]:
+def _messages(folder: Path) -> tuple[Texts, np.ndarray]:
     """Messages of the folders of all groups, and their labels (N,)."""
-    texts, counts = [], []
-    for group in GROUPS:
-        files = _files(folder / group)
-        if not files:
+    files = [_files(folder / group) for group in GROUPS]
+    for group, found in zip(GROUPS, files):
+        if not found:
             raise EestudyError(f"{folder / group}: holds no message; get 20newsgroups again")
-        texts += [stripped(path.read_text(encoding="latin-1"), remove) for path in files]
-        counts.append(len(files))
-    return texts, np.repeat(np.arange(len(GROUPS)), counts)
+    texts = [stripped(path.read_text(encoding="latin-1")) for found in files for path in found]
+    return texts, np.repeat(np.arange(len(GROUPS)), [len(found) for found in files])
 
 
-def stripped(message: str, remove: Sequence[str]) -> str:
-    """A message without its headers (up to the first empty line), quoted lines, footer (what follows the last line
-    that is empty or made of hyphens; kept if there is none), as scikit-learn's fetch_20newsgroups takes them out."""
-    if "headers" in remove:
-        message = message.partition("\n\n")[2]
-    if "footers" in remove:
-        lines = message.strip().split("\n")
-        rules = [place for place, line in enumerate(lines) if not line.strip().strip("-")]
-        message = "\n".join(lines[: rules[-1]]) if rules and rules[-1] else message
-    if "quotes" in remove:
-        message = "\n".join(line for line in message.split("\n") if not _QUOTE.search(line))
-    return message
+def stripped(message: str) -> str:
+    """A message without its headers, footer and quotes, as scikit-learn's fetch_20newsgroups takes them out."""
+    from sklearn.datasets import _twenty_newsgroups as rules
+
+    return rules.strip_newsgroup_quoting(rules.strip_newsgroup_footer(rules.strip_newsgroup_header(message)))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -95,9 +73,6 @@ def _count_messages(folder: Path) -> tuple[int, int]:
     return train, test
 
 
-# STS-B -------------------------------------------------------------------------------------------------------------
-
-
 def stsb(length: int = 64, tokenizer: str = PACKAGED) -> DataSet:
     """STS benchmark: how alike two sentences are, from 0 to 5 (Cer et al. 2017). Regression on the published scale.
 
@@ -106,34 +81,29 @@ def stsb(length: int = 64, tokenizer: str = PACKAGED) -> DataSet:
     source = SOURCES["stsb"]
     folder = source.find()
     parts = [_pairs(folder / f"sts-{name}.csv") for name in ("train", "dev", "test")]
-    sizes = [len(scores) for _, _, scores in parts]
-    source.confirm(folder, sizes[0] + sizes[1], sizes[2])
-    ids = token_ids(
-        source.name, [first for first, _, _ in parts], length, tokenizer, [second for _, second, _ in parts]
-    )
+    source.confirm(folder, len(parts[0]) + len(parts[1]), len(parts[2]))
+    ids = token_ids(source.name, [[pair[:2] for pair in part] for part in parts], length, tokenizer)
     train, validation, test = (
-        Split(x, torch.tensor(scores, dtype=torch.float32)) for x, (_, _, scores) in zip(ids, parts)
+        Split(x, torch.tensor([score for *_, score in part], dtype=torch.float32)) for x, part in zip(ids, parts)
     )
     return DataSet(source.name, 1, (length,), train, validation, test, task="regression")
 
 
-def _pairs(path: Path) -> tuple[Texts, Texts, list[float]]:
+def _pairs(path: Path) -> list[tuple[str, str, float]]:
     """Both sentences and the score of each line: genre, file, year, id, score, sentences; with tabs between."""
-    first, second, scores = [], [], []
+    pairs: list[tuple[str, str, float]] = []
     for number, line in enumerate(_lines(path), 1):
         fields = line.split("\t")
         try:
-            score = float(fields[4])
-            sentences = fields[5].strip(), fields[6].strip()
+            first, second, score = fields[5].strip(), fields[6].strip(), float(fields[4])
         except (IndexError, ValueError):
             raise EestudyError(f"{path}: line {number} is no pair with a score: {line[:40]!r}; get it again") from None
-        if not 0 <= score <= 5 or not all(sentences):
-            what = "a sentence is empty" if 0 <= score <= 5 else f"score {score:g}; scores are 0 to 5"
-            raise EestudyError(f"{path}: line {number}: {what}; get it again")
-        first.append(sentences[0])
-        second.append(sentences[1])
-        scores.append(score)
-    return first, second, scores
+        if not 0 <= score <= 5:
+            raise EestudyError(f"{path}: line {number}: score {score:g}; scores are 0 to 5; get it again")
+        if not first or not second:
+            raise EestudyError(f"{path}: line {number}: a sentence is empty; get it again")
+        pairs.append((first, second, score))
+    return pairs
 
 
 def _lines(path: Path) -> list[str]:
@@ -149,17 +119,8 @@ def _count_pairs(folder: Path) -> tuple[int, int]:
     return train + validation, test
 
 
-# What all text shares ----------------------------------------------------------------------------------------------
-
-
-def token_ids(
-    dataset: str,
-    parts: Sequence[Texts],
-    length: int,
-    tokenizer: str = PACKAGED,
-    pairs: Sequence[Texts] | None = None,
-) -> list[torch.Tensor]:
-    """Ids (N, length), int64, of each part; special tokens in place, padded. pairs: each text's second sentence.
+def token_ids(dataset: str, parts: Sequence[Sequence[Any]], length: int, tokenizer: str) -> list[torch.Tensor]:
+    """Ids (N, length), int64, of each part's texts or pairs of texts; special tokens in place, padded.
 
     Raises EestudyError for a length out of range and a tokenizer that cannot be had.
     """
@@ -173,48 +134,37 @@ def token_ids(
     backend.enable_truncation(length)
     backend.enable_padding(length=length, pad_id=made.pad_token_id, pad_token=made.pad_token)
     ids = []
-    for number, texts in enumerate(parts):
-        whole = list(zip(texts, pairs[number], strict=True)) if pairs else texts
-        rows = np.empty((len(whole), length), np.int64)
-        for start in range(0, len(whole), CHUNK):
-            rows[start : start + CHUNK] = [text.ids for text in backend.encode_batch_fast(whole[start : start + CHUNK])]
+    for texts in parts:
+        rows = np.empty((len(texts), length), np.int64)
+        for start in range(0, len(texts), CHUNK):
+            encoded = backend.encode_batch_fast(texts[start : start + CHUNK])
+            rows[start : start + CHUNK] = [text.ids for text in encoded]
         ids.append(torch.from_numpy(rows))
     return ids
 
 
 def classified(
-    source: Source, x: torch.Tensor, y: np.ndarray, x_test: torch.Tensor, y_test: np.ndarray, classes: Sequence[str],
-    validation: int = 0,
+    name: str, parts: Sequence[tuple[Texts, np.ndarray]], classes: Sequence[str], length: int, tokenizer: str,
+    validation: int,
 ) -> DataSet:  # fmt: skip
-    """The data set, with some of the training samples held out for validation (`hold_out`)."""
-    rest, held_out = (torch.from_numpy(chosen) for chosen in hold_out(y, validation))
-    whole = Split(x, torch.from_numpy(y.astype(np.int64)))
-    test = Split(x_test, torch.from_numpy(y_test.astype(np.int64)))
-    shape = tuple(x.shape[1:])
-    return DataSet(
-        source.name, len(classes), shape, whole.part(rest), whole.part(held_out), test, classes=tuple(classes)
-    )
+    """The data set of texts and labels (N,) for training and test; validation is held out of the former."""
+    ids = token_ids(name, [texts for texts, _ in parts], length, tokenizer)
+    train, test = (Split(x, torch.from_numpy(y.astype(np.int64))) for x, (_, y) in zip(ids, parts))
+    return with_validation(name, train, test, validation, classes)
 
 
+_EHU = "http://ixa2.si.ehu.eus/stswiki/images/4/48"
+_QWONE = "http://qwone.com/~jason/20Newsgroups/20news-bydate.tar.gz"
 SOURCES: dict[str, Source] = {
     "20newsgroups": Source(
         "20newsgroups", (128,), 20, 11_314, 7_532, ("20news-bydate-train", "20news-bydate-test"), _count_messages,
-        archives=(
-            Archive(
-                "http://qwone.com/~jason/20Newsgroups/20news-bydate.tar.gz",
-                sha256="8f1b2514ca22a5ade8fbb9cfa5727df95fa587f4c87b786e15c759fa66d95610",
-            ),
-        ),
+        archives=(Archive(_QWONE, sha256="8f1b2514ca22a5ade8fbb9cfa5727df95fa587f4c87b786e15c759fa66d95610"),),
         text=True,
     ),
     "stsb": Source(
         "stsb", (64,), 1, 7_249, 1_379, ("sts-train.csv", "sts-dev.csv", "sts-test.csv"), _count_pairs,
         inside=("stsbenchmark",),
-        archives=(
-            Archive(
-                "http://ixa2.si.ehu.eus/stswiki/images/4/48/Stsbenchmark.tar.gz", "4eb0065aba063ef77873d3a9c8088811"
-            ),
-        ),
+        archives=(Archive(f"{_EHU}/Stsbenchmark.tar.gz", "4eb0065aba063ef77873d3a9c8088811"),),
         validation=1_500,
         text=True,
     ),

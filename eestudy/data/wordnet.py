@@ -13,7 +13,7 @@ import numpy as np
 from eestudy.config import EestudyError
 from eestudy.data.sources import Archive, Source
 from eestudy.data.splits import DataSet
-from eestudy.data.text import classified, token_ids
+from eestudy.data.text import classified
 from eestudy.pretrained import PACKAGED
 
 # The lexicographer files, in the order of their numbers (lexnames(5WN)).
@@ -37,7 +37,7 @@ _FUNCTION_WORDS = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "been", "being", "by", "for", "from", "her", "his", "in", "is", "it",
     "its", "of", "on", "one", "or", "s", "that", "the", "their", "to", "was", "were", "which", "who", "whose", "with",
 })  # fmt: skip
-Glosses = tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
+Glosses = tuple[list[str], np.ndarray]
 
 
 def wordnet_supersense(length: int = 32, tokenizer: str = PACKAGED, validation: int = 0) -> DataSet:
@@ -51,15 +51,13 @@ def wordnet_supersense(length: int = 32, tokenizer: str = PACKAGED, validation: 
     """
     source = SOURCES["wordnet-supersense"]
     folder = source.find()
-    train, test = _glosses(folder)
-    source.confirm(folder, len(train), len(test))
-    ids = token_ids(source.name, [[text for text, _ in part] for part in (train, test)], length, tokenizer)
-    labels = [np.array([label for _, label in part]) for part in (train, test)]
-    return classified(source, ids[0], labels[0], ids[1], labels[1], SUPERSENSES, validation)
+    parts = _glosses(folder)
+    source.confirm(folder, *(len(labels) for _, labels in parts))
+    return classified(source.name, parts, SUPERSENSES, length, tokenizer, validation)
 
 
-def _glosses(folder: Path) -> Glosses:
-    """Definitions and classes, of training and test."""
+def _glosses(folder: Path) -> tuple[Glosses, Glosses]:
+    """Definitions and classes (N,), of training and test."""
     classes: dict[int, list[tuple[str, str]]] = defaultdict(list)  # class -> (hash of the words, definition)
     seen: set[tuple[str, ...]] = set()
     for part in PARTS:
@@ -74,11 +72,15 @@ def _glosses(folder: Path) -> Glosses:
     train: list[tuple[str, int]] = []
     test: list[tuple[str, int]] = []
     for label in range(len(SUPERSENSES)):
-        texts = [text for _, text in sorted(classes[label])]
-        share = len(texts) // 10
-        test += [(text, label) for text in texts[:share]]
-        train += [(text, label) for text in texts[share:]]
-    return tuple(train), tuple(test)
+        glosses = [(text, label) for _, text in sorted(classes[label])]
+        share = len(glosses) // 10
+        test += glosses[:share]
+        train += glosses[share:]
+    return _apart(train), _apart(test)
+
+
+def _apart(glosses: list[tuple[str, int]]) -> Glosses:
+    return [text for text, _ in glosses], np.array([label for _, label in glosses])
 
 
 def _synsets(path: Path, part: str) -> list[tuple[str, int]]:
@@ -118,7 +120,7 @@ def content_words(text: str) -> tuple[str, ...]:
 
 
 def _count_glosses(folder: Path) -> tuple[int, int]:
-    train, test = _glosses(folder)
+    (train, _), (test, _) = _glosses(folder)
     return len(train), len(test)
 
 
@@ -128,17 +130,13 @@ def _nltk_folders() -> tuple[Path, ...]:
     return tuple(folder / "corpora" / "wordnet" for folder in (*named, Path.home() / "nltk_data"))
 
 
+_NLTK = "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora/wordnet.zip"
 SOURCES: dict[str, Source] = {
     "wordnet-supersense": Source(
         "wordnet-supersense", (32,), 45, 104_782, 11_621, tuple(f"data.{part}" for part in PARTS), _count_glosses,
         candidates=(Path("/usr/share/wordnet"), *_nltk_folders()),  # Debian's package, NLTK's download
         inside=("wordnet",),
-        archives=(
-            Archive(
-                "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora/wordnet.zip",
-                sha256="cbda5ea6eef7f36a97a43d4a75f85e07fccbb4f23657d27b4ccbc93e2646ab59",
-            ),
-        ),
+        archives=(Archive(_NLTK, sha256="cbda5ea6eef7f36a97a43d4a75f85e07fccbb4f23657d27b4ccbc93e2646ab59"),),
         how={"debian": "apt-get install wordnet-base"},
         text=True,
     ),

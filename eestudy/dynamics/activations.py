@@ -1,4 +1,4 @@
-"""A network's activations stage by stage, and the sums over samples that ranks and similarities are made of.
+"""Probe batches, a network's activations on them, and the sums over samples that ranks and similarities are made of.
 
 Notation: n samples, m features; activations (n, m) are centred, each feature at its mean over the samples. All of it is
 computed in float64 from the smaller Gram matrix, (n, n) or (m, m).
@@ -13,36 +13,56 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError, named_seed
-from eestudy.dynamics.probes import Batches
+from eestudy.data import Split
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 
 Activations = Tensor | np.ndarray
+Batches = Sequence[tuple[Tensor, Tensor]]
 FEATURES = 8000  # of a stage, at most: drawn by a fixed seed where it has more
 HELD = 2**28  # bytes: what one pass over the batches may hold of several stages; one alone may hold more
 BLOCK = 1000  # features turned to float64 at a time
 
 
+def probe_batches(split: Split, samples: int, model: MultiExit, batch_size: int = 128, skip: int = 0) -> Batches:
+    """`samples` of a split (all, if it has fewer), drawn by a fixed seed, without augmentation, as `model` takes them.
+
+    Pairs (x, y) of at most `batch_size` samples, in the model's memory format and on its device. Which samples depends
+    on the split's size alone. skip: how many of the draw are left out, so that these are others than the
+    first `skip`. A last batch of one sample is left out too: BatchNorm has no statistics of it.
+    Raises EestudyError for fewer than 2 samples.
+    """
+    if samples < 2 or batch_size < 1:
+        raise EestudyError(f"samples: {samples} in batches of {batch_size} is not valid; at least 2 are needed")
+    if not 0 <= skip <= len(split) - 2:
+        raise EestudyError(f"skip: {skip} of {len(split)} samples is not valid; at least 2 must be left")
+    generator = torch.Generator().manual_seed(named_seed("probe", 0))
+    chosen = torch.randperm(len(split), generator=generator)[skip : skip + samples]
+    device = next(model.parameters()).device
+    batches = []
+    for numbers in chosen.split(batch_size):
+        if len(numbers) == 1 < batch_size:
+            continue
+        x = split.inputs(numbers).to(device)
+        x = x.contiguous(memory_format=model.memory_format) if x.ndim == 4 else x
+        batches.append((x, split.y[numbers].to(device)))
+    return batches
+
+
 def stage_activations(
-    model: MultiExit,
-    batches: Batches,
-    features: int = FEATURES,
-    seed: int = 0,
-    stages: Sequence[int] | None = None,
+    model: MultiExit, batches: Batches, stages: Sequence[int] | None = None
 ) -> Iterator[dict[int, Tensor]]:
     """For each batch {stage: what heads can read of it, flattened, (B, m) float32}, in eval mode.
 
-    A stage of more than `features` features gives that many of them, the same for every model of its shapes: drawn by
-    `seed` and the stage's number. stages: some of them, from 1; default all. batches: pairs of x (B, *input_shape) and
-    labels (B,) on the model's device.
-    Raises EestudyError for a stage that is not there, features below 1, and activations that are not finite.
+    A stage of more than FEATURES features gives that many of them, the same for every model of its shapes: drawn by a
+    fixed seed and the stage's number. stages: some of them, from 1; default all. batches: pairs of x (B, *input_shape)
+    and labels (B,) on the model's device.
+    Raises EestudyError for a stage that is not there, and for activations that are not finite.
     """
     valid = range(1, len(model.backbone.stages) + 1)
     wanted = list(valid) if stages is None else list(stages)
     if not wanted or not set(wanted) <= set(valid):
         raise EestudyError(f"stages: {wanted} is not valid; give some of 1 to {len(valid)}")
-    if features < 1:
-        raise EestudyError(f"features: {features} is out of range; it must be at least 1")
     columns: dict[int, Tensor] = {}
     for x, _ in batches:
         taken: dict[int, Tensor] = {}
@@ -54,10 +74,10 @@ def stage_activations(
                     continue
                 rows = model.backbone.features(state).flatten(1).float()
                 check_finite(f"activations of stage {stage}", rows)
-                if rows.shape[1] > features:
+                if rows.shape[1] > FEATURES:
                     if stage not in columns:
-                        generator = torch.Generator().manual_seed(named_seed("representation", seed, stage))
-                        drawn = torch.randperm(rows.shape[1], generator=generator)[:features].sort().values
+                        generator = torch.Generator().manual_seed(named_seed("representation", 0, stage))
+                        drawn = torch.randperm(rows.shape[1], generator=generator)[:FEATURES].sort().values
                         columns[stage] = drawn.to(rows.device)
                     rows = rows[:, columns[stage]]
                 taken[stage] = rows
@@ -105,9 +125,9 @@ class Moments:
         return self.products.addr_(self.sums, self.sums, alpha=-1 / self.count)
 
 
-def gather(model: MultiExit, batches: Batches, features: int, seed: int, into: Mapping[int, Held | Moments]) -> None:
+def gather(model: MultiExit, batches: Batches, into: Mapping[int, Held | Moments]) -> None:
     """Adds the activations of all batches to what takes those of each stage. Errors: `stage_activations`."""
-    for taken in stage_activations(model, batches, features, seed, list(into)):
+    for taken in stage_activations(model, batches, list(into)):
         for stage, part in taken.items():
             into[stage].add(part)
 
@@ -144,19 +164,18 @@ def stages_by_pass(sizes: Mapping[int, int], limit: int) -> list[list[int]]:
     return passes
 
 
-def widths_of(model: MultiExit, batches: Batches, features: int) -> dict[int, int]:
-    """How many features are taken of each stage, from one sample."""
+def widths_of(model: MultiExit, batches: Batches) -> dict[int, int]:
+    """How many features are taken of each stage."""
     x, y = batches[0]
-    taken = next(stage_activations(model, [(x[:1], y[:1])], features))
+    taken = next(stage_activations(model, [(x[:1], y[:1])]))
     return {stage: part.shape[1] for stage, part in taken.items()}
 
 
 def sample_count(batches: Batches, least: int = 2) -> int:
     samples = sum(len(x) for x, _ in batches)
     if samples < least:
-        raise EestudyError(
-            f"batches: {samples} sample{'' if samples == 1 else 's'} in all; at least {least} are needed"
-        )
+        many = f"{samples} sample{'' if samples == 1 else 's'}"
+        raise EestudyError(f"batches: {many} in all; at least {least} are needed")
     return samples
 
 

@@ -14,7 +14,6 @@ statistics and probes come from; without it, `data` itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,12 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, check_name, named_seed
-from eestudy.dynamics.batchnorm import Tensors, batch_norms, by_batch, check_sizes
-from eestudy.dynamics.probes import Batches
+from eestudy.dynamics.activations import Batches
 from eestudy.dynamics.weight_space import (
     Data,
+    Tensors,
     check_labels,
+    check_sizes,
     combined,
     framed,
     gram,
@@ -42,11 +42,13 @@ from eestudy.dynamics.weight_space import (
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 from eestudy.training.losses import exit_losses
+from eestudy.training.phase_network import batch_norms, gathering
 
 # What distances are taken over: every parameter, or those of the backbone's stages.
 OVER = ("all", "backbone")
 # Two directions of a plane are one if the second leaves the first by less than this share of its length.
 COLLINEAR = 1e-4
+MARGIN = 0.2
 
 
 def linear_path(
@@ -110,29 +112,19 @@ def distance(model_a: MultiExit, model_b: MultiExit, over: str = "all") -> float
 
 
 def plane(
-    model_a: MultiExit,
-    model_b: MultiExit,
-    model_c: MultiExit,
-    data: Data,
-    points: int = 15,
-    margin: float = 0.2,
-    over: str = "all",
-    train: Batches | None = None,
-    names: Sequence[str] = ("a", "b", "c"),
+    model_a: MultiExit, model_b: MultiExit, model_c: MultiExit, data: Data, points: int = 15
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Loss and error on the plane through three models, with true distances on its axes (Garipov et al. 2018).
 
     Returns a grid of points x points, columns [split], x, y, loss, error, and where the models are, columns name,
     [split], x, y, loss, error, measured exactly there. Both are means over exits. Model a is at (0, 0), b at
-    (|b - a|, 0), c at a positive y; the grid reaches `margin` of the models' extent beyond them on every side.
-    over: "all" takes distances over all parameters, "backbone" over those of the stages alone; every other parameter
-    then follows along (a point is a + s (b - a) + t (c - a) in all of them), so that each model stays itself.
+    (|b - a|, 0), c at a positive y; the grid reaches MARGIN of the models' extent beyond them on every side.
     Raises EestudyError as `linear_path` does, and for models on one line.
     """
     _check_points(points)
     splits, corners = splits_of(data), points_of([model_a, model_b, model_c])
-    train = _train(train, splits, "all")
-    coordinates = _coordinates(gram(corners, _measured_over(model_a, over)))
+    train = _train(None, splits, "all")
+    coordinates = _coordinates(gram(corners, _measured_over(model_a, "all")))
     (_, _), (b_x, _), (c_x, c_y) = coordinates
 
     def rows(x: float, y: float, tensors: Tensors) -> list[dict[str, Any]]:
@@ -140,11 +132,11 @@ def plane(
 
     grid: list[dict[str, Any]] = []
     low, high = np.min(coordinates, 0), np.max(coordinates, 0)
-    xs, ys = np.linspace(low - margin * (high - low), high + margin * (high - low), points).T
+    xs, ys = np.linspace(low - MARGIN * (high - low), high + MARGIN * (high - low), points).T
     with mode(model_a, False):
         own = [
             {"name": name, **row}
-            for name, corner, (x, y) in zip(names, corners, coordinates, strict=True)
+            for name, corner, (x, y) in zip("abc", corners, coordinates, strict=True)
             for row in rows(x, y, corner)
         ]
         for x, y in tqdm([(x, y) for y in ys for x in xs], desc="plane", leave=False, disable=None):
@@ -155,14 +147,7 @@ def plane(
 
 
 def bezier(
-    model_a: MultiExit,
-    model_b: MultiExit,
-    train: Batches,
-    data: Data,
-    steps: int = 1000,
-    lr: float = 1e-3,
-    points: int = 25,
-    seed: int = 0,
+    model_a: MultiExit, model_b: MultiExit, train: Batches, data: Data, steps: int, lr: float, points: int = 25
 ) -> pd.DataFrame:
     """Loss and error on a curve of low loss between two models: [split], alpha, length, exit, loss, error.
 
@@ -179,7 +164,7 @@ def bezier(
     splits, ends = splits_of(data), points_of([model_a, model_b])
     train = _train(train, splits, "all")
     with mode(model_a, False):
-        middle = _middle(model_a, ends, train, steps, lr, seed)
+        middle = _middle(model_a, ends, train, steps, lr)
         lengths = _lengths(gram([ends[0], middle, ends[1]], _measured_over(model_a, "all")), points)
         rows = []
         for number in tqdm(range(points), desc="curve", leave=False, disable=None):
@@ -201,14 +186,14 @@ def _bernstein(t: float) -> list[float]:
     return [(1 - t) ** 2, 2 * t * (1 - t), t**2]
 
 
-def _middle(network: nn.Module, ends: list[Tensors], train: Batches, steps: int, lr: float, seed: int) -> Tensors:
+def _middle(network: nn.Module, ends: list[Tensors], train: Batches, steps: int, lr: float) -> Tensors:
     """The trained middle point of the curve. network: in eval mode."""
     middle = combined(ends, [0.5, 0.5])
     if batch_norms(network):
         check_sizes(train)
     trained = [middle[name].requires_grad_() for name, _ in network.named_parameters()]
     optimizer = torch.optim.Adam(trained, lr)
-    generator = torch.Generator().manual_seed(named_seed(seed, "bezier"))
+    generator = torch.Generator().manual_seed(named_seed(0, "bezier"))
     order: list[int] = []
     for step in tqdm(range(steps), desc="fitting the curve", leave=False, disable=None):
         order = order or torch.randperm(len(train), generator=generator).tolist()
@@ -217,7 +202,7 @@ def _middle(network: nn.Module, ends: list[Tensors], train: Batches, steps: int,
         t = 1e-6 + (1 - 2e-6) * float(torch.rand((), generator=generator))
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-        with by_batch(network), torch.enable_grad():
+        with gathering(batch_norms(network)), torch.enable_grad():
             logits = functional_call(network, combined([ends[0], middle, ends[1]], _bernstein(t)), (x,))
             loss = exit_losses(torch.stack(logits), y).mean()
         if not torch.isfinite(loss):

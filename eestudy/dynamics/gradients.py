@@ -26,7 +26,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, check_name
-from eestudy.dynamics.probes import Batches
+from eestudy.dynamics.activations import Batches
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 from eestudy.training.losses import FIXED, exit_losses, exit_weights

@@ -32,9 +32,9 @@ from tqdm import tqdm
 from eestudy.config import EestudyError
 from eestudy.dynamics.activations import (
     BLOCK,
-    FEATURES,
     HELD,
     Activations,
+    Batches,
     Held,
     flattened,
     gather,
@@ -42,24 +42,24 @@ from eestudy.dynamics.activations import (
     widths_of,
 )
 from eestudy.dynamics.label_information import usable_information
-from eestudy.dynamics.probes import Batches
 from eestudy.models import MultiExit
 from eestudy.training.losses import is_regression
 
+ROWS = 512  # of the distances at hand at a time
 FINEST = 1e-6  # noise; squared distances are differences of float64 numbers near 1, known to about 1e-15
 
 
-def mutual_information(activations: Activations, noise: float, block: int = 512) -> tuple[float, float]:
+def mutual_information(activations: Activations, noise: float) -> tuple[float, float]:
     """Lower and upper bound on I(X; T) in nats, of activations (N, M) or (N, ...) at one noise; see the module.
 
-    Distances come from the Gram matrix (N, N), for `block` rows at a time, in float64.
+    Distances come from the Gram matrix (N, N), for ROWS at a time, in float64.
     Raises EestudyError for fewer than 2 samples, values that are not finite and noise below 1e-6.
     """
-    (row,) = information_sweep(activations, [noise], block).itertuples()
+    (row,) = information_sweep(activations, [noise]).itertuples()
     return row.lower, row.upper
 
 
-def information_sweep(activations: Activations, noises: Iterable[float], block: int = 512) -> pd.DataFrame:
+def information_sweep(activations: Activations, noises: Iterable[float]) -> pd.DataFrame:
     """`mutual_information` at each noise from one pass over the distances: columns noise, lower, upper,
     ceiling (log N).
 
@@ -68,13 +68,11 @@ def information_sweep(activations: Activations, noises: Iterable[float], block: 
     noises = [_checked_noise(noise) for noise in noises]
     if not noises:
         raise EestudyError("noises: none given; at least one is needed")
-    if block < 1:
-        raise EestudyError(f"block: {block} is not valid; at least 1 row")
     samples = flattened(activations)
     points, weights = _distinct(samples)
     scales = torch.tensor(sorted({scale for noise in noises for scale in (noise, 2 * noise)}), dtype=torch.float64)
     means = torch.zeros(len(scales), dtype=torch.float64)
-    for rows, squared in _squared_distances(points, weights, block):
+    for rows, squared in _squared_distances(points, weights):
         for number, scale in enumerate(scales.tolist()):
             logs = torch.logsumexp(squared * (-0.5 / (scale * scale)) + weights.log(), dim=1)
             means[number] -= (weights[rows] @ logs).cpu()
@@ -100,7 +98,7 @@ def _distinct(samples: Tensor) -> tuple[Tensor, Tensor]:
     return points, torch.tensor([*counts.values()], dtype=torch.float64, device=samples.device) / len(samples)
 
 
-def _squared_distances(points: Tensor, weights: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
+def _squared_distances(points: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """(rows, squared distances (rows, G) of the standardized points (G, M)), a block of rows at a time, float64."""
     gram = torch.zeros(len(points), len(points), dtype=torch.float64, device=points.device)
     size = 0.0
@@ -116,50 +114,44 @@ def _squared_distances(points: Tensor, weights: Tensor, block: int) -> Iterator[
     # What varies by no more than the last bit of its numbers is a constant: there is nothing to scale up.
     scale = variance if variance > torch.finfo(points.dtype).eps ** 2 * size else math.inf
     norms /= scale
-    for start in range(0, len(points), block):
-        rows = slice(start, min(start + block, len(points)))
+    for start in range(0, len(points), ROWS):
+        rows = slice(start, min(start + ROWS, len(points)))
         squared = (norms[rows, None] + norms).sub_(gram[rows], alpha=2 / scale).clamp_(min=0)
         squared.diagonal(start).zero_()
         yield rows, squared
 
 
 def stage_information(
-    model: MultiExit,
-    batches: Batches,
-    noises: Iterable[float],
-    features: int = FEATURES,
-    seed: int = 0,
-    directions: int = 512,
+    model: MultiExit, batches: Batches, noises: Iterable[float], directions: int = 512
 ) -> pd.DataFrame:
     """Bounds and ceiling at each noise, and usable information, of every stage: stage, quantity, noise, value.
 
     quantity: "lower", "upper", "ceiling" (`information_sweep`) and "usable" (`usable_information`; its noise is NaN),
-    which is left out in regression. features, seed, and the columns they draw: `stage_activations`. directions: of
-    the probe.
+    which is left out in regression. directions: of the probe.
     Memory: the activations (N, m) of as many stages as half of HELD allows, or of one, and its Gram matrix (N, N); then
     the batches go through again.
     Raises EestudyError as those three do.
     """
     noises = [_checked_noise(noise) for noise in noises]
     labels = torch.cat([y for _, y in batches])
-    sizes = {stage: 4 * len(labels) * width for stage, width in widths_of(model, batches, features).items()}
+    sizes = {stage: 4 * len(labels) * width for stage, width in widths_of(model, batches).items()}
     frames = []
     with tqdm(total=len(sizes), desc="information", unit="stage", leave=False, disable=None) as bar:
         for stages in stages_by_pass(sizes, HELD // 2):
             held = {stage: Held(len(labels)) for stage in stages}
-            gather(model, batches, features, seed, held)
+            gather(model, batches, held)
             for stage in stages:
-                frames.append(_quantities(held.pop(stage).rows, labels, noises, seed, directions).assign(stage=stage))
+                frames.append(_quantities(held.pop(stage).rows, labels, noises, directions).assign(stage=stage))
                 bar.update()
     return pd.concat(frames, ignore_index=True)[["stage", "quantity", "noise", "value"]]
 
 
-def _quantities(samples: Tensor, labels: Tensor, noises: list[float], seed: int, directions: int) -> pd.DataFrame:
+def _quantities(samples: Tensor, labels: Tensor, noises: list[float], directions: int) -> pd.DataFrame:
     """quantity, noise, value of one stage's samples (N, m)."""
     sweep = information_sweep(samples, noises)
     rows = [(name, row.noise, getattr(row, name)) for row in sweep.itertuples() for name in sweep.columns[1:]]
     if not is_regression(labels):
-        rows.append(("usable", math.nan, usable_information(samples, labels, directions=directions, seed=seed)))
+        rows.append(("usable", math.nan, usable_information(samples, labels, directions)))
     return pd.DataFrame(rows, columns=["quantity", "noise", "value"])
 
 

@@ -17,43 +17,36 @@ from eestudy.dynamics.activations import Activations, centred, flattened, smalle
 # Inverse penalties of the probe, weakest probe first; its features have a mean square norm of 1. Before them comes the
 # constant predictor, which the family must hold (Xu et al. 2020, definition 1: optional ignorance).
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
+FOLDS = 2
 FALLS = 2  # in a row end the path to larger ones
 
 
-def usable_information(
-    activations: Activations,
-    labels: Activations,
-    folds: int = 2,
-    shuffles: int = 1,
-    directions: int = 512,
-    seed: int = 0,
-) -> float:
+def usable_information(activations: Activations, labels: Activations, directions: int = 512) -> float:
     """I_V(T -> Y) = H_V(Y) - H_V(Y | T) in nats (Xu et al. 2020, definition 2), V the linear probes, less its value
-    for shuffled labels (mean of `shuffles` permutations).
+    for shuffled labels (one permutation, by a fixed seed).
 
     activations (N, ...), labels (N,) of any integers. Both entropies are mean negative log likelihoods of held-out
     samples: H_V(Y) of the constant predictor, H_V(Y | T) of multinomial logistic regression with an L2 penalty, each
-    fitted on the other folds (stratified, each fold held out once). The penalty, or the constant predictor instead, is
+    fitted on the other half (stratified, each half held out once). The penalty, or the constant predictor instead, is
     chosen on a quarter of the samples fitted on. Every fitted distribution is mixed with one uniform pseudo-sample,
     so that a class not seen in fitting has a finite likelihood.
 
     The probe reads the standardized activation, scaled as in I(X; T) (features that are almost always off are not blown
     up), in its at most `directions` leading principal directions, found on all samples without labels. A probe with an
     L2 penalty is the same in any rotation: with N up to `directions` nothing is lost, whatever the number of features.
-    Raises EestudyError for labels that are real values or of one class only, fewer than 4 samples a fold, and values
+    Raises EestudyError for labels that are real values or of one class only, fewer than 4 samples a half, and values
     that are not finite.
     """
     samples = flattened(activations)
     classes = _checked_labels(labels, len(samples))
-    if folds < 2 or len(samples) < 4 * folds:
-        raise EestudyError(f"folds: {folds} of {len(samples)} samples is not valid; at least 2 folds of 4 samples")
-    if shuffles < 1 or directions < 1:
-        raise EestudyError(f"shuffles: {shuffles}, directions: {directions} is not valid; at least 1 of each")
+    if len(samples) < 4 * FOLDS or directions < 1:
+        raise EestudyError(
+            f"activations: {len(samples)} samples, directions: {directions} is not valid; at least {4 * FOLDS} and 1"
+        )
     features = _principal_features(samples, directions)
-    generator = np.random.default_rng(named_seed("usable", seed))
-    value = _held_out_gain(features, classes, folds, generator)
-    chance = [_held_out_gain(features, generator.permutation(classes), folds, generator) for _ in range(shuffles)]
-    return value - float(np.mean(chance))
+    generator = np.random.default_rng(named_seed("usable", 0))
+    value = _held_out_gain(features, classes, generator)
+    return value - _held_out_gain(features, generator.permutation(classes), generator)
 
 
 def _principal_features(samples: Tensor, directions: int) -> np.ndarray:
@@ -82,11 +75,11 @@ def _leading(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return spectrum, vectors
 
 
-def _held_out_gain(features: np.ndarray, classes: np.ndarray, folds: int, generator: np.random.Generator) -> float:
+def _held_out_gain(features: np.ndarray, classes: np.ndarray, generator: np.random.Generator) -> float:
     """Mean over all samples, each held out once, of log p(y | t) - log p(y)."""
-    fold = _stratified(classes, folds, generator)
+    fold = _stratified(classes, FOLDS, generator)
     count, total = classes.max() + 1, 0.0
-    for held in range(folds):
+    for held in range(FOLDS):
         fit, rest = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
         inner = _stratified(classes[fit], 4, generator) == 0
         strength = _chosen_strength(features, classes, fit[~inner], fit[inner])

@@ -9,13 +9,12 @@ import torch
 from tqdm import tqdm
 
 from eestudy.config import EestudyError, named_seed
-from eestudy.dynamics.batchnorm import Tensors
-from eestudy.dynamics.weight_space import Data, framed, split_rows, splits_of, tensors_of
+from eestudy.dynamics.weight_space import Data, Tensors, framed, split_rows, splits_of, tensors_of
 from eestudy.models import MultiExit
 from eestudy.models.backbone import mode
 
 
-def landscape(model: MultiExit, data: Data, span: float = 1.0, points: int = 21, seed: int = 0) -> pd.DataFrame:
+def landscape(model: MultiExit, data: Data, span: float = 1.0, points: int = 21) -> pd.DataFrame:
     """L(theta + x d_1 + y d_2) on a square grid: [split], x, y, exit (0: mean over exits; 1 to K), loss, error.
 
     x and y take `points` values, an odd number, from -span to span: the same to both sides and 0 in the middle, where
@@ -32,7 +31,7 @@ def landscape(model: MultiExit, data: Data, span: float = 1.0, points: int = 21,
         raise EestudyError(f"span: {span:g} is not valid; it must be above 0")
     splits = splits_of(data)
     own = tensors_of(model)
-    first, second = (filter_directions(model, named_seed(seed, "landscape", axis)) for axis in ("x", "y"))
+    first, second = (filter_directions(model, named_seed(0, "landscape", axis)) for axis in ("x", "y"))
     half = points // 2
     steps = [span * index / half for index in range(-half, half + 1)]
     rows: list[dict[str, Any]] = []

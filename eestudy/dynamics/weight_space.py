@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from eestudy.config import EestudyError, check_name
-from eestudy.dynamics.batchnorm import Tensors, with_statistics_of
-from eestudy.dynamics.probes import Batches
+from eestudy.dynamics.activations import Batches
 from eestudy.models import MultiExit
 from eestudy.training.losses import exit_hits, exit_losses, is_regression
+from eestudy.training.phase_network import batch_norms, gathering
 
+Tensors = dict[str, Tensor]  # parameters and buffers by their names in a network
 # One set of batches, or several by the name of their split.
 Data = Batches | Mapping[str, Batches]
 # What the exits are along a path: "all" interpolates their parameters too, "probe" refits a linear probe at each.
@@ -182,6 +183,35 @@ def framed(rows: list[dict[str, Any]], keys: list[str], names: Sequence[str] = (
     """Columns names, [split], keys, loss, error."""
     split = ["split"] if "split" in rows[0] else []
     return pd.DataFrame(rows)[[*names, *split, *keys, "loss", "error"]]
+
+
+@torch.no_grad()
+def with_statistics_of(network: nn.Module, tensors: Tensors, batches: Batches) -> Tensors:
+    """`tensors` with the BatchNorm statistics that belong to them (`gathering`); as they are without BatchNorm.
+
+    network: in eval mode; neither it nor `tensors` is changed. Raises EestudyError as `check_sizes` does.
+    """
+    norms, names = batch_norms(network), {module: name for name, module in network.named_modules()}
+    if not norms:
+        return tensors
+    check_sizes(batches)
+    kinds = ("running_mean", "running_var", "num_batches_tracked")
+    statistics = {f"{names[norm]}.{kind}" for norm in norms for kind in kinds}
+    fresh = {name: torch.zeros_like(given) if name in statistics else given for name, given in tensors.items()}
+    with gathering(norms):
+        for x, _ in batches:
+            functional_call(network, fresh, (x,))
+    return fresh
+
+
+def check_sizes(batches: Batches) -> None:
+    """EestudyError unless every batch has statistics: one sample has no variance."""
+    sizes = [len(x) for x, _ in batches]
+    if min(sizes, default=0) < 2:
+        raise EestudyError(
+            f"train: batches of {', '.join(map(str, sorted(set(sizes)))) or 'no'} samples; BatchNorm's statistics need "
+            "at least one batch, and 2 samples in each"
+        )
 
 
 class Probes:

@@ -1,14 +1,14 @@
-"""Accuracy under a budget of FLOPs: thresholds fitted on validation data for each budget, applied once to test.
+"""Accuracy under a budget of FLOPs, by two protocols. A budget is a mean cost in FLOPs a sample.
 
-This is budgeted batch classification (MSDNet, Huang et al. 2018), the study's own protocol, `calibrated`; the
-published one is in `paper`. `budget_misses` says how far the cost on test is from the budget.
+`calibrated`, the study's own: thresholds fitted on validation data for each budget, applied once to test. This is
+budgeted batch classification (MSDNet, Huang et al. 2018). `paper`, the published one: one threshold for all exits,
+swept on the test set, as in Kubaty et al. 2025; it chooses on test data, and is here only to compare with published
+tables. The sweep of one run is all that is needed of it: the runs of a cell choose together, from their sweeps.
 
-A budget is a mean cost in FLOPs a sample. Named budgets are % of the plain backbone's FLOPs; "max" has no
-limit. Thresholds are on the score of the rule: leave when score > threshold (entropy: score = -H).
-
-In regression (C = 1, rule "patience") the threshold is minus a difference and `k` is fixed, 1 unless given (see
-`rules.patience`); where a budget is too small for k + 1 exits, everybody leaves at exit 1. The tables then have
-`regression.SCORES` in place of accuracy.
+Named budgets are % of the plain backbone's FLOPs; "max" has no limit. Thresholds are on the score of the rule: leave
+when score > threshold (entropy: score = -H). In regression (C = 1, rule "patience") the threshold is minus a difference
+(see `rules.patience`); where a budget is too small for two exits, everybody leaves at exit 1. The tables then have
+`REGRESSION_SCORES` in place of accuracy.
 """
 
 from __future__ import annotations
@@ -23,47 +23,36 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError, check_name
+from eestudy.registry import EXIT_RULES
+from eestudy.sweeps import paper_budgets_of_sweeps
 
 from .allocation import Fitter, geometric_fitter, optimized_fitter, shared_fitter
 from .checks import ArrayLike, Costs, Predictions, check_alike, check_classes, check_costs, check_predictions, is_number
-from .curves import is_correct, squared_errors
-from .exit_rules import leave_at
-from .regression import SCORES, regression_scores
-from .score_table import check_rule, score_table
+from .curves import RULE, squared_errors, threshold_sweep
+from .exit_rules import leave_at, rule_for, score_table, scores
+from .reliability import REGRESSION_SCORES, regression_scores
+from .rules.patience import TOO_EARLY
+from .rules.rule import predictions as classes_of
 
 BUDGETS = ("25", "50", "75", "100", "max")
-"""% of the plain backbone's FLOPs, and no limit."""
-
-FRACTIONS = tuple(percent / 100 for percent in range(5, 126, 5))
-"""Grid of the calibrated curve: 5 % to 125 % of the plain backbone."""
-
 ALLOCATIONS = ("geometric", "shared", "optimized")
 
 
 def calibrate(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    costs: Costs,
-    budget: float,
-    rule: str = "max-probability",
-    method: str | None = None,
-    k: int | None = None,
+    logits: ArrayLike, labels: ArrayLike, costs: Costs, budget: float, rule: str = RULE, method: str | None = None
 ) -> np.ndarray:
     """Thresholds (K,) that spend a budget on validation data; give them to `per_exit(thresholds, rule)`.
 
-    In regression, to `per_exit(thresholds, "patience", k)`, with k = 1 if none is given here.
+    In regression, to `per_exit(thresholds, "patience", k=1)`.
 
     logits (K, N, C), labels (N,), costs (K,) and budget in FLOPs a sample, from the first exit's cost to the last
     one's. The mean cost on these data never exceeds the budget.
 
-    method "geometric" (Huang et al. 2018, budgeted batch): the share of samples that leaves at exit k is
-    proportional to q^k, with one q, the largest that the budget allows; at each exit the most confident of
-    those still inside leave, and samples tied with the last of them leave too. Labels play no part.
-    method "shared": one threshold for all exits, the one with the largest cost within the budget. Nor here.
-    method "optimized": a threshold for each exit, for the most accuracy on these data within the budget; never less
-    than the other two have on them (see `allocation.optimized_fitter`). It learns K - 1 numbers from the labels, so on
-    few samples it may be worse on test.
-    None (default): geometric, but shared for patience, whose scores are whole numbers and nearly all tied.
+    method, see `allocation`: "geometric" (Huang et al. 2018, budgeted batch): the share of samples that leaves at exit
+    k is proportional to q^k. "shared": one threshold for all exits. In both labels play no part. "optimized": a
+    threshold for each exit, for the most accuracy on these data within the budget; it learns K - 1 numbers from the
+    labels, so on few samples it may be worse on test. None (default): geometric, but shared for patience, whose scores
+    are whole numbers and nearly all tied.
 
     inf: nobody leaves at this exit (always at the last one, and everywhere when the budget covers the full
     cost); -inf: everybody leaves.
@@ -72,7 +61,7 @@ def calibrate(
     """
     if not is_number(budget) or not math.isfinite(budget):
         raise EestudyError(f"budget: must be a finite number of FLOPs, got {budget!r}")
-    fit = fitter((logits, labels), costs, rule, method, k)
+    fit = fitter((logits, labels), costs, rule, method)
     cost = check_costs(costs, len(logits))
     if budget < cost[0]:
         raise EestudyError(f"budget: {budget:g} FLOPs is below the cost of the first exit, {cost[0]:g} FLOPs")
@@ -86,10 +75,9 @@ def calibrated_budgets(
     test: Predictions,
     costs: Costs,
     backbone_flops: float,
-    rule: str = "max-probability",
+    rule: str = RULE,
     budgets: Sequence[str] = BUDGETS,
     method: str | None = None,
-    k: int | None = None,
 ) -> pd.DataFrame:
     """Accuracy and realised mean cost on the test set, for thresholds calibrated on validation data.
 
@@ -101,7 +89,7 @@ def calibrated_budgets(
     Raises EestudyError as `calibrate` does, and when validation and test differ in exits or classes.
     """
     limits = named_limits(budgets, backbone_flops)
-    return _applied(fitter(validation, costs, rule, method, k), validation, test, costs, rule, k, limits)
+    return _applied(fitter(validation, costs, rule, method), validation, test, costs, rule, limits)
 
 
 def budgets_of_both(
@@ -112,10 +100,8 @@ def budgets_of_both(
     validation_flops, and validation_accuracy (regression: validation_r2): what is chosen between trainings is chosen by
     these, as test data choose nothing.
     """
-    limits = named_limits(BUDGETS, backbone_flops)
-    fit = fitter(validation, costs, rule, method, None)
-    table = _applied(fit, validation, test, costs, rule, None, limits)
-    own = _applied(fit, validation, validation, costs, rule, None, limits)
+    limits, fit = named_limits(BUDGETS, backbone_flops), fitter(validation, costs, rule, method)
+    own, table = (_applied(fit, validation, split, costs, rule, limits) for split in (validation, test))
     score = score_names(np.shape(test[0])[2])[0]
     return table.assign(**{f"validation_{name}": own[name] for name in (score, "flops")})
 
@@ -125,10 +111,9 @@ def calibrated_curve(
     test: Predictions,
     costs: Costs,
     backbone_flops: float,
-    rule: str = "max-probability",
-    fractions: Sequence[float] | np.ndarray = FRACTIONS,
+    rule: str,
+    fractions: Sequence[float] | np.ndarray,
     method: str | None = None,
-    k: int | None = None,
 ) -> pd.DataFrame:
     """`calibrated_budgets` over a grid of budgets given as fractions of the plain backbone's FLOPs.
 
@@ -139,50 +124,32 @@ def calibrated_curve(
     if grid.ndim != 1 or not np.isfinite(grid).all() or (grid <= 0).any():
         raise EestudyError(f"fractions: must be a list of finite numbers above 0, got {fractions!r}")
     limits = {float(fraction): float(fraction) * backbone_flops for fraction in grid}
-    return _applied(fitter(validation, costs, rule, method, k), validation, test, costs, rule, k, limits)
+    return _applied(fitter(validation, costs, rule, method), validation, test, costs, rule, limits)
 
 
 def budget_misses(
-    validation: Predictions,
-    test: Predictions,
-    costs: Costs,
-    backbone_flops: float,
-    rule: str = "max-probability",
-    budgets: Sequence[str] = BUDGETS[:-1],
-    methods: Sequence[str] = ALLOCATIONS,
-    k: int | None = None,
+    validation: Predictions, test: Predictions, costs: Costs, backbone_flops: float, rule: str, method: str
 ) -> pd.DataFrame:
     """How far the realised mean cost on test is from the budget that the thresholds were fitted for.
 
-    One row a method and budget: method, budget, limit (FLOPs), validation_flops, flops (on test), miss (flops / limit
-    - 1: above 0 is overspent), accuracy (regression: `regression.SCORES`), reason: why a row has NaN, or spends less
-    than it could; empty otherwise. Raises EestudyError as `calibrated_budgets` does.
+    One row a budget: budget, limit (FLOPs), validation_flops, flops (on test), miss (flops / limit - 1: above 0 is
+    overspent), accuracy (regression: `REGRESSION_SCORES`), reason: why a row has NaN, or spends less than it could;
+    empty otherwise. Raises EestudyError as `calibrated_budgets` does.
     """
-    limits = named_limits(budgets, backbone_flops)
-    tables = []
-    for method in methods:
-        fit = fitter(validation, costs, rule, method, k)
-        table = _applied(fit, validation, test, costs, rule, k, limits)
-        spent = _applied(fit, validation, validation, costs, rule, k, limits)["flops"]
-        tables.append(table.assign(method=method, validation_flops=spent))
-    frame = pd.concat(tables, ignore_index=True)
-    frame["limit"] = [limits[budget] for budget in frame["budget"]]
-    finite = frame["limit"].where(np.isfinite(frame["limit"]))
-    frame["miss"] = frame["flops"] / finite - 1
+    limits, fit = named_limits(BUDGETS[:-1], backbone_flops), fitter(validation, costs, rule, method)
+    own, frame = (_applied(fit, validation, split, costs, rule, limits) for split in (validation, test))
+    frame = frame.assign(limit=list(limits.values()), validation_flops=own["flops"])
+    frame["miss"] = frame["flops"] / frame["limit"] - 1
     cost = check_costs(costs, len(validation[0]))
-    frame["reason"] = [
-        _reason(limit, cost, spent if method == "optimized" else limit)
-        for limit, spent, method in zip(frame["limit"], frame["validation_flops"], frame["method"])
-    ]
+    spent = frame["validation_flops"] if method == "optimized" else frame["limit"]
+    frame["reason"] = [_reason(limit, cost, each) for limit, each in zip(frame["limit"], spent)]
     scores = score_names(np.shape(validation[0])[2])
-    return frame[["method", "budget", "limit", "validation_flops", "flops", "miss", *scores, "reason"]]
+    return frame[["budget", "limit", "validation_flops", "flops", "miss", *scores, "reason"]]
 
 
 def _reason(limit: float, cost: np.ndarray, spent: float) -> str:
     if limit < cost[0]:
         return f"budget of {limit:g} FLOPs is below the first exit's {cost[0]:g}"
-    if math.isinf(limit):
-        return "no limit, so nothing to miss"
     if limit > cost[-1]:
         return f"budget of {limit:g} FLOPs is above the whole network's {cost[-1]:g}, so nobody leaves early"
     if spent < 0.99 * limit:
@@ -191,13 +158,13 @@ def _reason(limit: float, cost: np.ndarray, spent: float) -> str:
 
 
 def _applied(
-    fit: Fitter, validation: Predictions, test: Predictions, costs: Costs, rule: str, k: int | None, limits: dict
+    fit: Fitter, validation: Predictions, test: Predictions, costs: Costs, rule: str, limits: dict
 ) -> pd.DataFrame:
     """The one place where thresholds meet test data: fitted before, applied once."""
     tensor, labels = check_predictions(*test)
     check_alike(check_predictions(*validation)[0], tensor)
     cost = check_costs(costs, len(tensor))
-    score, _ = score_table(tensor, rule, k)
+    score, _ = score_table(tensor, rule)
     rows = []
     for budget, limit in limits.items():
         if limit < cost[0]:
@@ -208,16 +175,16 @@ def _applied(
     return pd.DataFrame(rows, columns=["budget", *score_names(tensor.shape[2]), "flops"])
 
 
-def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None, k: int | None) -> Fitter:
+def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None) -> Fitter:
     """Checks the validation data once and returns budget in FLOPs, from the first exit's on -> thresholds (K,)."""
-    check_rule(rule)
+    check_name("rule", rule, EXIT_RULES)
     if method is None:
         method = "shared" if rule == "patience" else "geometric"
     check_name("method", method, ALLOCATIONS)
     tensor, labels = check_predictions(*validation)
     regression = tensor.shape[2] == 1
     cost = check_costs(costs, len(tensor))
-    score, predicted = score_table(tensor, rule, k)
+    score, predicted = score_table(tensor, rule)
     if regression and method == "geometric":
         # Nobody can leave at exits 1..k by a change, so no shares of samples can be set there.
         raise EestudyError(
@@ -241,12 +208,61 @@ def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None,
     return fit
 
 
+# ---------------------------------------------------------------- the published protocol
+
+
+def paper_sweep(test: Predictions, costs: Costs, rule: str = RULE) -> pd.DataFrame:
+    """One run at every threshold of `Rule.sweep`: threshold (its number, from 0), accuracy, flops (mean), value.
+
+    Regression, which the paper has not: `REGRESSION_SCORES` in place of accuracy. First everybody leaves at exit 1,
+    then come 100 evenly spaced differences from the run's own largest change to 0.
+    Raises EestudyError for shapes that do not match, bad costs and an unknown rule.
+    """
+    tensor, labels = check_predictions(*test)
+    num_exits, _, num_classes = tensor.shape
+    if num_classes > 1:
+        values = rule_for(rule, num_classes).sweep(num_exits, num_classes)
+        accuracy, cost = threshold_sweep(tensor, labels, costs, values, rule)
+        table = pd.DataFrame({"accuracy": accuracy, "flops": cost})
+    else:
+        found, flops = scores(tensor, rule), check_costs(costs, num_exits)
+        largest = found[found > TOO_EARLY].min(initial=0.0)  # minus the largest change; 0 with too few exits for any
+        values = np.append(-math.inf, np.linspace(float(largest), 0.0, 100))
+        left = [leave_at(found, np.full(num_exits, value)) - 1 for value in values]
+        table = pd.DataFrame([{**measured(tensor, labels, at), "flops": flops[at].mean()} for at in left])
+    table.insert(0, "threshold", np.arange(len(table)))
+    return table.assign(value=values)
+
+
+def paper_budgets(
+    predictions: Sequence[Predictions], costs: Costs, backbone_flops: float, rule: str = RULE
+) -> pd.DataFrame:
+    """The published protocol for the runs (seeds) of one cell.
+
+    predictions: (logits (K, N, C), labels (N,)) of the test set, one pair a run. costs (K,) in FLOPs.
+    Accuracy and cost are averaged over the runs at each swept threshold; the last threshold before the mean
+    cost first exceeds the budget is taken, without interpolation; where there is none, all three values are
+    NaN. "max" is the last threshold of the sweep.
+    Returns run_index, budget, threshold, accuracy, flops: each run's own numbers at the threshold that the
+    runs chose together, so that their mean over runs is the published number.
+    Raises EestudyError for no runs, runs of other shapes, bad costs or rule.
+    """
+    limits = named_limits(BUDGETS, backbone_flops)
+    if not predictions:
+        raise EestudyError("predictions: paper_budgets needs those of at least one run, got none")
+    shapes = [tuple(check_predictions(*pair)[0].shape) for pair in predictions]
+    if len({(shape[0], shape[2]) for shape in shapes}) > 1:
+        raise EestudyError(f"predictions: the runs of a cell must have equal exits and classes, got {shapes}")
+    frame = paper_budgets_of_sweeps([paper_sweep(pair, costs, rule) for pair in predictions], limits)
+    return frame.assign(threshold=frame["value"]).drop(columns="value")
+
+
 # ---------------------------------------------------------------- what both protocols use
 
 
 def score_names(num_classes: int) -> tuple[str, ...]:
     """The columns that say how good predictions are."""
-    return SCORES if num_classes == 1 else ("accuracy",)
+    return REGRESSION_SCORES if num_classes == 1 else ("accuracy",)
 
 
 def measured(tensor: Tensor, labels: np.ndarray, index: np.ndarray) -> dict[str, float]:
@@ -254,7 +270,7 @@ def measured(tensor: Tensor, labels: np.ndarray, index: np.ndarray) -> dict[str,
     left = tensor[torch.from_numpy(index), torch.arange(len(index))]
     if tensor.shape[2] == 1:
         return regression_scores(left[:, 0].numpy(), labels)
-    return {"accuracy": is_correct(left, labels).mean()}
+    return {"accuracy": (classes_of(left).numpy() == labels).mean()}
 
 
 def named_limits(budgets: Sequence[str], backbone_flops: float) -> dict[str, float]:

@@ -96,11 +96,11 @@ def check_costs(costs: Costs, num_exits: int) -> np.ndarray:
     return array
 
 
-def check_alike(validation: Tensor, test: Tensor) -> None:
+def check_alike(one: Tensor, other: Tensor, names: tuple[str, str] = ("validation", "test")) -> None:
     """EestudyError when checked logits (K, N, C) differ in exits or classes."""
-    first, second = tuple(validation.shape), tuple(test.shape)
+    first, second = tuple(one.shape), tuple(other.shape)
     if (first[0], first[2]) != (second[0], second[2]):
-        raise EestudyError(f"logits: validation {first} and test {second} differ in exits or classes")
+        raise EestudyError(f"logits: {names[0]} {first} and {names[1]} {second} differ in exits or classes")
 
 
 def is_number(value: Any) -> bool:
@@ -109,9 +109,8 @@ def is_number(value: Any) -> bool:
     return number and not math.isnan(value)
 
 
-def check_between(field: str, value: Any, low: float, high: float, ends: bool = False) -> float:
-    """The number as a float if it is between `low` and `high`, without them unless `ends`; else EestudyError."""
-    if not is_number(value) or not (low <= value <= high) or (not ends and value in (low, high)):
-        allowed = f"[{low:g}, {high:g}]" if ends else f"({low:g}, {high:g})"
-        raise EestudyError(f"{field}: must be a number in {allowed}, got {value!r}")
+def check_between(field: str, value: Any, low: float, high: float) -> float:
+    """The number as a float if it is between `low` and `high`, without them; else EestudyError."""
+    if not is_number(value) or not low < value < high:
+        raise EestudyError(f"{field}: must be a number in ({low:g}, {high:g}), got {value!r}")
     return float(value)

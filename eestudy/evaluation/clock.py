@@ -6,8 +6,7 @@ The measure of all times is the plain backbone, the same stages and classifier w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eestudy.config import EestudyError
 from eestudy.models import MultiExit, exit_costs
@@ -28,7 +27,6 @@ COLUMNS = [
 now: Callable[[], float] = time.perf_counter  # seconds; a test gives one that does not depend on the machine
 PLAIN = ""  # the name of the plain backbone among the rules
 LEAST = 2  # passes over the data, however long they take
-PARTS = ("stages", "heads", "rule", "rest")
 
 
 def latency(
@@ -98,14 +96,14 @@ def timed(
     costs = exit_costs(model)
     calls: dict[str, Callable[[Tensor], Any]] = {PLAIN: model.backbone}
     for name, rule in rules.items():
-        calls[name] = partial(_exits, model, rule)
+        calls[name] = partial(model.predict, rule=rule)
     spent: dict[str, list[list[float]]] = {name: [] for name in calls}
     taken: dict[str, list[Tensor]] = {name: [] for name in rules}
     for batch in batches:
         for name, call in calls.items():
             gives = call(batch)
             if name != PLAIN:
-                taken[name].append(gives.cpu())
+                taken[name].append(gives[1].cpu())
     began = now()
     for number in range(max(repeats, LEAST)):
         if number >= LEAST and now() - began > seconds:
@@ -122,44 +120,6 @@ def timed(
     return result
 
 
-@torch.no_grad()
-def stage_times(model: MultiExit, x: Tensor, size: int, repeats: int = 3) -> np.ndarray:
-    """Milliseconds that each stage of the plain backbone takes for a batch, the classifier last: (L + 1,) medians."""
-    found = []
-    for _ in range(repeats + 1):
-        for batch in cut(model, x, size):
-            state: Any = batch
-            times = []
-            for part in (*model.backbone.stages, model.backbone.classifier):
-                began = now()
-                state = part(state)
-                _wait(batch)
-                times.append(1000 * (now() - began))
-            found.append(times)
-    return np.median(found[len(x) // size :], axis=0)
-
-
-@torch.no_grad()
-def time_parts(model: MultiExit, rule: Rule, x: Tensor, size: int, repeats: int = 3) -> dict[str, float]:
-    """Where the time of `predict` goes: milliseconds a batch in PARTS, the rest being what drops who leaves.
-
-    Stages include the classifier. Watching takes some microseconds a part, which count as the rest. Means over
-    batches and `repeats` passes.
-    """
-    batches = cut(model, x, size)
-    found: list[dict[str, float]] = []
-    for _ in range(repeats + 1):
-        for batch in batches:
-            with _watched(model) as clock:
-                began = now()
-                model.predict(batch, clock.timing(rule))
-                _wait(batch)
-                whole = 1000 * (now() - began)
-            found.append({**clock.spent, "rest": whole - sum(clock.spent.values())})
-    frame = pd.DataFrame(found[len(batches) :], columns=list(PARTS))
-    return {part: float(frame[part].mean()) for part in PARTS}
-
-
 def cut(model: MultiExit, x: Tensor, size: int) -> list[Tensor]:
     """x in whole batches of `size`, in the memory format of the model; what is left over is dropped."""
     if model.training:
@@ -172,66 +132,15 @@ def cut(model: MultiExit, x: Tensor, size: int) -> list[Tensor]:
     return [batch.contiguous(memory_format=model.memory_format) for batch in batches]
 
 
-def _exits(model: MultiExit, rule: Rule, batch: Tensor) -> Tensor:
-    return model.predict(batch, rule)[1]
-
-
 def _milliseconds(call: Callable[[Tensor], Any], batch: Tensor) -> float:
-    _wait(batch)
+    wait(batch)
     began = now()
     call(batch)
-    _wait(batch)
+    wait(batch)
     return 1000 * (now() - began)
 
 
-def _wait(batch: Tensor) -> None:
+def wait(batch: Tensor) -> None:
     """Until the device has done what it was told: a GPU answers before it is."""
     if batch.device.type != "cpu":
         torch.accelerator.synchronize(batch.device)
-
-
-class _Clock:
-    """Milliseconds spent in each part by one call of `predict`: from event to event, as hooks and the rule tell them.
-
-    What comes between a stage and the rule is the head.
-    """
-
-    def __init__(self) -> None:
-        self.spent = dict.fromkeys(PARTS[:-1], 0.0)
-        self.began = 0.0
-
-    def starts(self, *_: Any) -> None:
-        self.began = now()
-
-    def ends(self, part: str, given: Any) -> None:
-        _wait(given[0] if isinstance(given, (tuple, list)) else given)
-        self.spent[part] += 1000 * (now() - self.began)
-        self.began = now()
-
-    def after_stage(self, module: nn.Module, given: Any, result: Any) -> None:
-        self.ends("stages", result)
-
-    def timing(self, rule: Rule) -> Rule:
-        """`rule`, which adds what it takes, and the head before it."""
-
-        def timed_rule(history: list[Tensor]) -> Tensor:
-            self.ends("heads", history)
-            leaves = rule(history)
-            self.ends("rule", leaves)
-            return leaves
-
-        return timed_rule
-
-
-@contextmanager
-def _watched(model: MultiExit) -> Iterator[_Clock]:
-    """A clock told of stages and classifier by hooks, which are taken away again."""
-    clock = _Clock()
-    handles = []
-    try:
-        for module in (*model.backbone.stages, model.backbone.classifier):
-            handles += [module.register_forward_pre_hook(clock.starts), module.register_forward_hook(clock.after_stage)]
-        yield clock
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,4 +1,4 @@
-"""The accuracy-cost trade-off of one shared threshold: exact, every distinct threshold at once.
+"""The accuracy-cost trade-off of one shared threshold: exact, every distinct threshold at once; and in two numbers.
 
 With one threshold t for all exits, a sample leaves at exit k < K exactly for t in [max_{j<k} s_j, s_k), which
 is empty unless its score s_k is a new running maximum. So as t grows, the sample moves from one running
@@ -9,6 +9,7 @@ exit, and of correct ones, for every t.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from eestudy.config import EestudyError
 
-from .checks import ArrayLike, Costs, check_costs, check_predictions
-from .rules.rule import predictions
-from .score_table import check_rule, score_table
+from .checks import ArrayLike, Costs, Predictions, check_alike, check_costs, check_logits, check_predictions
+from .exit_rules import score_table
+
+RULE = "max-probability"
+SHARE = 0.99  # of the backbone's accuracy: what counts as nearly as good
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,6 @@ class StepCurve:
     def cost(self, costs: np.ndarray) -> np.ndarray:
         """Mean cost of a sample (T,), in the unit of costs (K,)."""
         return (self.counts @ costs) / self.counts[0].sum()
-
-    def rows(self, thresholds: np.ndarray) -> np.ndarray:
-        """The row that holds for each of these thresholds."""
-        return np.searchsorted(self.thresholds, thresholds, side="right") - 1
 
 
 def step_curve(score: np.ndarray, worth: np.ndarray) -> StepCurve:
@@ -109,24 +108,16 @@ def _moves(score: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return value, source, target, gain
 
 
-def is_correct(logits: Tensor, labels: np.ndarray) -> np.ndarray:
-    """Checked logits (K, N, C) and labels (N,) -> bool (K, N)."""
-    return predictions(logits).numpy() == labels
-
-
 def squared_errors(logits: Tensor, labels: np.ndarray) -> np.ndarray:
     """Checked logits (K, N, 1) and labels (N,) of a regression -> float64 (K, N)."""
     return (logits[:, :, 0].numpy().astype(np.float64) - labels) ** 2
 
 
-def _curve(
-    logits: ArrayLike, labels: ArrayLike, costs: Costs, rule: str, k: int | None
-) -> tuple[StepCurve, dict[str, np.ndarray]]:
+def _curve(logits: ArrayLike, labels: ArrayLike, costs: Costs, rule: str) -> tuple[StepCurve, dict[str, np.ndarray]]:
     """The curve and its columns (T,): accuracy, for regression r2 and mse; cost."""
-    check_rule(rule)
     tensor, label_array = check_predictions(logits, labels, finite=False)  # `score_table` looks
     cost_array = check_costs(costs, len(tensor))
-    score, predicted = score_table(tensor, rule, k, last=False)
+    score, predicted = score_table(tensor, rule, last=False)
     if tensor.shape[2] > 1:
         curve = step_curve(score, predicted == label_array)
         return curve, {"accuracy": curve.mean(), "cost": curve.cost(cost_array)}
@@ -137,42 +128,93 @@ def _curve(
 
 
 def threshold_sweep(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    costs: Costs,
-    thresholds: Sequence[float] | ArrayLike,
-    rule: str = "max-probability",
-    k: int | None = None,
+    logits: ArrayLike, labels: ArrayLike, costs: Costs, thresholds: Sequence[float] | ArrayLike, rule: str = RULE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy (T,), in regression R2, and mean cost (T,) at the given thresholds, each shared by all exits.
 
     logits (K, N, C), labels (N,), costs (K,) in FLOPs, thresholds (T,) on the score (entropy: minus h; regression:
-    minus the difference, and k: see `exit_rules`).
+    minus the difference).
     Raises EestudyError for shapes that do not match, labels out of range, NaN, an unknown rule.
     """
     wanted = np.asarray(thresholds, dtype=np.float64)
     if wanted.ndim != 1 or np.isnan(wanted).any():
         raise EestudyError(f"thresholds: must be a list of numbers, got {thresholds!r}")
-    curve, columns = _curve(logits, labels, costs, rule, k)
-    rows = curve.rows(wanted)
+    curve, columns = _curve(logits, labels, costs, rule)
+    rows = np.searchsorted(curve.thresholds, wanted, side="right") - 1
     return columns["r2" if "r2" in columns else "accuracy"][rows], columns["cost"][rows]
 
 
-def tradeoff_curve(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    costs: Costs,
-    rule: str = "max-probability",
-    k: int | None = None,
-) -> pd.DataFrame:
+def tradeoff_curve(logits: ArrayLike, labels: ArrayLike, costs: Costs, rule: str = RULE) -> pd.DataFrame:
     """The whole curve of one shared threshold: one row for every threshold at which something changes.
 
     Columns: threshold (on the score; the row holds from it up to the next row's; the first is -inf),
     accuracy (regression: r2, mse), cost (mean, FLOPs a sample), share_1 .. share_K (fraction of the samples that
     leave at each exit). Raises EestudyError as `threshold_sweep` does.
     """
-    curve, columns = _curve(logits, labels, costs, rule, k)
+    curve, columns = _curve(logits, labels, costs, rule)
     # In place: nobody else has this curve, and fresh memory would take as long as the scores of an exit.
     shares = np.divide(curve.counts, curve.counts[0].sum(), out=curve.counts)
     by_exit = {f"share_{number}": share for number, share in enumerate(shares.T, 1)}
     return pd.DataFrame({"threshold": curve.thresholds} | columns | by_exit, copy=False)
+
+
+def area_under_curve(cost: Costs, accuracy: Costs, low: float, high: float) -> float:
+    """Mean accuracy over budgets drawn evenly from [low, high]: the integral of a(c) dc, divided by high - low.
+
+    cost, accuracy (T,): points, cost never falling; of those with equal cost the last counts. Read as steps, as a user
+    meets them who may spend c: a(c) is the accuracy at the most expensive point whose cost is at most c.
+    NaN when the cheapest point costs more than `low`, for then a(c) is not defined everywhere.
+    """
+    x, y = np.asarray(cost, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
+    if x[0] > low:
+        return math.nan
+    if low == high:
+        return float(y[np.searchsorted(x, low, side="right") - 1])
+    edges = np.clip(np.append(x, math.inf), low, high)
+    return float((y * np.diff(edges)).sum() / (high - low))
+
+
+def curve_summary(
+    test: Predictions,
+    costs: Costs,
+    rule: str = RULE,
+    validation: Predictions | None = None,
+    reference: float | None = None,
+) -> pd.DataFrame:
+    """The curve of one shared threshold in two numbers: the area under it, and the cost at which it is nearly as good
+    as the whole network, SHARE of the reference. A frame of one row.
+
+    test, validation: (logits (K, N, C), labels (N,)). With validation the protocol is `calibrated`: for every budget
+    validation data choose the threshold, so the curve is the accuracy on test over the cost on validation, and the
+    threshold for the goal is the cheapest one that reaches it there. Without, it is `paper`: all is read off the test
+    set. reference: the backbone's accuracy (regression: R2), on the data that choose; default, the last exit's. The
+    area is taken from the first exit's cost to the last one's.
+
+    Columns: protocol, rule, area, goal, threshold, cost and accuracy (regression: r2; both on test, at that threshold;
+    NaN where the goal is out of reach), reason (why; empty otherwise). Raises EestudyError as `threshold_sweep` does.
+    """
+    cost_array = check_costs(costs, len(test[0]))
+    if validation is not None:
+        check_alike(check_logits(validation[0]), check_logits(test[0]))
+    chosen = tradeoff_curve(*(test if validation is None else validation), costs, rule)
+    score = "r2" if "r2" in chosen else "accuracy"
+    thresholds, known = chosen["threshold"].to_numpy(), chosen[score].to_numpy()
+    accuracy, flops = threshold_sweep(*test, costs, thresholds, rule)
+    reference = float(known[-1]) if reference is None else float(reference)
+    goal = SHARE * reference
+    found, reason = {"threshold": math.nan, "cost": math.nan, score: math.nan}, ""
+    reached = np.flatnonzero(known >= goal)
+    if not reference > 0:
+        reason = f"a share of the reference's {score}, {reference:.4g}, means nothing: it is not above 0"
+    elif not len(reached):
+        best = int(np.nanargmax(known))
+        reason = (
+            f"no threshold reaches {SHARE:g} x {reference:.4g} = {goal:.4g}; "
+            f"the best is {known[best]:.4g} at {chosen['cost'][best]:g} FLOPs"
+        )
+    else:
+        row = int(reached[0])  # cost grows with the threshold
+        found = {"threshold": thresholds[row], "cost": flops[row], score: accuracy[row]}
+    area = area_under_curve(chosen["cost"].to_numpy(), accuracy, cost_array[0], cost_array[-1])
+    protocol = "paper" if validation is None else "calibrated"
+    return pd.DataFrame([{"protocol": protocol, "rule": rule, "area": area, "goal": goal, **found, "reason": reason}])

@@ -1,7 +1,7 @@
 """Which samples are hard, and where they leave. K exits, N samples, S runs of one cell on the same samples.
 
-difficulty (N,): share of the (run, exit) pairs that are wrong on a sample; agreement (N,): share of them that give the
-class that most of them give. Definitions are ours.
+difficulty (N,): `share_wrong`; agreement (N,): the share of the (run, exit) pairs that give the class that most of them
+give. Definitions are ours.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .checks import ArrayLike, check_classes
-from .exit_rules import ExitRule, leave_at
+from .exit_rules import ExitRule, leave_at, score_table
 from .rules.rule import predictions
-from .score_table import score_table
 
 GROUPS = (("easy", 0.1), ("middle", 0.5), ("hard", 1.0))
 """Name and the largest difficulty of each group, that of middle without its end."""
@@ -24,6 +23,19 @@ GROUPS = (("easy", 0.1), ("middle", 0.5), ("hard", 1.0))
 def predicted_classes(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """Logits (K, N, C) -> classes (K, N). EestudyError for bad arrays, a regression, labels of one class only."""
     return predictions(check_classes(logits, labels, "difficulty")[0]).numpy()
+
+
+def share_wrong(answers: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The share of the (run, exit) pairs that are wrong on a sample, (N,) in [0, 1]: its difficulty.
+
+    answers: classes (K, N) of each run. Of a regression, predictions (K, N): those are wrong whose error is larger than
+    the median of all errors.
+    """
+    every = np.concatenate(list(answers))
+    if every.dtype.kind in "iu":
+        return 1 - (every == labels).mean(axis=0)
+    errors = np.abs(every - labels)
+    return (errors > np.median(errors)).mean(axis=0)
 
 
 def sample_table(predicted: Sequence[np.ndarray], labels: np.ndarray) -> pd.DataFrame:
@@ -38,7 +50,7 @@ def sample_table(predicted: Sequence[np.ndarray], labels: np.ndarray) -> pd.Data
             "sample": np.arange(len(labels)),
             "label": labels,
             "majority": votes.argmax(axis=1),
-            "difficulty": 1 - votes[np.arange(len(labels)), labels] / len(every),
+            "difficulty": share_wrong(predicted, labels),
             "agreement": votes.max(axis=1) / len(every),
         }
     )

@@ -4,8 +4,8 @@ Every rule is one sentence: a sample exits at exit k when its score is strictly 
 those of `rules`, a file each. They are compared with thresholds in float64, where each float32 score is exact: no
 threshold is rounded.
 
-Thresholds are always on the score. Only `entropy(h)` takes the entropy itself: leave when H < h.
-It stores -h.
+Thresholds are always on the score. Only `entropy(h)` takes the entropy itself: leave when H < h. It stores -h.
+Regression, that is logits with one column, has no probabilities; patience is its only rule (`rules.patience`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from eestudy.config import EestudyError
+from eestudy.config import EestudyError, check_name
+from eestudy.registry import EXIT_RULES
 
-from .checks import ArrayLike, check_logits, is_number
-from .rules.rule import History, Rule
-from .score_table import check_rule, check_whole, rule_for, score_table
+from .checks import ArrayLike, check_finite, check_logits, is_number
+from .rules.patience import Steadiness
+from .rules.rule import History, Rule, predictions
+
+BLOCK = 2**18  # numbers in a block of rows: small enough to stay in the cache
+
+
+def rule_for(name: str, num_classes: int, k: int | None = None) -> Rule:
+    """The rule for logits (b, C): for C = 1, which is regression, that of patience over k changes, by default 1.
+
+    Raises EestudyError for another rule in regression, and for a k without it.
+    """
+    if num_classes > 1:
+        if k is not None:
+            raise EestudyError(
+                f"k: {k!r} counts changes of a prediction, which is for regression; here are {num_classes} classes"
+            )
+        return EXIT_RULES[check_name("rule", name, EXIT_RULES)]
+    if check_name("rule", name, EXIT_RULES) != "patience":
+        raise EestudyError(
+            f"rule: {name} is a score of class probabilities, and a regression has none; use patience, "
+            "with a difference: patience(k, difference=...)"
+        )
+    return Steadiness(1 if k is None else check_whole("k", k))
+
+
+def check_number(name: str, value: Any) -> None:
+    if not is_number(value):
+        raise EestudyError(f"{name} must be a number, got {value!r}")
+
+
+def check_whole(name: str, value: Any) -> int:
+    check_number(name, value)
+    if value < 0 or not float(value).is_integer():
+        raise EestudyError(f"{name} must be a whole number from 0 on, got {value!r}")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -41,16 +76,15 @@ class ExitRule:
 
     def __post_init__(self) -> None:
         rule = rule_for(self.name, 2 if self.k is None else 1, self.k)
-        low, high = rule.low, rule.high
         values = self.thresholds if isinstance(self.thresholds, tuple) else (self.thresholds,)
         if not values:
             raise EestudyError(f"{self.name}: thresholds must hold one number for each exit, got none")
         for value in values:
-            _check_number(f"{self.name} threshold", value)
-            if not (math.isinf(value) or low <= value <= high):
+            check_number(f"{self.name} threshold", value)
+            if not (math.isinf(value) or rule.low <= value <= rule.high):
                 hint = "; those of regression need k" if self.name == "patience" and self.k is None else ""
                 raise EestudyError(
-                    f"{self.name} threshold must be in [{low:g}, {high:g}] or infinite, got {value!r}{hint}"
+                    f"{self.name} threshold must be in [{rule.low:g}, {rule.high:g}] or infinite, got {value!r}{hint}"
                 )
 
     def __call__(self, history: History) -> Tensor:
@@ -82,13 +116,8 @@ class ExitRule:
         return self.thresholds[k - 1]
 
 
-def _check_number(what: str, value: Any) -> None:
-    if not is_number(value):
-        raise EestudyError(f"{what} must be a number, got {value!r}")
-
-
 def _bounded(name: str, value: Any, low: float, high: float) -> float:
-    _check_number(name, value)
+    check_number(name, value)
     if not low <= value <= high or math.isinf(value):
         raise EestudyError(f"{name} must be in [{low:g}, {high:g}], got {value!r}")
     return float(value)
@@ -131,23 +160,46 @@ def per_exit(thresholds: Sequence[float] | ArrayLike, rule: str = "max-probabili
     values = np.asarray(thresholds, dtype=np.float64)
     if values.ndim != 1:
         raise EestudyError(f"thresholds must be a list with one number for each exit, got shape {values.shape}")
-    return ExitRule(check_rule(rule), tuple(float(value) for value in values), k)
+    return ExitRule(rule, tuple(float(value) for value in values), k)
 
 
 # ---------------------------------------------------------------- simulation on stored logits
 
 
-def scores(logits: ArrayLike, rule: str | ExitRule = "max-probability", k: int | None = None) -> np.ndarray:
-    """Scores (K, N) float32 of stored logits (K, N, C): the numbers that the rule sees in real inference.
+def score_table(tensor: Tensor, rule: str, k: int | None = None, last: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (K, N, C) -> scores (K, N) float32 and predicted classes (K, N) int64, in one pass.
 
-    k: for regression, if `rule` is a name: see `rules.patience`.
+    The predictions serve both: no score needs a second search for the largest logit. last: False leaves out the scores
+    of exit K, where nobody is asked: (K - 1, N).
+    Raises EestudyError for logits that are not finite.
     """
+    num_exits, num_samples, num_classes = tensor.shape
+    scored = rule_for(rule, num_classes, k)
+    rows = max(1, BLOCK // num_classes)
+    spare = torch.empty(2, min(rows, num_samples), num_classes)
+    predicted = torch.empty((num_exits, num_samples), dtype=torch.int64)
+    found = torch.empty((num_exits if last else num_exits - 1, num_samples), dtype=torch.float32)
+    for start in range(0, num_samples, rows):
+        here = slice(start, start + rows)
+        block = tensor[:, here]
+        for number, logits in enumerate(block):
+            check_finite(logits, tensor)  # while they are in the cache
+            predicted[number, here] = predictions(logits)
+            if number < len(found):
+                before = found[number - 1, here] if number else None
+                found[number, here] = scored.of_stored(
+                    block[: number + 1], predicted[: number + 1, here], before, spare
+                )
+    return found.numpy(), predicted.numpy()
+
+
+def scores(logits: ArrayLike, rule: str | ExitRule = "max-probability") -> np.ndarray:
+    """Scores (K, N) float32 of stored logits (K, N, C): the numbers that the rule sees in real inference."""
     tensor = check_logits(logits)
-    if isinstance(rule, ExitRule):
-        rule.rule_for(tensor.shape[2])  # refuses a rule of the other task
-        k = rule.k
-        rule = rule.name
-    return score_table(tensor, rule, k)[0]
+    if not isinstance(rule, ExitRule):
+        return score_table(tensor, rule)[0]
+    rule.rule_for(tensor.shape[2])  # refuses a rule of the other task
+    return score_table(tensor, rule.name, rule.k)[0]
 
 
 def simulate(logits: ArrayLike, rule: ExitRule) -> np.ndarray:
@@ -158,10 +210,8 @@ def simulate(logits: ArrayLike, rule: ExitRule) -> np.ndarray:
     Raises EestudyError when the rule has thresholds for another number of exits.
     """
     score = scores(logits, rule)
-    own = rule.thresholds if isinstance(rule.thresholds, tuple) else (rule.thresholds,) * len(score)
-    if len(own) != len(score):
-        raise EestudyError(f"the rule has {len(own)} thresholds, the logits have {len(score)} exits")
-    return leave_at(score, np.asarray(own, dtype=np.float64))
+    rule.check_exits(len(score))
+    return leave_at(score, np.array([rule.threshold(k) for k in range(1, len(score) + 1)]))
 
 
 def leave_at(score: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -1,56 +1,57 @@
 """How good, and how honest about it, each exit is by itself, and the network that leaves early.
 
+And what mends or tests that: temperatures, and samples of no class of the network's. K exits, N samples, C classes;
 confidence (N,): the largest softmax probability of the exit where a sample leaves; correct (N,) bool.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
+from scipy import stats
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import mean_squared_error, r2_score, roc_auc_score
 from torch import Tensor
 
 from eestudy.config import EestudyError
 
-from .checks import ArrayLike, check_predictions
-from .curves import is_correct
-from .exit_rules import ExitRule, simulate
-from .regression import regression_scores
-from .score_table import score_table
+from .checks import ArrayLike, check_alike, check_classes, check_logits, check_predictions
+from .exit_rules import ExitRule, score_table, simulate
 
 BINS = 15
 """Guo et al. 2017 use 15 bins."""
+TEMPERATURES = (0.01, 100.0)
+"""Range of T. An exit that is never wrong on validation data has the least loss at T = 0: it gets the lower end."""
+REGRESSION_SCORES = ("r2", "pearson", "spearman", "mse")
+"""R2 = 1 - mse / variance of the labels; the correlations of Pearson and of Spearman (ranks); mean squared error."""
 
 
 def exit_metrics(logits: ArrayLike, labels: ArrayLike) -> pd.DataFrame:
     """One row an exit: exit (from 1), accuracy, nll (mean, nats), ece; every sample counted at every exit.
 
-    In regression (C = 1): exit and `regression.SCORES`.
+    In regression (C = 1): exit and `REGRESSION_SCORES`.
     logits (K, N, C), labels (N,). Raises EestudyError for shapes that do not match, labels out of range, NaN.
     """
     tensor, label_array = check_predictions(logits, labels)
     if tensor.shape[2] == 1:
-        predicted = tensor[:, :, 0].numpy()
-        return pd.DataFrame(
-            [{"exit": k, **regression_scores(values, label_array)} for k, values in enumerate(predicted, 1)]
-        )
-    correct = is_correct(tensor, label_array)
-    confidence, _ = score_table(tensor, "max-probability")
+        values = enumerate(tensor[:, :, 0].numpy(), 1)
+        return pd.DataFrame([{"exit": k, **regression_scores(predicted, label_array)} for k, predicted in values])
+    confidence, predicted = score_table(tensor, "max-probability")
+    correct = predicted == label_array
     target = torch.from_numpy(label_array)
-    rows = [
+    return pd.DataFrame(
         {
-            "exit": k + 1,
-            "accuracy": correct[k].mean(),
-            "nll": F.cross_entropy(tensor[k], target).item(),
-            "ece": calibration_error(confidence[k], correct[k]),
+            "exit": range(1, len(tensor) + 1),
+            "accuracy": correct.mean(axis=1),
+            "nll": [F.cross_entropy(logits, target).item() for logits in tensor],
+            "ece": [calibration_error(*exit) for exit in zip(confidence, correct)],
         }
-        for k in range(len(tensor))
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def reliability_metrics(
@@ -128,8 +129,7 @@ def where_they_leave(tensor: Tensor, rule: ExitRule) -> Tensor:
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error of confidences (N,) in [0, 1] and correctness (N,) bool.
 
-    Guo et al. 2017, eq. 3: sum over equal-width bins ((m-1)/M, m/M] of |B_m| / N * |accuracy - mean
-    confidence|.
+    Guo et al. 2017, eq. 3: sum over equal-width bins ((m-1)/M, m/M] of |B_m| / N * |accuracy - mean confidence|.
     """
     index = _bin_of(confidence, _edges(bins))
     gap = np.bincount(index, weights=correct.astype(np.float64) - confidence, minlength=bins)
@@ -170,8 +170,97 @@ def failure_auroc(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, s
     """Failure prediction: AUROC of right (positive) against wrong answers by confidence, and a reason if it is NaN."""
     right = int(correct.sum())
     if right in (0, len(correct)):
-        return (
-            math.nan,
-            f"all {len(correct)} answers are {'right' if right else 'wrong'}, so there is nothing to tell apart",
-        )
+        answers = f"all {len(correct)} answers are {'right' if right else 'wrong'}"
+        return math.nan, f"{answers}, so there is nothing to tell apart"
     return float(roc_auc_score(correct, confidence)), ""
+
+
+def regression_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The `REGRESSION_SCORES` of predictions (N,). NaN where one is not defined, and no warning.
+
+    R2 is not defined for labels that are all the same, a correlation neither for such labels nor for predictions that
+    are all the same.
+    """
+    predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
+    spread = np.ptp(labels) > 0
+    varied = spread and np.ptp(predicted) > 0
+    return {
+        "r2": float(r2_score(labels, predicted)) if spread else math.nan,
+        "pearson": float(stats.pearsonr(labels, predicted).statistic) if varied else math.nan,
+        "spearman": float(stats.spearmanr(labels, predicted).statistic) if varied else math.nan,
+        "mse": float(mean_squared_error(labels, predicted)),
+    }
+
+
+# ---------------------------------------------------------------- temperatures: Guo et al. 2017
+
+
+def fit_temperatures(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """Temperatures (K,) that minimize the mean negative log-likelihood of validation logits (K, N, C), labels (N,).
+
+    Logits are divided by T > 0: predictions stay, confidences change, so scale first, then `calibrate`. The loss is
+    convex in 1/T, so it has one minimum over log T, where a bounded scalar search looks for it.
+    Raises EestudyError for bad arrays, a regression, and labels of one class only.
+    """
+    tensor, label_array = check_classes(logits, labels, "temperature scaling")
+    target = torch.from_numpy(label_array)
+    return np.array([_fit_temperature(exit_logits.double(), target) for exit_logits in tensor])
+
+
+def _fit_temperature(logits: Tensor, target: Tensor) -> float:
+    def loss(log_t: float) -> float:
+        return F.cross_entropy(logits / float(np.exp(log_t)), target).item()
+
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    # The search never touches the ends of its range. Of equals, which a loss of 0 has many, the lower end.
+    return float(np.exp(min((low, found.x, high), key=loss)))
+
+
+def apply_temperatures(logits: ArrayLike, temperatures: Sequence[float] | ArrayLike) -> np.ndarray:
+    """Logits (K, N, C) divided by temperatures (K,): float32, for everything that takes logits.
+
+    Raises EestudyError unless there is one finite temperature above 0 for each exit.
+    """
+    tensor = check_logits(logits)
+    values = np.asarray(temperatures, dtype=np.float64)
+    if values.shape != (len(tensor),) or not np.isfinite(values).all() or (values <= 0).any():
+        raise EestudyError(
+            f"temperatures: must be one finite number above 0 for each of {len(tensor)} exits, got {values.tolist()}"
+        )
+    return (tensor.double() / torch.from_numpy(values)[:, None, None]).float().numpy()
+
+
+# ---------------------------------------------------------------- samples of no class
+
+
+SCORES: dict[str, Callable[[Tensor], np.ndarray]] = {
+    "max-probability": lambda logits: score_table(logits[None], "max-probability")[0][0],
+    "entropy": lambda logits: score_table(logits[None], "entropy")[0][0],
+    "energy": lambda logits: torch.logsumexp(logits.double(), dim=-1).numpy(),
+}
+"""Name -> score (N,) of logits (N, C), larger for what looks familiar: the largest softmax probability (Hendrycks and
+Gimpel 2017), minus the entropy, and minus the energy, that is log sum exp of the logits (Liu et al. 2020, T = 1)."""
+
+
+def ood_detection(inside: ArrayLike, outside: ArrayLike, rule: ExitRule | None = None) -> pd.DataFrame:
+    """AUROC of telling samples of the network's own data set (positive) from others, by exit and score.
+
+    inside (K, N, C), outside (K, M, C): logits of the same network. With a rule also for the network that leaves early
+    by it, every sample scored where it leaves. One row a system and score: system ("exit 1" .., "dynamic"), score,
+    auroc (1: all told apart; 0.5: none). Raises EestudyError for bad arrays, other exits or classes, a regression.
+    """
+    first, second = check_logits(inside), check_logits(outside)
+    check_alike(first, second, ("inside", "outside"))
+    if first.shape[2] == 1:
+        raise EestudyError("logits: have 1 output, which is a regression; these scores need at least 2 classes")
+    pairs = [(f"exit {number}", first[number - 1], second[number - 1]) for number in range(1, len(first) + 1)]
+    if rule is not None:
+        pairs.append(("dynamic", where_they_leave(first, rule), where_they_leave(second, rule)))
+    truth = np.arange(first.shape[1] + second.shape[1]) < first.shape[1]
+    rows = []
+    for system, own, other in pairs:
+        for name, score in SCORES.items():
+            auroc = roc_auc_score(truth, np.concatenate([score(own), score(other)]))
+            rows.append({"system": system, "score": name, "auroc": float(auroc)})
+    return pd.DataFrame(rows)

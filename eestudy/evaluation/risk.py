@@ -34,8 +34,7 @@ from scipy import stats
 from eestudy.config import EestudyError, check_name
 
 from .checks import ArrayLike, Costs, check_between, check_classes, check_costs
-from .exit_rules import ExitRule, leave_at
-from .score_table import rule_for, score_table
+from .exit_rules import ExitRule, leave_at, rule_for, score_table
 
 RISKS = ("gap", "error", "disagree")
 _MOST = 2**20  # samples, up to which `fewest_samples` looks
@@ -102,23 +101,23 @@ def control_risk(
     for threshold in sequence:
         index = leave_at(score, np.full(num_exits, threshold)) - 1
         loss = _losses(predicted, label_array, index, risk)
-        p = (
-            betting_p_value(loss, tolerance)
-            if risk == "gap"
-            else binomial_p_value(int(loss.sum()), len(loss), tolerance)
-        )
+        gap = risk == "gap"
+        p = betting_p_value(loss, tolerance) if gap else binomial_p_value(int(loss.sum()), len(loss), tolerance)
         tests.append({"threshold": threshold, "risk": loss.mean(), "cost": cost_array[index].mean(), "p": p})
         if p > 1 - confidence:
             break  # what comes after the first test that fails is never certified: this is the correction
     frame = pd.DataFrame(tests)
     certified = frame[frame["p"] <= 1 - confidence]
     if certified.empty:
-        reason = _why_none(frame.iloc[0], risk, tolerance, confidence, num_samples)
+        first = frame.iloc[0]
+        reason = too_few(num_samples, risk, tolerance, confidence) or (
+            f"already the most careful threshold, {first['threshold']:.6g}, has risk ({risk}) {first['risk']:.4g} on "
+            f"{num_samples} samples, p = {first['p']:.3g} > {1 - confidence:.3g} for risk > {tolerance:g}"
+        )
         return Certified(rule, risk, tolerance, confidence, None, reason, math.nan, math.nan, frame)
-    last = certified.iloc[-1]
-    return Certified(
-        rule, risk, tolerance, confidence, float(last["threshold"]), "", float(last["risk"]), float(last["cost"]), frame
-    )
+    risk_found, cost = (float(certified[name].iloc[-1]) for name in ("risk", "cost"))
+    threshold = float(certified["threshold"].iloc[-1])
+    return Certified(rule, risk, tolerance, confidence, threshold, "", risk_found, cost, frame)
 
 
 def _losses(predicted: np.ndarray, labels: np.ndarray, index: np.ndarray, risk: str) -> np.ndarray:
@@ -129,22 +128,11 @@ def _losses(predicted: np.ndarray, labels: np.ndarray, index: np.ndarray, risk: 
     return (early != (labels if risk == "error" else full)).astype(np.int64)
 
 
-def _why_none(first: pd.Series, risk: str, tolerance: float, confidence: float, num_samples: int) -> str:
-    return too_few(num_samples, risk, tolerance, confidence) or (
-        f"already the most careful threshold, {first['threshold']:.6g}, has risk ({risk}) {first['risk']:.4g} on "
-        f"{num_samples} samples, p = {first['p']:.3g} > {1 - confidence:.3g} for risk > {tolerance:g}"
-    )
-
-
 def too_few(num_samples: int, risk: str, tolerance: float, confidence: float) -> str:
     """Why that many samples certify nothing without a loss on any of them, and how many would; "" where they do."""
     needed = fewest_samples(risk, tolerance, confidence)
-    if num_samples >= needed:
-        return ""
-    return (
-        f"{num_samples} samples are too few: even without a single loss, tolerance {tolerance:g} at confidence "
-        f"{confidence:g} takes at least {needed}"
-    )
+    even = f"even without a single loss, tolerance {tolerance:g} at confidence {confidence:g} takes at least {needed}"
+    return f"{num_samples} samples are too few: {even}" if num_samples < needed else ""
 
 
 @cache

@@ -16,13 +16,11 @@ import pandas as pd
 from eestudy.config import EestudyError
 from eestudy.registry import EXIT_RULES
 
-from .budgets import ALLOCATIONS, BUDGETS, budget_misses, calibrate, fitter, measured
+from .budgets import ALLOCATIONS, budget_misses, calibrate, fitter, measured
 from .checks import Predictions, check_predictions
-from .exit_rules import ExitRule, leave_at, per_exit
-from .reliability import reliability_metrics, reliability_table
+from .exit_rules import ExitRule, leave_at, per_exit, score_table
+from .reliability import apply_temperatures, fit_temperatures, reliability_metrics, reliability_table
 from .risk import control_risk
-from .score_table import score_table
-from .temperature import apply_temperatures, fit_temperatures
 
 STEPS = 60
 """Budgets of the explorer, evenly from the first exit's cost to the last one's."""
@@ -75,20 +73,12 @@ def _scored(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=["pearson", "spearman", "mse"]).assign(score="r2")
 
 
-def _missed(run: Predicted, rule: str, method: str) -> pd.DataFrame:
-    costs = (run.costs, run.backbone_flops)
-    return budget_misses(run.validation, run.test, *costs, rule, BUDGETS[:-1], (method,)).drop(columns="method")
-
-
 def allocation(run: Predicted) -> pd.DataFrame:
     """`budget_misses` for every exit rule and way to share out the budget: rule, allocation (its name), budget, ..."""
     rules = ["patience"] if run.regression else list(EXIT_RULES)
-    tables = [
-        or_reason(partial(_missed, run, rule, method), rule=rule, allocation=method)
-        for rule in rules
-        for method in ALLOCATIONS
-    ]
-    return _scored(stacked(tables))
+    missed = partial(budget_misses, run.validation, run.test, run.costs, run.backbone_flops)
+    pairs = [(rule, method) for rule in rules for method in ALLOCATIONS]
+    return _scored(stacked([or_reason(partial(missed, *pair), rule=pair[0], allocation=pair[1]) for pair in pairs]))
 
 
 def explorer(run: Predicted) -> pd.DataFrame:
@@ -100,7 +90,7 @@ def explorer(run: Predicted) -> pd.DataFrame:
     rule = "patience" if run.regression else "max-probability"
 
     def explored(method: str) -> pd.DataFrame:
-        fit = fitter(run.validation, run.costs, rule, method, None)
+        fit = fitter(run.validation, run.costs, rule, method)
         tensor, labels = check_predictions(*run.test)
         score, _ = score_table(tensor, rule)
         rows = []
@@ -119,6 +109,12 @@ def explorer(run: Predicted) -> pd.DataFrame:
     return stacked([or_reason(partial(explored, method), rule=rule, allocation=method) for method in ALLOCATIONS])
 
 
+def _outcome(score: np.ndarray, right: np.ndarray, threshold: float, costs: np.ndarray) -> tuple[float, float]:
+    """Accuracy lost against the last exit, and the mean cost, by scores and correctness (K, N)."""
+    index = leave_at(score, np.full(len(score), threshold)) - 1
+    return right[-1].mean() - right[index, np.arange(len(index))].mean(), costs[index].mean()
+
+
 def risk(run: Predicted) -> pd.DataFrame:
     """Risk control (risk gap, rule max-probability): tolerance, confidence, threshold, certified, and what came of it.
 
@@ -134,16 +130,9 @@ def risk(run: Predicted) -> pd.DataFrame:
         if found.threshold is not None:
             tensor, labels = check_predictions(*run.test)
             score, predicted = score_table(tensor, found.rule)
-            index = leave_at(score, np.full(len(score), found.threshold)) - 1
-            right = predicted == labels
-            flops = run.costs[index].mean()
-            row |= {
-                "threshold": found.threshold,
-                "validation_risk": found.risk,
-                "test_risk": right[-1].mean() - right[index, np.arange(len(index))].mean(),
-                "flops": flops,
-                "speed_up": run.backbone_flops / flops,
-            }
+            lost, flops = _outcome(score, predicted == labels, found.threshold, run.costs)
+            row |= {"threshold": found.threshold, "validation_risk": found.risk, "test_risk": lost, "flops": flops}
+            row["speed_up"] = run.backbone_flops / flops
         return pd.DataFrame([row])
 
     pairs = [(tolerance, confidence) for tolerance in TOLERANCES for confidence in CONFIDENCES]
@@ -163,8 +152,6 @@ def draws(run: Predicted) -> pd.DataFrame:
         logits = np.concatenate([run.validation[0], run.test[0]], axis=1)
         tensor, labels = check_predictions(logits, np.concatenate([run.validation[1], run.test[1]]))
         score, predicted = score_table(tensor, "max-probability")
-        right = predicted == labels
-        everyone = np.arange(len(labels))
         generator = np.random.default_rng(0)
         rows = []
         for draw in range(DRAWS):
@@ -172,10 +159,8 @@ def draws(run: Predicted) -> pd.DataFrame:
             found = control_risk(tensor[:, chosen], labels[chosen], run.costs, tolerance, confidence)
             row = {"draw": draw, "certified": found.threshold is not None, "reason": found.reason, "exceeded": False}
             if found.threshold is not None:
-                index = leave_at(score, np.full(len(score), found.threshold)) - 1
-                lost = right[-1].mean() - right[index, everyone].mean()
-                speed_up = run.backbone_flops / run.costs[index].mean()
-                row |= {"risk": lost, "exceeded": bool(lost > tolerance), "speed_up": speed_up}
+                lost, flops = _outcome(score, predicted == labels, found.threshold, run.costs)
+                row |= {"risk": lost, "exceeded": bool(lost > tolerance), "speed_up": run.backbone_flops / flops}
             rows.append(row)
         return pd.DataFrame(rows)
 

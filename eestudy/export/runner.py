@@ -44,6 +44,11 @@ class Runner:
         self.backbone_flops: int = facts["backbone_flops"]
         self._dtype = np.dtype(facts["input_dtype"])
         self._outputs = [exit["outputs"] for exit in facts["exits"]]
+        lacking = [number for number, exit in enumerate(facts["exits"], 1) if not exit["onnx"]]
+        if lacking:
+            raise EestudyError(
+                f"folder: {folder} has no ONNX file of exit {lacking[0]}; use exit_k.pt2 with torch instead"
+            )
         options = runtime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -58,12 +63,18 @@ class Runner:
         """x (B, *input_shape) -> logits (B, C) float32 that each sample left with, exit_index (B,) int64 in 1..K.
 
         A sample that leaves is dropped from the batch; no exit is computed for a batch that is empty.
-        Raises EestudyError for another shape.
+        Anything numpy takes for an array. Raises EestudyError for another shape or type.
         """
+        try:
+            x = np.asarray(x)
+        except ValueError:
+            raise EestudyError("x: samples of different shapes") from None
         if x.ndim != len(self.input_shape) + 1 or x.shape[1:] != self.input_shape:
             raise EestudyError(
                 f"x: has shape {x.shape}; the network takes (B, {', '.join(map(str, self.input_shape))})"
             )
+        if (x.dtype.kind == "f") != (self._dtype.kind == "f") or x.dtype.kind not in "fiu":
+            raise EestudyError(f"x: is of {x.dtype}; the network takes {self._dtype}, normalized as in training")
         logits = np.empty((len(x), self.num_classes), np.float32)
         exit_index = np.full(len(x), self.num_exits)
         inside = np.arange(len(x))

@@ -7,9 +7,10 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch._dynamo.exc import UserError
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
 from eestudy.config import EestudyError
+from eestudy.environment import say
 from eestudy.evaluation import ExitRule
 from eestudy.export.runner import FORMAT, MANIFEST, handed_on
 from eestudy.models import MultiExit, exit_costs
@@ -75,8 +77,11 @@ def programs(model: MultiExit) -> list[ExitProgram]:
 
 def write(model: MultiExit, folder: Path, rule: ExitRule) -> Path:
     """See `eestudy.export.export`."""
-    _check(model, rule)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check(model, rule, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EestudyError(f"folder: {folder} cannot be made ({error.strerror})") from None
     for old in (folder / MANIFEST, *folder.glob("exit_*.pt2"), *folder.glob("exit_*.onnx")):
         old.unlink(missing_ok=True)
     plain = copy.deepcopy(model).cpu().requires_grad_(False).to(memory_format=torch.contiguous_format)
@@ -89,9 +94,9 @@ def write(model: MultiExit, folder: Path, rule: ExitRule) -> Path:
     for number, program in enumerate(programs(plain), 1):
         with torch.no_grad():
             gives = program(*given)
-        _save(program, given, names, folder / f"exit_{number}")
+        onnx = _save(program, given, names, folder / f"exit_{number}")
         exits.append({
-            "onnx": f"exit_{number}.onnx", "program": f"exit_{number}.pt2", "stages": list(program.stages),
+            "onnx": onnx, "program": f"exit_{number}.pt2", "stages": list(program.stages),
             "inputs": names, "outputs": list(program.outputs),
             "flops": costs.flops[number - 1], "params": costs.params[number - 1],
         })  # fmt: skip
@@ -114,7 +119,13 @@ def write(model: MultiExit, folder: Path, rule: ExitRule) -> Path:
     return folder
 
 
-def _check(model: MultiExit, rule: ExitRule) -> None:
+def _check(model: MultiExit, rule: ExitRule, folder: Path) -> None:
+    if not isinstance(model, MultiExit):
+        raise EestudyError(
+            f"export: give a MultiExit, got {type(model).__name__}; add_exits(model, after=[...]) makes one"
+        )
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise EestudyError(f"folder: {folder} holds other files than an export; give a new one")
     if model.training:
         raise EestudyError("export: the model is in training mode; call model.eval() first")
     if not isinstance(rule, ExitRule):
@@ -126,7 +137,34 @@ def _check(model: MultiExit, rule: ExitRule) -> None:
         raise EestudyError(f"export: weights are {', '.join(sorted(other))}; export float32: model.float()")
 
 
-def _save(exit_program: ExitProgram, given: tuple[Tensor, ...], inputs: list[str], path: Path) -> None:
+def _pooled(x: Tensor, sizes: Sequence[int], reduce: Callable[[Tensor, int, bool], Tensor]) -> Tensor:
+    """Adaptive pooling of the last dimensions to `sizes` by windows: ONNX has none where a side is no multiple."""
+    for dim, size in enumerate(sizes, x.ndim - len(sizes)):
+        side = x.shape[dim]
+        ends = [(number * side // size, -(-(number + 1) * side // size)) for number in range(size)]
+        x = torch.cat([reduce(x.narrow(dim, first, end - first), dim, True) for first, end in ends], dim)
+    return x
+
+
+def _max_pooled(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    values = _pooled(x, sizes, torch.amax)
+    return values, torch.zeros_like(values, dtype=torch.int64)  # where each was: nobody reads it
+
+
+def _mean_pooled(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    return _pooled(x, sizes, torch.mean)
+
+
+IN_WINDOWS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.adaptive_max_pool2d.default: _max_pooled,
+    torch.ops.aten.adaptive_max_pool1d.default: _max_pooled,
+    torch.ops.aten.adaptive_avg_pool2d.default: _mean_pooled,
+    torch.ops.aten.adaptive_avg_pool1d.default: _mean_pooled,
+}
+
+
+def _save(exit_program: ExitProgram, given: tuple[Tensor, ...], inputs: list[str], path: Path) -> str | None:
+    """Writes both forms of an exit; returns the name of the ONNX file, None (said aloud) where it cannot be written."""
     batch, outputs = torch.export.Dim("batch", min=1), list(exit_program.outputs)
     with _quiet():
         try:
@@ -140,10 +178,16 @@ def _save(exit_program: ExitProgram, given: tuple[Tensor, ...], inputs: list[str
                 f"len(x), no Python if on values ({str(error).splitlines()[0]})"
             ) from error
         torch.export.save(program, path.with_suffix(".pt2"))
-        torch.onnx.export(
-            program, (), path.with_suffix(".onnx"), input_names=inputs, output_names=outputs, dynamo=True,
-            external_data=False, verbose=False,
-        )  # fmt: skip
+        try:
+            torch.onnx.export(
+                program.run_decompositions(IN_WINDOWS), (), path.with_suffix(".onnx"), input_names=inputs,
+                output_names=outputs, dynamo=True, external_data=False, verbose=False,
+            )  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - whatever the exporter lacks; the other exits are still of use
+            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+            say(f"export: {path.name}.onnx was not written ({reason.strip()}); {path.name}.pt2 was")
+            return None
+    return f"{path.name}.onnx"
 
 
 @contextmanager

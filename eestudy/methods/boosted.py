@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from eestudy.config import RunConfig
-from eestudy.methods.method import Args, Argument, Method
+from eestudy.methods import Args, Argument, Method
 from eestudy.models import MultiExit
 from eestudy.models.heads import Head, WrappedHead
 from eestudy.training.phases import Phase

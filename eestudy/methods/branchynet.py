@@ -15,6 +15,6 @@ else at the last. The training is SDN's, so the two share their phases; they dif
     method: branchynet
 """
 
-from eestudy.methods.method import Method
+from eestudy.methods import Method
 
 METHOD = Method("BranchyNet", exit_rule="entropy")

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eestudy.methods.method import Argument, Method, classes_only
+from eestudy.methods import Argument, Method, classes_only
 from eestudy.models import MultiExit
 from eestudy.training.batches import Inputs
 from eestudy.training.loop import Hooks

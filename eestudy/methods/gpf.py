@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eestudy.config import RunConfig, named_seed
-from eestudy.methods.method import Args, Argument, Method
+from eestudy.methods import Args, Argument, Method
 from eestudy.models import MultiExit
 from eestudy.models.heads import CASCADING, Head, WrappedHead, build_head
 from eestudy.training.batches import Inputs
@@ -97,10 +97,7 @@ class Imitation(Objective):
 
 
 def imitation_distance(heads: Sequence[nn.Module]) -> Tensor | None:
-    """Mean over heads of the mean distance 1 - cos of their guesses from the states behind; None: nobody guesses.
-
-    Takes away the heads' `state_and_guesses`.
-    """
+    """Mean over heads of the mean 1 - cos of guesses and states behind, which it takes away; None: nobody guesses."""
     states: dict[int, Tensor] = {}
     guesses: dict[int, Tensor] = {}
     for head in heads:

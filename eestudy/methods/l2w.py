@@ -47,18 +47,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.config import EestudyError, RunConfig, named_seed
-from eestudy.methods.method import Args, Argument, Method, classes_only
+from eestudy.methods import Args, Argument, Method, classes_only
 from eestudy.models import MultiExit
 from eestudy.training.batches import Inputs
+from eestudy.training.eager_step import build_optimizer, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.loop import Hooks
 from eestudy.training.losses import sample_losses
 from eestudy.training.objective import Objective
-from eestudy.training.optim import build_optimizer, lr_factor
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, set_trainable
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State
-from eestudy.training.trainable import set_trainable
 
 HIDDEN = 500
 
@@ -125,12 +124,9 @@ def before_step(
         return
     for group in objective.optimizer.param_groups:
         group["lr"] = objective.args["meta_lr"] * (1 + math.cos(math.pi * done)) / 2
-    lr = phase.settings.lr * lr_factor(phase.settings.schedule, phase.settings.warmup, done)
-    with (
-        execution.precision(phase.settings.precision),
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # the others have no second derivative
-        loss = meta_loss(state.model, phase, state.optimizer, objective, x, targets, lr)
+    # The other kernels have no second derivative.
+    with execution.precision(phase.settings.precision), sdpa_kernel(SDPBackend.MATH):
+        loss = meta_loss(state.model, phase, state.optimizer, objective, x, targets, learning_rate(phase, done))
     objective.optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=list(objective.weigher.parameters()))
     objective.optimizer.step()
@@ -170,8 +166,7 @@ def looked_ahead(
 ) -> dict[str, Tensor]:  # fmt: skip
     """The weights after the optimizer's next step, differentiable by the gradients; the optimizer stays as it is.
 
-    trained: the parameters it has, by name; start: the same values without their history. A parameter without gradient
-    stays, as in the optimizer.
+    trained: its parameters by name, which stay where there is no gradient; start: their values without history.
     """
     known = [gradient for gradient in gradients.values() if gradient is not None]
     factor = 1.0
@@ -219,10 +214,7 @@ def target_shares(exits: int, p: int) -> list[float]:
 
 
 def allotted(confidence: Tensor, shares: Sequence[float]) -> list[Tensor]:
-    """For each exit the places of its samples: the surest (confidence: (K, B)) of those no exit before has.
-
-    An exit gets its share of the batch, rounded down; the last gets the rest. Every sample is at one exit.
-    """
+    """For each exit its share of the samples: of those that no exit before has the surest. confidence: (K, B)."""
     exits, samples = confidence.shape
     free = torch.ones(samples, dtype=torch.bool, device=confidence.device)
     found = []

@@ -18,6 +18,6 @@ belongs to the paper as well, but is a choice of its own here: `architecture: ms
     method: msdnet
 """
 
-from eestudy.methods.method import Method
+from eestudy.methods import Method
 
 METHOD = Method("Multi-scale dense network", head=lambda kind: "msdnet" if kind == "maps" else "auto")

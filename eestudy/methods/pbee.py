@@ -16,6 +16,6 @@ two predictions count as the same when they differ by less than a threshold.
     method: pbee
 """
 
-from eestudy.methods.method import Method
+from eestudy.methods import Method
 
 METHOD = Method("Patience-based early exit", exit_rule="patience", settings={"weighting": "depth-linear"})

@@ -15,6 +15,6 @@ else at the last, :math:`K`. The loss is the mean of the exits' cross-entropies.
     method: sdn
 """
 
-from eestudy.methods.method import Method
+from eestudy.methods import Method
 
 METHOD = Method("Shallow-Deep Network")

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eestudy.config import RunConfig
-from eestudy.methods.method import Args, Argument, Method, classes_only
+from eestudy.methods import Args, Argument, Method, classes_only
 from eestudy.models import MultiExit
 from eestudy.models.heads import Head, WrappedHead, heads_for
 from eestudy.training.phases import Phase

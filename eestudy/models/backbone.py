@@ -41,21 +41,15 @@ class Backbone(nn.Module):
         self.classifier = classifier
         self.input_shape = tuple(input_shape)
         self.num_classes = num_classes
-        self.kind = kind
+        self.kind = check_name("kind", kind, KINDS)
         if not len(self.stages):
             raise EestudyError("stages: the list is empty; a backbone needs at least one stage")
-        if kind not in KINDS:
-            raise EestudyError(f"kind: unknown name {kind!r}; valid: {', '.join(KINDS)}")
 
     @classmethod
     def from_stages(
-        cls,
-        stages: Iterable[nn.Module],
-        classifier: nn.Module,
-        input_shape: Iterable[int],
-        kind: str | None = None,
+        cls, stages: Iterable[nn.Module], classifier: nn.Module, input_shape: Iterable[int], kind: str | None = None,
         input_dtype: torch.dtype = torch.float32,
-    ) -> Backbone:
+    ) -> Backbone:  # fmt: skip
         """A user's own backbone. One dry run finds the number of classes, and the kind where it is not ambiguous.
 
         A stage may give a tuple of tensors, batch first in each; heads read the first. Three-dimensional features may
@@ -67,14 +61,13 @@ class Backbone(nn.Module):
         stages, input_shape, shapes = list(stages), tuple(input_shape), []
         if not stages:
             raise EestudyError("stages: the list is empty; a backbone needs at least one stage")
-        device = next((tensor.device for stage in stages for tensor in stage.parameters()), torch.device("cpu"))
-        state: Any = torch.zeros(1, *input_shape, dtype=input_dtype, device=device)
+        state: Any = torch.zeros(1, *input_shape, dtype=input_dtype, device=device_of(nn.ModuleList(stages)))
         for number, stage in enumerate(stages, 1):
             state = _tried(stage, state, f"stages: stage {number}")
             features = state[0] if isinstance(state, tuple) else state
             if not isinstance(features, Tensor):
-                found = type(features).__name__
-                raise EestudyError(f"stages: stage {number} gives a {found}; expected a tensor or a tuple of them")
+                given = type(features).__name__
+                raise EestudyError(f"stages: stage {number} gives a {given}; expected a tensor or a tuple of them")
             shapes.append(tuple(features.shape))
         read = shapes[:-1] or shapes
         fitting = [name for name, dims in KINDS.items() if all(len(shape) == dims for shape in read)]
@@ -93,14 +86,10 @@ class Backbone(nn.Module):
 
     def dry_input(self, batch: int = 1) -> Tensor:
         """Zeros (batch, *input_shape) of the type the first stage takes, on the backbone's device."""
-        device = next((tensor.device for tensor in self.parameters()), torch.device("cpu"))
-        return torch.zeros(batch, *self.input_shape, dtype=self.input_dtype, device=device)
+        return torch.zeros(batch, *self.input_shape, dtype=self.input_dtype, device=device_of(self))
 
     def features(self, state: Any) -> Tensor:
-        """What a head reads: maps (B, C, H, W), a sequence (B, C, L), tokens (B, T, D) or vectors (B, D).
-
-        A state that is a tuple keeps its features first; a backbone for which that is not so has its own `features`.
-        """
+        """What a head reads, see KINDS. A state that is a tuple has it first, or the backbone its own `features`."""
         return state[0] if isinstance(state, tuple) else state
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +99,7 @@ class Backbone(nn.Module):
         return self.classifier(x)
 
     def feature_shapes(self) -> list[tuple[int, ...]]:
-        """The shape of the features after each stage, without the batch, found by one dry run."""
+        """The shape of the features after each stage, without the batch."""
         shapes = []
         state: Any = self.dry_input()
         with mode(self, False), torch.no_grad():
@@ -118,6 +107,10 @@ class Backbone(nn.Module):
                 state = stage(state)
                 shapes.append(tuple(self.features(state).shape[1:]))
         return shapes
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
 def stage_flops(backbone: Backbone) -> list[int]:

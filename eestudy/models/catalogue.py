@@ -16,20 +16,16 @@ from eestudy.registry import ARCHITECTURES
 MOST_STAGES = 12
 SHARES = {"flops": [15, 30, 45, 60, 75, 90]}
 
-SMALL = ("mlp", "resnet-tiny"), (1, 8, 8), 10  # digits
-LINES = ("resnet1d", "vit1d"), (1, 40), 10  # MNIST-1D
-CIFAR = (
-    ("resnet20", "resnet32", "resnet56", "resnet110", "wrn-28-10", "vgg16-bn", "msdnet"),
-    (3, 32, 32), 100,
-)  # fmt: skip
-BOTH = ("resnet18", "resnet34", "resnet50", "resnet101", "vit-tiny", "vit-small", "vit-base"), (3, 32, 32), 100
-IMAGENET = (
-    (*BOTH[0], "msdnet", "efficientnet-v2-s", "convnext-tiny", "swin-v2-t", "mobilenet-v3-large"),
-    (3, 224, 224), 1000,
-)  # fmt: skip
-TEXT = ("minilm",), (32,), 45  # WordNet's supersenses
+BOTH = ("resnet18", "resnet34", "resnet50", "resnet101", "vit-tiny", "vit-small", "vit-base")
 # (architectures, input shape, classes): what each was made for, or is mostly used with here.
-USUAL = (SMALL, LINES, CIFAR, BOTH, IMAGENET, TEXT)
+USUAL = (
+    (("mlp", "resnet-tiny"), (1, 8, 8), 10),  # digits
+    (("resnet1d", "vit1d"), (1, 40), 10),  # MNIST-1D
+    (("resnet20", "resnet32", "resnet56", "resnet110", "wrn-28-10", "vgg16-bn", "msdnet"), (3, 32, 32), 100),
+    (BOTH, (3, 32, 32), 100),
+    ((*BOTH, "msdnet", "efficientnet-v2-s", "convnext-tiny", "swin-v2-t", "mobilenet-v3-large"), (3, 224, 224), 1000),
+    (("minilm",), (32,), 45),  # WordNet's supersenses
+)
 
 
 def catalogue(names: Iterable[str] = tuple(ARCHITECTURES)) -> pd.DataFrame:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,11 @@ class Head(nn.Sequential):
     def read(self, reduced: Tensor, previous: Tensor | None = None) -> Tensor:
         """What `reduce` gave and what the head before handed on, if there is one -> logits (B, C)."""
         x = reduced
-        for number, module in enumerate(self):
-            if number == 0 and isinstance(module, Reader):
-                x = module.read(x)
-            elif isinstance(module, Cascade):
+        for module in self:
+            if isinstance(module, Cascade):
                 x = module(x, previous)
             else:
-                x = module(x)
+                x = module.read(x) if module is self[0] and isinstance(module, Reader) else module(x)
         return x
 
     def answer(self, reduced: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -70,11 +68,8 @@ class WrappedHead(Head):
 class Reader(nn.Module):
     """What stands first in a head: `reduce`, without parameters, then `read`."""
 
-    def reduce(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def read(self, reduced: Tensor) -> Tensor:
-        raise NotImplementedError
+    reduce: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.read(self.reduce(x))
@@ -84,7 +79,7 @@ class SDNPool(Reader):
     """a * maxpool + (1 - a) * avgpool with a learned share a (Kaya et al. 2019, SDN).
 
     (B, C, L) -> (B, C * size), (B, C, H, W) -> (B, C * size^2), with size at most 4. Features that are no larger than
-    that have nothing to pool; there is no share then.
+    that have nothing to pool, and no share.
     """
 
     def __init__(self, feature_shape: tuple[int, ...]) -> None:
@@ -96,19 +91,13 @@ class SDNPool(Reader):
         """Both pooled maps, (B, 2, C * size^2); or x, flattened, where there is nothing to pool."""
         if self.share is None:
             return x.flatten(1)
+        pools: Any = (F.adaptive_max_pool2d, F.adaptive_avg_pool2d)
         if x.ndim == 3:
-            size = self.size[0]
-            most, mean = F.adaptive_max_pool1d(x, size), F.adaptive_avg_pool1d(x, size)
-        else:
-            height, width = self.size
-            most, mean = F.adaptive_max_pool2d(x, (height, width)), F.adaptive_avg_pool2d(x, (height, width))
-        return torch.stack([most.flatten(1), mean.flatten(1)], 1)
+            pools = (F.adaptive_max_pool1d, F.adaptive_avg_pool1d)
+        return torch.stack([pool(x, self.size).flatten(1) for pool in pools], 1)
 
     def read(self, reduced: Tensor) -> Tensor:
-        """What `reduce` gave -> (B, C * size^2)."""
-        if self.share is None:
-            return reduced
-        return self.share * reduced[:, 0] + (1 - self.share) * reduced[:, 1]
+        return reduced if self.share is None else self.share * reduced[:, 0] + (1 - self.share) * reduced[:, 1]
 
 
 class FirstToken(Reader):
@@ -206,23 +195,16 @@ HEADS: dict[str, tuple[tuple[str, ...], Callable[..., Head]]] = {
     "vector": (("vector",), vector),
     "msdnet": (("maps",), msdnet),
     "msdnet-wide": (("maps",), msdnet_wide),
-    "cascading-pooled": (("maps", "sequence"), pooled),
-    "cascading-token": (("tokens",), token),
-    "cascading-vector": (("vector",), vector),
 }
 # Those whose last layer is a Cascade, but at the first exit, which has none before it.
 CASCADING = ("cascading-pooled", "cascading-token", "cascading-vector")
+HEADS |= {name: HEADS[name.removeprefix("cascading-")] for name in CASCADING}
 
 
 def build_head(
-    name: str,
-    kind: str,
-    feature_shape: tuple[int, ...],
-    num_classes: int,
-    layers: int = 1,
-    head_args: Mapping[str, object] | None = None,
-    first: bool = True,
-) -> Head:
+    name: str, kind: str, feature_shape: tuple[int, ...], num_classes: int, layers: int = 1,
+    head_args: Mapping[str, Any] | None = None, first: bool = True,
+) -> Head:  # fmt: skip
     """The head `name` for features of `kind` and shape (without the batch). "auto" takes the one made for the kind.
 
     layers: how many with weights, 1 to 5; of msdnet's, those after its convolutions. head_args: `width` of the hidden
@@ -237,20 +219,27 @@ def build_head(
     if layers not in range(1, MOST_HEAD_LAYERS + 1):
         raise EestudyError(f"head_layers: {layers} is out of range; it must be 1 to {MOST_HEAD_LAYERS}")
     _, build = HEADS[name]
-    head_args = dict(head_args or {})
-    known = list(inspect.signature(build).parameters)[3:]
+    head_args = head_args or {}
+    check_args("head_args", name, list(inspect.signature(build).parameters.values())[3:], head_args)
     for key, value in head_args.items():
-        if key not in known:
-            hint = nearest(key, known) if known else f"{name} takes none"
-            raise EestudyError(f"head_args: unknown key {key!r} for {name}; {hint}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise EestudyError(f"head_args: {key}: {value!r} is not valid; it must be a whole number above 0")
         if layers == 1:
             raise EestudyError(f"head_args: {key}: {value} has no effect on one layer; set head_layers to 2 or more")
     head = build(feature_shape, num_classes, layers, **head_args)
     if name in CASCADING and not first:
         head[-1] = Cascade(cast(nn.Linear, head[-1]).in_features, num_classes)
     return head
+
+
+def check_args(field: str, name: str, parameters: Iterable[inspect.Parameter], args: Mapping[str, Any]) -> None:
+    """EestudyError for an argument that is not one of a builder's own `parameters`, or no whole number above 0."""
+    known = {parameter.name: parameter for parameter in parameters}
+    for key, value in args.items():
+        if key not in known:
+            hint = nearest(key, known) if known else f"{name} takes none"
+            raise EestudyError(f"{field}: unknown key {key!r} for {name}; {hint}")
+        named = known[key].annotation in ("str", str)  # the builder knows which names are valid
+        if not named and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise EestudyError(f"{field}: {key}: {value!r} is not valid; it must be a whole number above 0")
 
 
 def heads_for(kind: str) -> list[str]:

@@ -7,13 +7,16 @@ early exit, the count of FLOPs, the cached features of a frozen backbone and exp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
-from eestudy.models.backbone import Backbone, stage_flops
+from eestudy.models.backbone import Backbone, counted, mode, stage_flops
 from eestudy.models.heads import Head, build_head
 
 # Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
@@ -28,20 +31,22 @@ class MultiExit(nn.Module):
     exits: a Placement; head, layers, head_args: see `build_head`. Raises EestudyError for a stage that is not there,
     for the last one (its exit is the classifier) and for a backbone of one stage, which has no place for a head.
     last_exit_boost: share of the answer before that comes on top of the classifier's (a boosted network's; 0 without).
+    frozen: names of parameters, and of modules with their statistics, that no training changes (`frozen_by_user`).
     """
 
     last_exit_boost: float = 0.0
+    frozen: frozenset[str] = frozenset()
 
     def __init__(
-        self,
-        backbone: Backbone,
-        exits: Placement = "all",
-        head: str = "auto",
-        layers: int = 1,
-        seed_of_head: Callable[[int], int] | None = None,
-        head_args: Mapping[str, object] | None = None,
-    ) -> None:
+        self, backbone: Backbone, exits: Placement = "all", head: str = "auto", layers: int = 1,
+        seed_of_head: Callable[[int], int] | None = None, head_args: Mapping[str, object] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        if not isinstance(backbone, Backbone):
+            raise EestudyError(
+                f"backbone: give a Backbone, got {type(backbone).__name__}; add_exits(model, after=[...]) makes a "
+                "network with exits from any model"
+            )
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
         shapes = backbone.feature_shapes()
@@ -119,17 +124,19 @@ class MultiExit(nn.Module):
     def predict(self, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """Early-exit inference: a sample that leaves is dropped from the batch, later stages see only the rest.
 
-        Returns the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
-        Raises EestudyError in training mode, where BatchNorm would let a sample depend on who is still inside, and for
-        a rule that is none, such as a bare threshold, or that has thresholds for another number of exits.
+        x: (B, *input_shape), a tensor, an array or a list of samples, of the backbone's own type or float64. Returns
+        the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
+        Raises EestudyError in training mode, where BatchNorm would let a sample depend on who is still inside, for
+        inputs that the network does not take, and for a rule that is none, such as a bare threshold, or that has
+        thresholds for another number of exits.
         """
         if self.training:
             raise EestudyError("predict: the model is in training mode; call model.eval() first")
         if not callable(rule):
             raise EestudyError(f"rule: give a rule, as max_probability(0.9), got {rule!r}")
-        check = getattr(rule, "check_exits", None)
-        if check:
-            check(self.num_exits)
+        if hasattr(rule, "check_exits"):
+            rule.check_exits(self.num_exits)
+        x = self._inputs(x)
         if not len(x):
             return x.new_empty(0, self.num_classes, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
         left: list[tuple[int, Tensor, Tensor]] = []  # exit, who, their logits
@@ -138,37 +145,63 @@ class MultiExit(nn.Module):
         previous: Tensor | None = None
         state: Tensor | tuple[Tensor, ...] = x
         for exit in range(1, self.num_exits + 1):
-            state = self.advance(exit, state)
-            logits, previous = self.answer(exit, state, previous)
+            try:
+                state = self.advance(exit, state)
+                logits, previous = self.answer(exit, state, previous)
+            except RuntimeError as error:
+                if tuple(x.shape[1:]) == self.input_shape:
+                    raise
+                reason = str(error).strip().split("\n")[0]
+                raise EestudyError(f"x: {self._wanted(x)}, and others do not go through it ({reason})") from error
             history.append(logits)
-            if exit == self.num_exits:
-                left.append((exit, inside, logits))
-                break
-            leaves = rule(history)
+            leaves = None if exit == self.num_exits else rule(history)
             # The one look at the result that decides: where nobody or everybody leaves, nothing is copied.
-            count = int(leaves.sum())
-            if count == len(inside):
+            count = len(inside) if leaves is None else int(leaves.sum())
+            if leaves is None or count == len(inside):
                 left.append((exit, inside, logits))
                 break
             if count:
                 left.append((exit, inside[leaves], logits[leaves]))
                 stays = leaves.logical_not().nonzero().squeeze(1)
-                inside, state = inside[stays], _kept(state, stays)
+                # Indexing keeps the memory format; index_select would not.
+                state = tuple(part[stays] for part in state) if isinstance(state, tuple) else state[stays]
+                inside = inside[stays]
                 history, previous = [logits[stays] for logits in history], previous[stays]
         return _in_order(left)
 
+    def _wanted(self, x: Tensor) -> str:
+        takes = f"(B, {', '.join(map(str, self.input_shape))}) of {self.backbone.input_dtype}"
+        return f"got shape {tuple(x.shape)} of {x.dtype}, but the network takes {takes}"
 
-def _kept(state: Tensor | tuple[Tensor, ...], stays: Tensor) -> Tensor | tuple[Tensor, ...]:
-    """The samples `stays` of a state. Indexing keeps the memory format; index_select would not."""
-    return state[stays] if isinstance(state, Tensor) else tuple(tensor[stays] for tensor in state)
+    @property
+    def _precision(self) -> torch.dtype:
+        return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
+
+    def _inputs(self, x: Any) -> Tensor:
+        """Samples as a tensor. What would need a guess, such as bytes or a sample without a batch, is refused."""
+        wanted = self.backbone.input_dtype
+        if not isinstance(x, Tensor):
+            try:
+                tensors = isinstance(x, list) and bool(x) and isinstance(x[0], Tensor)
+                x = torch.stack(x) if tensors else torch.from_numpy(np.asarray(x))
+            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                reason = str(error).strip().split("\n")[0]
+                raise EestudyError(f"x: {type(x).__name__} cannot be made one tensor of samples ({reason})") from None
+        if x.dtype == torch.float64 and wanted == torch.float32 and self._precision != torch.float64:
+            x = x.float()
+        if x.ndim != len(self.input_shape) + 1:
+            hint = "; give one sample as x[None]" if x.ndim == len(self.input_shape) else ""
+            raise EestudyError(f"x: {self._wanted(x)}{hint}")
+        if x.is_floating_point() != wanted.is_floating_point:
+            hint = ", normalized as in training" if wanted.is_floating_point else ""
+            raise EestudyError(f"x: {self._wanted(x)}{hint}")
+        return x if wanted.is_floating_point else x.to(wanted)
 
 
 def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and exit_index (B,) of who left where, in the order they came in.
-
-    Exits may differ in precision, under autocast or by a classifier of the user's own: cat takes the widest.
-    """
+    """Logits (B, C) and exit_index (B,) of who left where, in the order they came in."""
     exit_index = torch.cat([torch.full_like(who, number) for number, who, _ in left])
+    # Exits may differ in precision, under autocast or by a classifier of the user's own: cat takes the widest.
     logits = torch.cat([each for _, _, each in left])
     if len(left) == 1:
         return logits, exit_index
@@ -214,3 +247,45 @@ def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
             )
         taken[stage] = share
     return tuple(sorted(taken))
+
+
+@dataclass(frozen=True)
+class ExitCosts:
+    """FLOPs of one sample (torch's count: a multiply and an add are two) and parameters; exits counted from 1.
+
+    stages: FLOPs of each backbone stage; classifier: of the backbone's own; heads: of each head.
+    flops: (K,) cost of leaving at exit k, the backbone up to there and every head up to and including k.
+    params: (K,) parameters needed up to there, counted the same way.
+    """
+
+    stages: tuple[int, ...]
+    classifier: int
+    heads: tuple[int, ...]
+    flops: tuple[int, ...]
+    params: tuple[int, ...]
+
+    @property
+    def backbone(self) -> int:
+        """FLOPs of the plain backbone, without heads: the 100 % of every budget."""
+        return sum(self.stages) + self.classifier
+
+
+@torch.no_grad()
+def exit_costs(model: MultiExit) -> ExitCosts:
+    """Counted on one sample, part by part, in eval mode. The model is left as it was."""
+    *stages, _ = stage_flops(model.backbone)
+    answers, flops, params = [], [], []  # of each exit alone
+    state: Any = model.backbone.dry_input()
+    previous: Any = None
+    with mode(model, False):
+        for exit in range(1, model.num_exits + 1):
+            state = model.advance(exit, state)
+            (_, previous), answer = counted(model.answer, exit, state, previous)
+            between = model.stages_to(exit)
+            head = model.head(between[-1]) if exit < model.num_exits else model.backbone.classifier
+            modules = [*(model.backbone.stages[stage - 1] for stage in between), head]
+            answers.append(answer)
+            flops.append(sum(stages[stage - 1] for stage in between) + answer)
+            params.append(sum(weight.numel() for module in modules for weight in module.parameters()))
+    *heads, classifier = answers
+    return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(accumulate(flops)), tuple(accumulate(params)))

@@ -1,7 +1,5 @@
 """What `benchmarks/` measured, from its JSON files. Nothing here measures."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

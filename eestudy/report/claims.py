@@ -5,16 +5,13 @@ Holm over all pairs and budgets (`over_cells`), decide. A study of one cell is d
 "supported" and "contradicted" are ours.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 
 import pandas as pd
 
 from eestudy.report import statistics as st
-from eestudy.report.frames import Results
-from eestudy.report.scores import score_name
+from eestudy.report.frames import Results, score_name
 from eestudy.report.tables import BUDGETS, budget_name
 
 # What C7 calls large: these data sets, all of them. Of what it does not speak: networks that were trained before.
@@ -55,9 +52,8 @@ def over_cells(comparisons: pd.DataFrame) -> pd.DataFrame:
         for a, b in pairs:
             here = (comparisons["a"] == a) & (comparisons["b"] == b) & (comparisons["budget"] == budget)
             names = {"a": a, "b": b, "pair": f"{a} − {b}", "budget": budget, "unit": "seeds" if cells == 1 else "cells"}
-            if cells == 1:
-                test = comparisons[here].iloc[0].to_dict()
-            else:
+            test = comparisons[here].iloc[0].to_dict()
+            if cells > 1:
                 test = asdict(st.mean_difference(comparisons[here]["mean"]))
                 test["note"] = test["note"].replace("seed", "cell")
             records.append({**test, **names})
@@ -146,8 +142,8 @@ def answer(comparisons: pd.DataFrame) -> str:
     for budget, rows in table.groupby("budget", sort=False):
         lines.append(f"- At {budget_name(str(budget))}:")
         lines += [f"  - {row.a} against {row.b}: {row.verdict}." for row in rows.itertuples()]
-    reached = set(comparisons["budget"]) - set(table["budget"]) - {"max"}
-    left_out = [budget_name(b) for b in BUDGETS if b in reached]
+    reached = set(comparisons["budget"]) - set(table["budget"])
+    left_out = [budget_name(budget) for budget in BUDGETS[:-1] if budget in reached]
     unit = f"{table['n'].max()} {table['unit'].iloc[0]}"
     head = f"Differences in {score_name(comparisons)} over {unit}, Holm-corrected over these {len(table)} comparisons:"
     end = f"Left out, because not every cell reaches it: {', '.join(left_out)}." if left_out else ""
@@ -170,8 +166,7 @@ def limits(comparisons: pd.DataFrame) -> str:
 
 
 def _reason(table: pd.DataFrame) -> str:
-    parts = [
-        f"{row.a} against {row.b} at {budget_name(row.budget)}: {row.verdict}, over {row.n} {row.unit}"
-        for row in table.itertuples()
-    ]
+    parts = []
+    for row in table.itertuples():
+        parts.append(f"{row.a} against {row.b} at {budget_name(row.budget)}: {row.verdict}, over {row.n} {row.unit}")
     return "; ".join(parts) + "." if parts else NOT_COMPARED

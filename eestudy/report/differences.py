@@ -3,8 +3,6 @@
 A frame of `tested` has two key columns, first and second, such as strategy and method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,13 +42,9 @@ def tested(keys: tuple[str, str], pairs: Iterable[tuple[str, str, str, pd.Series
 
 def difference_table(frame: pd.DataFrame, what: str, name: str) -> Table:
     """What `tested` gives for a reader, columns budgets; what: the caption's beginning."""
-    texts = [f"{_text(row)}{'*' if row.decision else ''}" for row in frame.itertuples()]
+    texts = [f"{st.with_interval(row, to=' to ')}{'*' if row.decision else ''}" for row in frame.itertuples()]
     made = by_budget(frame.assign(text=texts), list(frame.columns[:2]))
     return table(made, f"{what}, points of accuracy [95 % interval]; {stars(frame)}", name)
-
-
-def _text(row: Any) -> str:
-    return st.with_interval(row, to=" to ")
 
 
 def findings(frame: pd.DataFrame, what: str) -> str:
@@ -62,13 +56,11 @@ def findings(frame: pd.DataFrame, what: str) -> str:
     for key, rows in frame.groupby(first, sort=False):
         if frame[second].nunique() > 1:
             there = [set(group["decision"]) - {""} for _, group in rows.groupby(second)]
-            counts = [sum(word in words for words in there) for word in ("better", "worse")]
-            lines.append(
-                f"{key}: higher at some budget for {counts[0]}, lower for {counts[1]} of {len(there)} {second}s."
-            )
+            up, down = (sum(word in words for words in there) for word in ("better", "worse"))
+            lines.append(f"{key}: higher at some budget for {up}, lower for {down} of {len(there)} {second}s.")
     for keys, rows in decided.groupby([first, second], sort=False):
-        each = ", ".join(f"{budget_name(row.budget)}: {_text(row)}" for row in rows.itertuples())
-        lines.append(f"{', '.join(keys)}: {each}.")
+        each = [f"{budget_name(row.budget)}: {st.with_interval(row, to=' to ')}" for row in rows.itertuples()]
+        lines.append(f"{', '.join(keys)}: {', '.join(each)}.")
     if len(open_):
         half = float(((open_["high"] - open_["low"]) / 2).median())
         lines.append(

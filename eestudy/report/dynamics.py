@@ -3,8 +3,6 @@
 All take frames of `Results.dynamics`, which carry cell, strategy and seed.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -39,14 +37,11 @@ def exit_shares(whole: pd.DataFrame) -> pd.DataFrame:
     """
     whole = whole.assign(part=third_of(whole, "exit"))
     rows = []
-    for (cell, strategy, seed), run in whole.groupby(["cell", "strategy", "seed"], sort=False):
+    for key, run in whole.groupby(["cell", "strategy", "seed"], sort=False):
         shares = run.pivot_table(index="progress", columns="exit", values="norm_share")
         middle = sorted(set(run.loc[run["part"] == "middle", "exit"]))
         entropy = -(shares * np.log(shares.clip(lower=1e-12))).sum(axis=1) / math.log(shares.shape[1])
-        rows.append(
-            {"cell": cell, "strategy": strategy, "seed": seed, "middle": shares[middle].sum(axis=1).mean(),
-             "uniform": len(middle) / shares.shape[1], "evenness": entropy.mean()}
-        )  # fmt: skip
+        rows.append((*key, shares[middle].sum(axis=1).mean(), len(middle) / shares.shape[1], entropy.mean()))
     return pd.DataFrame(rows, columns=["cell", "strategy", "seed", "middle", "uniform", "evenness"])
 
 
@@ -54,16 +49,14 @@ def exit_shares(whole: pd.DataFrame) -> pd.DataFrame:
 def over_training(
     frame: pd.DataFrame, value: str, label: str, depth: str, scale: float = 100.0, floor: str = ""
 ) -> style.Plot:
-    """`value` against the share of the run that is trained: rows cells, columns strategies, a line a `depth`, "exit" or
-    "stage".
+    """`value` against the share of the run that is trained: rows cells, columns strategies, a line a `depth`.
 
-    floor: a column drawn as a dashed grey line, its mean over the lines.
+    depth: "exit" or "stage". floor: a column drawn as a dashed grey line, its mean over the lines.
     """
     # Nine panels of bands at full resolution are half a megabyte in the notebook.
-    look: dict = {"ylabel": label, "dpi": 120, "sharex": True, "sharey": "row"}
+    look: dict = {"xlabel": "trained, % of the run", "ylabel": label, "dpi": 120, "sharex": True, "sharey": "row"}
     shows = f"{label} over training, a line for each {depth}"
-    x = "trained, % of the run"
-    figure, shown = panels.of_pairs(frame["cell"], in_order(frame["strategy"]), shows, (0.7, 2.2), x, **look)
+    figure, shown = panels.of_pairs(frame["cell"], in_order(frame["strategy"]), shows, (0.7, 2.2), **look)
     for (cell, strategy), axes in shown.items():
         here = frame[frame["cell"] == cell]
         depths = sorted(here[depth].unique())
@@ -93,5 +86,4 @@ def by_stage(frame: pd.DataFrame, value: str, label: str, scale: float = 100.0) 
             panels.band(axes, one["stage"], scale * one[value], one["seed"], **style.look(strategy))
         level = frame[(frame["cell"] == cell) & (frame["progress"] == 0)].groupby("stage")[value].mean()
         axes.plot(level.index, scale * level, color=style.FAINT, linestyle="--", label="before training")
-    panels.legend(figure, "outside lower center", 4)
-    return figure
+    return panels.legend(figure, "outside lower center", 4)

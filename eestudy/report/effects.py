@@ -1,12 +1,11 @@
 """Paired differences of a measured quantity between strategies, Holm-corrected; and claims that rest on them.
 
-The definitions of "supported" and "contradicted" are ours (see `decided`).
+The definitions of "supported" and "contradicted" are ours (see `claim`).
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -66,10 +65,7 @@ def _worded(frame: pd.DataFrame) -> pd.DataFrame:
 def effect_table(frame: pd.DataFrame, caption: str, name: str, digits: int = 3, scale: float = 1.0) -> Table:
     """`effects` or `against` for a reader: the two means, their difference with its interval; * where decided."""
     keys = [column for column in ("cell", "relation", "split", "part", "strategy", "pair") if column in frame]
-
-    def number(value: float) -> str:
-        return _number(scale * value, digits)
-
+    number = partial(_number, digits=digits, scale=scale)
     rows = [
         (number(r.mean_a), number(r.mean_b), st.with_interval(r, number, to=" to ") + ("*" if r.decision else ""))
         for r in frame.itertuples()
@@ -78,8 +74,8 @@ def effect_table(frame: pd.DataFrame, caption: str, name: str, digits: int = 3, 
     return table(made, f"{caption} Mean of a, of b, and a − b [95 % interval]; {tested(frame)}", name)
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return DASH if not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+def _number(value: float, digits: int = 3, scale: float = 1.0) -> str:
+    return DASH if not math.isfinite(value) else f"{scale * value:.{digits}f}".replace("-", "−")
 
 
 def findings(frame: pd.DataFrame, what: str, scale: float = 100, unit: str = "points") -> str:
@@ -112,28 +108,21 @@ def findings(frame: pd.DataFrame, what: str, scale: float = 100, unit: str = "po
 
 
 def _where(row: Any) -> str:
-    return ", ".join([row["cell"], *([budget_name(row["budget"])] if "budget" in row else [])])
-
-
-def decided(rows: pd.DataFrame, expected: Sequence[str]) -> str:
-    """ "supported": the corrected tests decide every row as `expected` ("higher", "lower"). "contradicted": some row is
-    decided the other way. "not decided" otherwise."""
-    opposite = {"higher": "lower", "lower": "higher"}
-    found = list(rows["decision"])
-    if found and found == list(expected):
-        return "supported"
-    if any(word == opposite[wanted] for word, wanted in zip(found, expected, strict=True)):
-        return "contradicted"
-    return "not decided"
+    return f"{row['cell']}, {budget_name(row['budget'])}" if "budget" in row else row["cell"]
 
 
 def claim(
     name: str, statement: str, rows: pd.DataFrame, expected: Sequence[str], by: Sequence[str], unit: str = ""
 ) -> Claim:
-    """The verdict of rows that must all be decided as `expected`, with `reasons`; without rows nothing is compared."""
+    """ "supported": the corrected tests decide every row as `expected` ("higher", "lower"). "contradicted": some row is
+    decided the other way. "not decided" otherwise. With `reasons`; without rows nothing is compared.
+    """
     if rows.empty:
         return Claim(name, statement, "not decided", NOT_COMPARED, rows)
-    return Claim(name, statement, decided(rows, expected), reasons(rows, by, unit), rows)
+    agree = [found == wanted for found, wanted in zip(rows["decision"], expected, strict=True)]
+    against = any(found and not same for found, same in zip(rows["decision"], agree, strict=True))
+    verdict = "supported" if all(agree) else "contradicted" if against else "not decided"
+    return Claim(name, statement, verdict, reasons(rows, by, unit), rows)
 
 
 def reasons(rows: pd.DataFrame, by: Sequence[str], unit: str = "") -> str:

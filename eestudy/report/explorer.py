@@ -4,8 +4,6 @@ Plain HTML, inline SVG and a script without a library; the numbers stand in the 
 kernel and without a network. Without JavaScript, and on paper, the drawing of the middle budget is what is seen.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import math
@@ -18,9 +16,8 @@ import pandas as pd
 from eestudy.config import EestudyError
 from eestudy.report import statistics as st
 from eestudy.report import style
-from eestudy.report.frames import in_order
+from eestudy.report.frames import in_order, score_name, valued
 from eestudy.report.panels import by_strategy
-from eestudy.report.scores import score_name, valued
 
 DIGITS = 4
 THRESHOLD_DIGITS = 8  # significant ones: next to 1, where many scores lie, float32 has no more
@@ -80,9 +77,7 @@ def _rounded(values: Any) -> list[Any]:
 
 
 def _threshold(value: float) -> str | float | None:
-    if math.isfinite(value):
-        return float(f"{value:.{THRESHOLD_DIGITS}g}")
-    return "all" if value < 0 else None
+    return float(f"{value:.{THRESHOLD_DIGITS}g}") if math.isfinite(value) else "all" if value < 0 else None
 
 
 class Explorer:
@@ -103,10 +98,7 @@ class Explorer:
         colours = {strategy: style.colour(strategy) for strategy in in_order(strategies)}
         # "</" would end the element that holds the numbers.
         numbers = json.dumps({**self.data, "colours": colours}, separators=(",", ":")).replace("</", "<\\/")
-        body = (
-            f'<div class="ee-still">{_still(first, colours)}<p>{html.escape(_caption(first))}</p></div>'
-            f'<script type="application/json">{numbers}</script>'
-        )
+        body = f'<div class="ee-still">{_still(first, colours)}</div><script type="application/json">{numbers}</script>'
         return (
             f'<div class="ee-explorer" id="{html.escape(self.name)}"><style>\n{_part("css")}</style>{body}'
             f"<script>\n{_part('js').replace('EXPLORER', json.dumps(self.name))}</script></div>"
@@ -133,13 +125,8 @@ def _sentence(cell: dict[str, Any], curve: dict[str, Any]) -> str:
     )
 
 
-def _caption(cell: dict[str, Any]) -> str:
-    shown = [curve for curve in cell["curves"] if curve["method"] == cell["curves"][0]["method"]]
-    return f"{cell['cell']}. " + ". ".join(_sentence(cell, curve) for curve in shown) + "."
-
-
 def _still(cell: dict[str, Any], colours: dict[str, str]) -> str:
-    """The drawing without a script: the curves of the first method, their points at the middle budget."""
+    """The drawing without a script, and its caption: curves of the first method, their points at the middle budget."""
     shown = [curve for curve in cell["curves"] if curve["method"] == cell["curves"][0]["method"]]
     values = [value for curve in shown for value in curve["accuracy"]]
     low, high = min(values), max(values)
@@ -153,11 +140,10 @@ def _still(cell: dict[str, Any], colours: dict[str, str]) -> str:
 
     parts = [f'<path class="ee-axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>']
     for value in (low, high):
-        label = f"{100 * value:.1f}"
-        parts.append(f'<text x="{LEFT - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
+        parts.append(f'<text x="{LEFT - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{100 * value:.1f}</text>')
     for cost in (0.25, 0.5, 0.75, 1.0):
-        label = f"{100 * cost:g}"
-        parts.append(f'<text x="{x(cost):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>')
+        where = f'x="{x(cost):.1f}" y="{HEIGHT - BOTTOM + 16}"'
+        parts.append(f'<text {where} text-anchor="middle">{100 * cost:g}</text>')
     label = f"{cell['score']}, %, against mean cost, % of the plain backbone"
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{label}</text>')
     for curve in shown:
@@ -171,4 +157,6 @@ def _still(cell: dict[str, Any], colours: dict[str, str]) -> str:
         key = f'x="{WIDTH - 80}" y="{at_y - 4}" width="12" height="3" fill="{colours[curve["strategy"]]}"'
         parts.append(f'<rect {key}/><text x="{WIDTH - 64}" y="{at_y}">{html.escape(curve["strategy"])}</text>')
     name = html.escape(f"{cell['score']} against cost, {cell['cell']}")
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    caption = f"{cell['cell']}. {'. '.join(_sentence(cell, curve) for curve in shown)}."
+    return f"{drawing}<p>{html.escape(caption)}</p>"

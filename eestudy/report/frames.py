@@ -1,24 +1,22 @@
 """The tidy frames of a study: read from its records, or collected from runs in a notebook."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from eestudy.config import EestudyError, RunConfig, check_name, nearest
 from eestudy.records import Records, results_folder
 from eestudy.registry import STRATEGIES
 from eestudy.report import union
-from eestudy.report.scores import valued
 from eestudy.study import project_root, studies
 
-__all__ = ["LABELS", "Results", "collect", "in_order", "load", "only", "results_folder"]
+__all__ = ["Results", "collect", "load", "only", "results_folder"]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "runs": (
@@ -31,12 +29,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "tradeoff": ("run", "protocol", "rule", "allocation", "budget", "flops"),
 }
 # Of the score: classification has the first ones, regression r2.
-SCORES = {
-    "history": ("accuracy",),
-    "exits": ("accuracy", "nll", "ece"),
-    "budgets": ("accuracy",),
-    "tradeoff": ("accuracy",),
-}
+SCORES = {name: ("accuracy",) for name in COLUMNS if name != "runs"} | {"exits": ("accuracy", "nll", "ece")}
 # What identifies a run to the reader; every frame of `Results` carries these columns beside its own.
 LABELS = ("cell", "architecture", "dataset", "strategy", "method", "seed")
 
@@ -53,32 +46,32 @@ class Results:
     folder: Path | None = None
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def runs(self) -> pd.DataFrame:
         """One row per run: its labels, plain backbone's FLOPs, training FLOPs, seconds, hardware, versions."""
-        return self._table("runs")
+        return _with_cells(self._recorded("runs"))
 
-    @property
+    @cached_property
     def history(self) -> pd.DataFrame:
         """One row per run, phase, epoch, exit and split: loss, accuracy."""
-        return self._table("history")
+        return self._scored("history")
 
-    @property
+    @cached_property
     def exits(self) -> pd.DataFrame:
         """One row per run and exit: cumulative FLOPs and parameters; accuracy, nll, ece on test."""
-        return self._table("exits")
+        return self._scored("exits")
 
-    @property
+    @cached_property
     def budgets(self) -> pd.DataFrame:
         """One row per run, protocol, rule, allocation and budget ("25" ... "100" per cent, "max"): accuracy, mean
         FLOPs, on test. Those of protocol paper are chosen from the sweeps of all seeds that there are.
         """
-        return self._table("budgets")
+        return self._scored("budgets")
 
-    @property
+    @cached_property
     def tradeoff(self) -> pd.DataFrame:
         """One row per run and nominal budget (fraction of the plain backbone): accuracy, mean FLOPs, on test."""
-        return self._table("tradeoff")
+        return self._scored("tradeoff")
 
     def dynamics(self, name: str) -> pd.DataFrame:
         """A table of `eestudy dynamics`, such as "rank", joined with the labels of its runs.
@@ -86,7 +79,7 @@ class Results:
         Of a pair of runs these are the first's; the others' strategy and seed are strategy_2, seed_2 (and _3).
         EestudyError, with the command that makes it, where it is missing.
         """
-        return self._made("dynamics", name, _command(self.study, "dynamics"))
+        return self._made("dynamics", name, "dynamics")
 
     def evaluation(self, name: str) -> pd.DataFrame:
         """A table of `eestudy evaluate`, such as "allocation", joined with the labels of its runs.
@@ -94,24 +87,7 @@ class Results:
         Where something has no answer its numbers are NaN, and `reason` says why.
         EestudyError, with the command that makes it, where it is missing.
         """
-        return self._made("evaluation", name, _command(self.study, "evaluate"))
-
-    def _made(self, kind: str, name: str, command: str) -> pd.DataFrame:
-        key = f"{kind}_{name}, labelled"
-        if key not in self._frames:
-            missing = f"{kind} has no record with the table {name!r}; make it with: {command}"
-            found = self._read(f"{kind}_{name}", lambda records: union.made(records, kind, name), missing)
-            frame = self._labelled(f"{kind}_{name}", found)
-            for number, column in enumerate(("other", "other_3"), 2):
-                if column in frame:
-                    labels = self.runs.set_index("run")[["strategy", "seed"]].add_suffix(f"_{number}")
-                    frame = frame.join(labels, on=column)
-            self._frames[key] = frame
-        return self._frames[key]
-
-    @cached_property
-    def _records(self) -> Records | None:
-        return Records(self.folder) if self.folder else None
+        return self._made("evaluation", name, "evaluate")
 
     @property
     def cells(self) -> list[str]:
@@ -122,35 +98,43 @@ class Results:
         """The strategies there are, in the order used everywhere."""
         return in_order(self.runs["strategy"])
 
-    def _table(self, name: str) -> pd.DataFrame:
-        key = f"{name}, labelled"
-        if key not in self._frames:
-            frame = self._recorded(name)
-            self._check(name, frame)
-            self._frames[key] = _with_cells(frame) if name == "runs" else valued(self._labelled(name, frame))
-        return self._frames[key]
+    def _made(self, kind: str, name: str, command: str) -> pd.DataFrame:
+        found = union.made(self._records(f"{kind}_{name}"), kind, name)
+        if found is None:
+            raise EestudyError(
+                f"results: {self.folder}/{kind} has no record with the table {name!r}; make it with: "
+                f"{_command(self.study, command)}"
+            )
+        frame = self._labelled(f"{kind}_{name}", found)
+        for number, column in enumerate(("other", "other_3"), 2):
+            if column in frame:
+                labels = self.runs.set_index("run")[["strategy", "seed"]].add_suffix(f"_{number}")
+                frame = frame.join(labels, on=column)
+        return frame
+
+    def _records(self, wanted: str) -> Records:
+        if self.folder is None:
+            raise EestudyError(f"results: the frame {wanted!r} was not collected")
+        return Records(self.folder)
+
+    def _scored(self, name: str) -> pd.DataFrame:
+        return valued(self._labelled(name, self._recorded(name)))
 
     def _recorded(self, name: str) -> pd.DataFrame:
-        missing = f"runs has no record; make some with: {_command(self.study, 'run')}"
-        return self._read(name, lambda records: union.frame(records, name), missing)
-
-    def _read(self, key: str, read: Callable[[Records], pd.DataFrame | None], missing: str) -> pd.DataFrame:
-        if key not in self._frames:
-            if self._records is None:
-                raise EestudyError(f"results: the frame {key!r} was not collected")
-            found = read(self._records)
+        """A table as it was recorded or collected. EestudyError where it, or a column of it, is missing."""
+        if name not in self._frames:
+            found = union.frame(self._records(name), name)
             if found is None:
-                raise EestudyError(f"results: {self._records.folder}/{missing}")
-            self._frames[key] = found
-        return self._frames[key]
-
-    def _check(self, name: str, frame: pd.DataFrame) -> None:
-        wanted = COLUMNS[name] + (SCORES.get(name, ()) if "r2" not in frame else ())
-        lacking = [column for column in wanted if column not in frame.columns]
-        if lacking:
-            raise EestudyError(f"results: {self.study}, {name}: the column {lacking[0]!r} is in no record")
+                command = _command(self.study, "run")
+                raise EestudyError(f"results: {self.folder}/runs has no record; make some with: {command}")
+            self._frames[name] = found
+        frame = self._frames[name]
+        for column in COLUMNS[name] + (SCORES.get(name, ()) if "r2" not in frame else ()):
+            if column not in frame:
+                raise EestudyError(f"results: {self.study}, {name}: the column {column!r} is in no record")
         if frame.empty:
             raise EestudyError(f"results: {self.study}, {name}: no record has a row")
+        return frame
 
     def _labelled(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         labels = self.runs.set_index("run")[list(LABELS)]
@@ -158,6 +142,26 @@ class Results:
         if unknown:
             raise EestudyError(f"results: {name} has the run {min(unknown)!r}, which the study has not")
         return frame.join(labels, on="run")
+
+
+def is_regression(frame: pd.DataFrame) -> pd.Series:
+    """The rows (bool) whose score is r2: a column `score` says so."""
+    return frame["score"] == "r2" if "score" in frame else pd.Series(False, index=frame.index)
+
+
+def score_name(frame: pd.DataFrame) -> str:
+    """What a reader calls the score of these rows: "accuracy", "R2", or both."""
+    regression = is_regression(frame)
+    if not regression.any():
+        return "accuracy"
+    return "R2" if regression.all() else "accuracy (regression: R2)"
+
+
+def valued(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a column `value`: each row's accuracy, or its r2 where that is its score."""
+    if "r2" not in frame:
+        return frame.assign(value=frame["accuracy"])
+    return frame.assign(value=frame["r2"].where(is_regression(frame), frame.get("accuracy", np.nan)))
 
 
 def in_order(strategies: Iterable[str]) -> list[str]:
@@ -172,9 +176,8 @@ def load(study: str) -> Results:
         raise EestudyError(f"study: {study!r} is not a name such as 'smoke'")
     folder = results_folder(study)
     if not folder.is_dir():
-        made = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
         planned = list(studies())
-        known = list(dict.fromkeys([*made, *planned]))
+        known = list(dict.fromkeys([*sorted(path.parent.name for path in folder.parent.glob("*/runs")), *planned]))
         if study in planned or not known:
             raise EestudyError(f"study: {study!r} has no results in {folder}; make them with: {_command(study, 'run')}")
         raise EestudyError(f"study: unknown name {study!r}; {nearest(study, known)}")
@@ -191,22 +194,14 @@ def collect(runs: Iterable[Any], budgets: pd.DataFrame | None = None) -> Results
     runs = list(runs)
     if not runs:
         raise EestudyError("runs: an empty list has no results")
-    frames = {
-        "runs": pd.DataFrame([run.summary() for run in runs]),
-        "history": pd.concat([run.history() for run in runs], ignore_index=True),
-        "exits": pd.concat([run.exits() for run in runs], ignore_index=True),
-        "tradeoff": pd.concat([run.tradeoff() for run in runs], ignore_index=True),
-    }
-    if budgets is not None:
-        frames["budgets"] = budgets
-    return Results("notebook", None, frames)
+    frames = {} if budgets is None else {"budgets": budgets}
+    for name in ("history", "exits", "tradeoff"):
+        frames[name] = pd.concat([getattr(run, name)() for run in runs], ignore_index=True)
+    return Results("notebook", None, {"runs": pd.DataFrame([run.summary() for run in runs]), **frames})
 
 
 def only(results: Results, setting: str, value: object) -> Results:
-    """The runs of `results` whose RunConfig field `setting` is `value`, as a study of their own.
-
-    EestudyError for an unknown field, and for a value that no run has.
-    """
+    """The runs whose RunConfig field `setting` is `value`, as a study of their own; EestudyError if there are none."""
     check_name("setting", setting, RunConfig.model_fields)
     runs = results._recorded("runs")
     values = [settings[setting] for settings in _settings(runs)]

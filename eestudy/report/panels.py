@@ -3,8 +3,6 @@
 Bands and bars are 95 % t intervals over seeds. Who calls these draws within `style.context`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
@@ -19,26 +17,14 @@ from eestudy.report.frames import in_order
 
 
 def of_cells(
-    cells: Iterable[str],
-    shows: str,
-    height: tuple[float, float],
-    columns: int = 3,
-    xlabel: str = "",
-    ylabel: str = "",
-    dpi: int = style.DPI,
-    **sharing: Any,
+    cells: Iterable[str], shows: str, height: tuple[float, float], columns: int = 3, xlabel: str = "", **look: Any
 ) -> tuple[style.Plot, dict[str, Axes]]:
     """A panel a cell, each name once, in rows of up to `columns`. height: inches of the rest and of a row."""
     cells = list(dict.fromkeys(cells))
     columns = max(1, min(columns, len(cells)))
-    rows = max(1, -(-len(cells) // columns))
-    figure = style.Plot(height[0] + height[1] * rows, shows, dpi)
-    panels = figure.subplots(rows, columns, squeeze=False, **sharing)
+    figure, panels = _grid(max(1, -(-len(cells) // columns)), columns, shows, height, **look)
     for axes, cell in zip(panels.flat, cells):
-        axes.set_title(cell)
-        axes.set_xlabel(xlabel)
-    for axes in panels[:, 0]:
-        axes.set_ylabel(ylabel)
+        axes.set(title=cell, xlabel=xlabel)
     for axes in panels.flat[max(1, len(cells)) :]:
         axes.remove()
     return figure, dict(zip(cells, panels.flat))
@@ -51,36 +37,39 @@ def in_a_row(cells: Iterable[str], shows: str, height: float, **look: Any) -> tu
 
 
 def of_pairs(
-    rows: Iterable[str],
-    columns: Iterable[str] | Mapping[Any, str],
-    shows: str,
-    height: tuple[float, float],
-    xlabel: str = "",
-    ylabel: str = "",
-    dpi: int = style.DPI,
-    **sharing: Any,
+    rows: Iterable[str], columns: Iterable[Any], shows: str, height: tuple[float, float], xlabel: str = "", **look: Any
 ) -> tuple[style.Plot, dict[tuple[str, Any], Axes]]:
     """A row of panels a cell, a column a strategy or whatever `columns` are (to their titles, where these are others).
 
     height: inches of the rest and of a row.
     """
     rows, columns = list(dict.fromkeys(rows)), columns if isinstance(columns, Mapping) else {c: c for c in columns}
-    figure = style.Plot(height[0] + height[1] * len(rows), shows, dpi)
-    panels = figure.subplots(len(rows), len(columns), squeeze=False, **sharing)
-    for line, row in zip(panels, rows, strict=True):
+    figure, panels = _grid(len(rows), len(columns), shows, height, **look)
+    for row, line in zip(rows, panels, strict=True):
         for axes, title in zip(line, columns.values(), strict=True):
             axes.set_title(f"{row}\n{title}" if axes is line[0] else f"\n{title}")
-        line[0].set_ylabel(ylabel)
     for axes in panels[-1]:
         axes.set_xlabel(xlabel)
     return figure, dict(zip(product(rows, columns), panels.flat, strict=True))
 
 
-def legend(figure: style.Plot, loc: str = "outside upper center", columns: int = 12) -> None:
-    """One legend of all panels, each label once."""
-    handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+def _grid(
+    rows: int, columns: int, shows: str, height: tuple[float, float], ylabel: str = "", dpi: int = 0, **look: Any
+) -> tuple[style.Plot, Any]:
+    """A figure and its panels (rows, columns); look: what they share."""
+    figure = style.Plot(height[0] + height[1] * rows, shows, dpi or style.DPI)
+    panels = figure.subplots(rows, columns, squeeze=False, **look)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(ylabel)
+    return figure, panels
+
+
+def legend(figure: style.Plot, loc: str = "outside upper center", columns: int = 12) -> style.Plot:
+    """The figure with one legend of all panels, each label once."""
+    handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels())}
     if handles:
         figure.legend(list(handles.values()), list(handles), loc=loc, ncols=min(columns, len(handles)))
+    return figure
 
 
 def by_strategy(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

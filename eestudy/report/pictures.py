@@ -1,7 +1,5 @@
 """What samples of a data set look like."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

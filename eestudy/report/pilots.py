@@ -1,7 +1,5 @@
 """What the pilots of a study say: validation accuracy by length, rate and scale of training. Test data has no part."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from eestudy.records import Record, Records, results_folder
@@ -18,11 +16,10 @@ def pilots(study: str = "pilots") -> pd.DataFrame:
     the mean of the two, by which rates and scales are chosen.
     """
     rows = pd.DataFrame([_row(record) for record in Records(results_folder(study)).read("runs")])
-    grouped = rows.groupby(KEYS, sort=False)
+    grouped = rows.groupby(KEYS)
     means = grouped[SCORES].mean()
-    return (
-        means.assign(seeds=grouped.size()).reset_index()[[*KEYS, "seeds", *SCORES]].sort_values(KEYS, ignore_index=True)
-    )
+    means.insert(0, "seeds", grouped.size())
+    return means.reset_index()
 
 
 def _row(record: Record) -> dict[str, object]:

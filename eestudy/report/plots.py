@@ -4,8 +4,6 @@ Bands and bars are 95 % t intervals over seeds; thin lines and small dots are si
 is 12.7 standard errors wide on each side; axes follow the seeds' own values, a band may leave them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,11 +14,10 @@ from matplotlib.lines import Line2D
 
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
-from eestudy.report.frames import in_order
-from eestudy.report.scores import score_name, valued
+from eestudy.report.frames import in_order, score_name, valued
 from eestudy.report.tables import budget_name
 
-SPLITS = {"validation": "-", "train": ":"}
+SPLITS = {"validation": ("-", 1.7), "train": (":", 1.2)}  # line, width
 # Bins of `statistics.share_wrong`; the first holds the samples that every exit gets right.
 DIFFICULTY_EDGES = (-1e-9, 1e-9, 0.25, 0.5, 0.75, 1.0)
 DIFFICULTY_NAMES = ("0", "to 25 %", "to 50 %", "to 75 %", "above")
@@ -44,11 +41,10 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
         rows = history[history["phase"] == phase]
         for row, value in enumerate(("loss", "value")):
             for (number, split), group in rows.groupby(["exit", "split"]):
-                line = group.groupby("epoch")[value].mean().dropna()
-                full = split == "validation"
-                ways = {"color": shades[number], "linestyle": "-" if full else ":"}
-                axes[row, column].plot(line.index, line, linewidth=1.7 if full else 1.2, **ways)
-                if full and group["run"].nunique() > 1:
+                line, (dashes, width) = group.groupby("epoch")[value].mean().dropna(), SPLITS[split]
+                ways = {"color": shades[number], "linestyle": dashes}
+                axes[row, column].plot(line.index, line, linewidth=width, **ways)
+                if split == "validation" and group["run"].nunique() > 1:
                     for _, single in group.groupby("run"):
                         axes[row, column].plot(single["epoch"], single[value], linewidth=0.6, alpha=0.45, **ways)
         axes[0, column].set_title("phase " + str(phase).replace("-", ": ", 1))
@@ -58,7 +54,7 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
     axes[0, 0].set_ylabel("loss, nats" if name == "accuracy" else "loss, squared error")
     style.percent_axis(axes[1, 0], f"{name}, %")
     handles = [Line2D([], [], color=shades[k], label=f"exit {k}") for k in exits]
-    handles += [Line2D([], [], color=style.INK, linestyle=s, label=n) for n, s in SPLITS.items()]
+    handles += [Line2D([], [], color=style.INK, linestyle=dashes, label=n) for n, (dashes, _) in SPLITS.items()]
     figure.legend(handles=handles, loc="outside right center")
     return figure
 
@@ -151,8 +147,7 @@ def where_samples_exit(samples: pd.DataFrame, exits: int) -> style.Plot:
     `samples`: sample, exit_index (1..exits), difficulty (`statistics.share_wrong`, in [0, 1]); several seeds may be
     stacked.
     """
-    numbers = np.arange(1, exits + 1)
-    shades = style.depth_colours(exits)
+    numbers, shades = np.arange(1, exits + 1), style.depth_colours(exits)
     groups = pd.cut(samples["difficulty"], DIFFICULTY_EDGES, labels=DIFFICULTY_NAMES, include_lowest=True)
     counts = pd.crosstab(groups, samples["exit_index"], dropna=False)
     counts = counts.reindex(index=DIFFICULTY_NAMES, columns=numbers, fill_value=0)
@@ -162,8 +157,7 @@ def where_samples_exit(samples: pd.DataFrame, exits: int) -> style.Plot:
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     overall = counts.sum() / max(int(totals.sum()), 1)
     left.bar(numbers, overall, color=shades, edgecolor=style.INK, linewidth=0.6)
-    left.set_xticks(numbers)
-    left.set_xlabel("exit")
+    left.set(xticks=numbers, xlabel="exit")
     style.percent_axis(left, "samples, %")
     names = [f"{n}\nn = {totals[n]}" for n in DIFFICULTY_NAMES]
     bottom = np.zeros(len(names))

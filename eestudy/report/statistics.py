@@ -4,8 +4,6 @@ Intervals are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one
 at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here warns.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -30,10 +28,10 @@ FEWEST_CELLS = 5  # below, the chi-squared approximation of the Friedman statist
 class Interval:
     """A mean over n values with its 95 % t interval; `low` and `high` are NaN when the spread is unknown."""
 
-    mean: float
-    low: float
-    high: float
-    n: int
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
     note: str = ""
 
     @property
@@ -43,50 +41,35 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Mean of the paired differences a - b over n common seeds, its 95 % t interval, the paired t test's p."""
+class Paired(Interval):
+    """The same of the paired differences a - b over n common seeds, and the paired t test's p."""
 
-    mean: float
-    low: float
-    high: float
-    p: float
-    n: int
+    p: float = math.nan
     unpaired: int = 0  # seeds that only one of the two has; they are left out
     sd: float = math.nan  # standard deviation of the differences
-    note: str = ""
 
 
 @dataclass(frozen=True)
 class Friedman:
     """Friedman's test over n cells; `ranks` is the mean rank of each treatment (1: the highest value)."""
 
-    statistic: float
-    p: float
     n: int
     ranks: dict[str, float]
+    p: float = math.nan
     note: str = ""
-
-
-def _finite(values: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
-    array = np.asarray(values, dtype=float).ravel()
-    return array[np.isfinite(array)]
-
-
-def _constant(values: np.ndarray) -> bool:
-    # Differences of equal accuracies may differ in their last bits: that is no spread.
-    return bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())))
 
 
 def mean_interval(values: Sequence[float] | np.ndarray | pd.Series) -> Interval:
     """Mean of `values` (n,), NaN left out, with its 95 % t interval."""
-    x = _finite(values)
-    if x.size == 0:
-        return Interval(math.nan, math.nan, math.nan, 0, "no value")
-    if x.size == 1:
-        return Interval(float(x[0]), math.nan, math.nan, 1, "one seed: no interval")
+    x = np.asarray(values, dtype=float).ravel()
+    x = x[np.isfinite(x)]
+    if x.size < 2:
+        mean, note = (float(x[0]), "one seed: no interval") if x.size else (math.nan, "no value")
+        return Interval(mean, n=x.size, note=note)
     mean = float(x.mean())
-    if _constant(x):
-        return Interval(mean, math.nan, math.nan, x.size, f"the same in all {x.size} seeds: no interval")
+    # Differences of equal accuracies may differ in their last bits: that is no spread.
+    if np.ptp(x) <= 1e-12 * max(1.0, float(np.abs(x).max())):
+        return Interval(mean, n=x.size, note=f"the same in all {x.size} seeds: no interval")
     half = float(stats.t.ppf((1 + LEVEL) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     return Interval(mean, mean - half, mean + half, int(x.size))
 
@@ -111,31 +94,27 @@ def mean_difference(differences: np.ndarray | pd.Series, unpaired: int = 0) -> P
     When every difference is the same the test is not defined: p and the interval are NaN.
     """
     d = np.asarray(differences, dtype=float)
-    interval = mean_interval(d)
-    note = interval.note.replace("value", "common seed")
-    if math.isnan(interval.low):
-        return Paired(interval.mean, math.nan, math.nan, math.nan, interval.n, unpaired, note=note)
-    sd = float(d.std(ddof=1))
-    t = interval.mean / (sd / math.sqrt(d.size))
-    p = float(2 * stats.t.sf(abs(t), d.size - 1))
-    return Paired(interval.mean, interval.low, interval.high, p, interval.n, unpaired, sd)
+    found = asdict(mean_interval(d))
+    found |= {"note": found["note"].replace("value", "common seed"), "unpaired": unpaired}
+    if not math.isnan(found["low"]):
+        found |= {"p": float(stats.ttest_1samp(d, 0).pvalue), "sd": float(d.std(ddof=1))}
+    return Paired(**found)
 
 
 def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
     """Holm-corrected p values (n,). A NaN (no test possible) stays NaN and does not count as a comparison."""
-    raw = np.asarray(p, dtype=float)
-    corrected = np.full(raw.shape, math.nan)
-    tested = np.isfinite(raw)
-    if tested.any():
-        corrected[tested] = multipletests(raw[tested], method="holm")[1]
-    return corrected
+    p = np.array(p, dtype=float)
+    known = np.isfinite(p)
+    if known.any():
+        p[known] = multipletests(p[known], method="holm")[1]
+    return p
 
 
 def tested(keys: Sequence[str], pairs: Iterable[tuple[Mapping[str, Any], Seeds, Seeds]]) -> pd.DataFrame:
     """The paired differences a - b of one family of tests. pairs: what a row is of (`keys` and more), a, b.
 
-    One row per pair: the keys, mean, low, high, sd, n, unpaired, p, note, p_holm (over all rows), decision ("better": a
-    is), verdict. No pair: no rows, and the same columns.
+    One row per pair: the keys, the fields of `Paired`, p_holm (over all rows), decision ("better": a is), verdict. No
+    pair: no rows, and the same columns.
     """
     rows = [{**names, **asdict(paired_difference(a, b))} for names, a, b in pairs]
     return corrected(pd.DataFrame(rows, columns=None if rows else [*keys, *(f.name for f in fields(Paired))]))
@@ -159,19 +138,16 @@ def friedman(values: pd.DataFrame) -> Friedman:
     n = len(complete)
     ranks = {str(c): float(r) for c, r in complete.rank(axis=1, ascending=False).mean().items()} if n else {}
     if values.shape[1] < 3:
-        return Friedman(math.nan, math.nan, n, ranks, "not tested: fewer than 3 treatments")
+        return Friedman(n, ranks, note="not tested: fewer than 3 treatments")
     if n < FEWEST_CELLS:
-        return Friedman(math.nan, math.nan, n, ranks, f"not tested: fewer than {FEWEST_CELLS} cells")
+        return Friedman(n, ranks, note=f"not tested: fewer than {FEWEST_CELLS} cells")
     if (complete.nunique(axis=1) == 1).all():
-        return Friedman(math.nan, math.nan, n, ranks, "not tested: all treatments tie in every cell")
-    statistic, p = stats.friedmanchisquare(*(complete[c].to_numpy() for c in complete.columns))
-    return Friedman(float(statistic), float(p), n, ranks)
+        return Friedman(n, ranks, note="not tested: all treatments tie in every cell")
+    return Friedman(n, ranks, float(stats.friedmanchisquare(*complete.to_numpy().T).pvalue))
 
 
 def smallest_difference(n: int, sd: float) -> float:
-    """The smallest mean of n paired differences (standard deviation `sd`) that one t test calls."""
-    if n < 2:
-        return math.nan
+    """The smallest mean of n paired differences (standard deviation `sd`) that one t test calls; NaN of one."""
     return float(stats.t.ppf(1 - ALPHA / 2, n - 1) * sd / math.sqrt(n))
 
 
@@ -197,9 +173,7 @@ def with_interval(row: Any, write: Callable[[float], str] = points, star: str = 
 
 def spread(low: float, high: float, note: str = "") -> str:
     """The interval in words, or why there is none."""
-    if math.isnan(low) or math.isnan(high):
-        return note or "no interval"
-    return f"95 % interval {points(low)} to {points(high)}"
+    return (note or "no interval") if math.isnan(low) else f"95 % interval {points(low)} to {points(high)}"
 
 
 def decision(mean: float, p_corrected: float) -> str:

@@ -4,8 +4,6 @@ Figures are white cards with dark text. The book's theme puts a light card behin
 dark on white keeps its contrast there; transparent figures with grey text had neither page's contrast.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,59 +29,30 @@ WIDTH = 8.0  # inches; one width for all, so that text has one size on a page
 DPI = 180  # twice what a page column shows
 
 SETTINGS: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
-    "figure.facecolor": "white",
-    "figure.dpi": 100,
-    "savefig.dpi": DPI,
-    "axes.facecolor": "white",
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-    "legend.frameon": False,
-    "svg.hashsalt": "eestudy",
-    "svg.fonttype": "path",
-}
+    # This font comes with matplotlib: the same everywhere.
+    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10,
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+    "figure.facecolor": "white", "axes.facecolor": "white", "figure.dpi": 100, "savefig.dpi": DPI,
+    "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.8, "axes.axisbelow": True,
+    "lines.linewidth": 1.8, "lines.markersize": 5.5, "legend.frameon": False,
+}  # fmt: skip
 
 
 class Plot(Figure):
-    """A figure that shows itself in a notebook as a PNG, without pyplot and with the same bytes for the same data."""
+    """A figure that shows itself in a notebook as a PNG, without pyplot; `shows`: in words, for who cannot see it."""
 
     def __init__(self, height: float, shows: str, dpi: int = DPI) -> None:
         super().__init__(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(self)
-        self.shows = shows  # in words, for who cannot see it
-        self.dots = dpi
+        self.shows, self.dots = shows, dpi
 
     def png(self, dpi: int | None = None) -> bytes:
         """The image, by default twice a page column's pixels, no date in it."""
         with context():
             buffer = io.BytesIO()
             self.savefig(buffer, format="png", dpi=dpi or self.dots, metadata={"Software": None})
-        return buffer.getvalue()
-
-    def svg(self) -> str:
-        """The image as SVG text with fixed ids and no date."""
-        with context():
-            buffer = io.StringIO()
-            self.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
@@ -106,21 +75,13 @@ def context() -> Iterator[None]:
 
 def colour(strategy: str) -> str:
     """The colour of a strategy, the same in every figure."""
-    return _look(strategy)[0]
-
-
-def marker(strategy: str) -> str:
-    """The marker of a strategy, the same in every figure."""
-    return _look(strategy)[1]
+    return look(strategy)["color"]
 
 
 def look(strategy: str) -> dict[str, Any]:
     """Colour, marker and label of a strategy's line."""
-    return {"color": colour(strategy), "marker": marker(strategy), "label": strategy}
-
-
-def _look(strategy: str) -> tuple[str, str]:
-    return STRATEGIES.get(strategy) or OTHERS[sum(strategy.encode()) % len(OTHERS)]
+    shade, marker = STRATEGIES.get(strategy) or OTHERS[sum(strategy.encode()) % len(OTHERS)]
+    return {"color": shade, "marker": marker, "label": strategy}
 
 
 def depth_colours(count: int) -> list[Any]:

@@ -4,8 +4,6 @@ Numbers come first (`comparisons`, ...: DataFrames of fractions), then the same 
 (`*_table`: accuracies in %, mean +- half of the 95 % interval over seeds, protocol and rule in the caption).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations, product
@@ -17,8 +15,7 @@ from pandas.io.formats.style import Styler
 
 from eestudy.config import EestudyError, check_name
 from eestudy.report import statistics as st
-from eestudy.report.frames import Results, in_order
-from eestudy.report.scores import is_regression, score_name, valued
+from eestudy.report.frames import Results, in_order, is_regression, score_name
 
 PROTOCOLS = {
     "calibrated": "thresholds fitted on validation data for each budget, applied once to test",
@@ -27,11 +24,8 @@ PROTOCOLS = {
 BUDGETS = ("25", "50", "75", "100", "max")
 # The exit rule of a table that is not asked for another one: of classification, of regression.
 RULES = ("max-probability", "patience")
-# Columns of exits and budgets that a table can show; what the others are called is `score_name`'s to say.
-CORRELATIONS = {"pearson": "Pearson's correlation x 100", "spearman": "Spearman's rank correlation x 100"}
 ALLOCATION = "shared"  # one threshold for all exits: what tables show
 DASH = "–"
-UNDEFINED = f"{DASH} or fewer seeds: not defined, for all predictions (or all labels) are the same there."
 # What is compared with what, in this order.
 PAIRS = (("mixed", "joint"), ("mixed", "disjoint"), ("joint", "disjoint"))
 
@@ -73,7 +67,7 @@ def plus_minus(interval: st.Interval, write: Callable[[float], str] = "{:.1f}".f
 def percent(interval: st.Interval, expected: int | None = None) -> str:
     """Accuracy in %: "81.3 ± 0.8", "81.3 (one seed)", "81.3 (1 of 2 seeds)" or a dash."""
     text = plus_minus(interval)
-    if expected is not None and 0 < interval.n < expected:
+    if 0 < interval.n < (expected or 0):
         return f"{text} ({interval.n} of {expected} seeds)"
     return f"{text} (one seed)" if interval.n == 1 else text
 
@@ -106,18 +100,6 @@ def usual_allocation(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[usual | ~usual.groupby(rows["rule"]).transform("any").astype(bool)]
 
 
-def _scored(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, str]:
-    """The rows that have a score, in their column `value`, and how a caption calls it. EestudyError for none."""
-    if score == "accuracy":
-        name = score_name(frame)
-        return valued(frame), f"{name[0].upper()}{name[1:]} on test, %"
-    check_name("score", score, ["accuracy", *CORRELATIONS])
-    rows = frame[is_regression(frame)]
-    if rows.empty:
-        raise EestudyError(f"score: {score} is of regression, which no cell of these results is; valid: accuracy")
-    return rows.assign(value=rows[score]), f"{CORRELATIONS[score]} on test"
-
-
 def budget_name(budget: str) -> str:
     return budget if budget == "max" else f"{budget} %"
 
@@ -147,49 +129,36 @@ def tested(frame: pd.DataFrame) -> str:
     return f"* decided by Holm's correction over {int(frame['p'].notna().sum())} tests."
 
 
-def budget_means(results: Results, protocol: str, rule: str | None, score: str = "accuracy") -> pd.DataFrame:
+def budget_means(results: Results, protocol: str, rule: str | None) -> pd.DataFrame:
     """One row per cell, strategy and budget: mean, low, high (fractions, over seeds), n of `seeds` that reach it."""
-    rows, _ = _scored(select(results.budgets, protocol, rule), score)
-    groups = rows.groupby(["cell", "strategy", "budget"], sort=False)
-    facts = groups.agg(seeds=("seed", "nunique"), flops=("flops", "mean"))
-    return st.intervals(groups["value"]).rename_axis(facts.index.names).join(facts).reset_index()
+    groups = select(results.budgets, protocol, rule).groupby(["cell", "strategy", "budget"], sort=False)
+    seeds = groups["seed"].nunique().rename("seeds")
+    return st.intervals(groups["value"]).rename_axis(seeds.index.names).join(seeds).reset_index()
 
 
-def budget_table(
-    results: Results, protocol: str = "calibrated", rule: str | None = None, score: str = "accuracy"
-) -> Table:
-    """Accuracy at matched budgets: rows cell x strategy, columns % of the plain backbone's FLOPs.
-
-    Regression: R2, or what `score` asks for: "pearson" or "spearman".
-    """
-    means = budget_means(results, protocol, rule, score)
+def budget_table(results: Results, protocol: str = "calibrated", rule: str | None = None) -> Table:
+    """Accuracy (R2 in regression) at matched budgets: rows cell x strategy, columns % of the plain backbone's FLOPs."""
+    means = budget_means(results, protocol, rule)
     means["text"] = [percent(st.Interval(r.mean, r.low, r.high, r.n), r.seeds) for r in means.itertuples()]
     frame = ordered(by_budget(means, ["cell", "strategy"]), results.cells)
-    rows, name = _scored(select(results.budgets, protocol, rule), score)
-    text = f"{name}, at a mean cost within the budget. {_protocol(results, protocol, rule)} "
-    text += _seeds(results)
-    undefined = (rows["flops"].notna() & rows["value"].isna()).any()
-    if undefined:
-        text += f" {UNDEFINED}"
-    if (frame == DASH).any(axis=None) and not (undefined and means["flops"].notna().all()):
+    text = f"{_score(select(results.budgets, protocol, rule))} on test, %, at a mean cost within the budget. "
+    text += f"{_protocol(results, protocol, rule)} {_seeds(results)}"
+    if (frame == DASH).any(axis=None):
         text += f" {DASH}: no threshold keeps the mean cost within this budget (exit 1 alone may cost more)."
     if frame.map(lambda t: " of " in t).any(axis=None):
         text += ' "1 of 2 seeds": the mean is over the seeds that reach the budget, so it is not comparable.'
-    return table(frame, text, f"budgets-{protocol}" if score == "accuracy" else f"budgets-{protocol}-{score}")
+    return table(frame, text, f"budgets-{protocol}")
 
 
-def exit_table(results: Results, score: str = "accuracy") -> Table:
-    """Accuracy of every exit when all samples take it: rows cell x strategy, columns exits. `score`: see above."""
-    rows, name = _scored(results.exits, score)
-    groups = rows.groupby(["cell", "strategy", "exit"])["value"]
+def exit_table(results: Results) -> Table:
+    """Accuracy (R2 in regression) of every exit when all samples take it: rows cell x strategy, columns exits."""
+    groups = results.exits.groupby(["cell", "strategy", "exit"])["value"]
     texts = groups.agg(lambda seeds: percent(st.mean_interval(seeds), len(seeds)))
     frame = ordered(texts.unstack("exit"), results.cells)
     frame.columns = pd.Index([f"exit {k}" for k in frame.columns], name="all samples take")
     empty = " Empty: the backbone has fewer exits." if frame.isna().any(axis=None) else ""
-    text = f"{name}, of each exit by itself; no rule, no threshold. {_seeds(results)}{empty}"
-    if rows["value"].isna().any():
-        text += f" {UNDEFINED}"
-    return table(frame.fillna(""), text, "exits" if score == "accuracy" else f"exits-{score}")
+    name = f"{_score(results.exits)} on test, %, of each exit by itself"
+    return table(frame.fillna(""), f"{name}; no rule, no threshold. {_seeds(results)}{empty}", "exits")
 
 
 def comparisons(results: Results, protocol: str = "calibrated", rule: str | None = None) -> pd.DataFrame:
@@ -199,7 +168,7 @@ def comparisons(results: Results, protocol: str = "calibrated", rule: str | None
     seeds, unpaired seeds, p, p_holm, `decision` ("better": a is; "worse"; "" undecided), `verdict` in words.
     A budget that neither strategy reaches makes no row. With regression, the column `score` of its cells is "r2".
     """
-    rows = valued(select(results.budgets, protocol, rule))
+    rows = select(results.budgets, protocol, rule)
     pairs = []
     for cell, (a, b), budget in product(results.cells, _pairs(results.strategies), BUDGETS):
         at = rows[(rows["cell"] == cell) & (rows["budget"] == budget)].dropna(subset="value")
@@ -233,7 +202,7 @@ def friedman_table(results: Results, protocol: str = "calibrated", rule: str | N
     means = budget_means(results, protocol, rule)
     means.loc[means["n"] < means["seeds"], "mean"] = np.nan  # a mean over fewer seeds is not comparable
     records = {}
-    for budget in [b for b in BUDGETS if b in set(means["budget"])]:
+    for budget in (b for b in BUDGETS if b in set(means["budget"])):
         at = means[means["budget"] == budget].pivot(index="cell", columns="strategy", values="mean")
         test = st.friedman(at[in_order(at.columns)])
         ranks = {f"rank of {s}": f"{test.ranks[s]:.2f}" if test.ranks else DASH for s in in_order(at.columns)}
@@ -275,15 +244,13 @@ def cost_table(results: Results) -> Table:
     """What leaving at each exit of the first run costs: stage, FLOPs, share of the backbone, parameters."""
     first = results.runs.iloc[0]
     exits = results.exits[results.exits["run"] == first["run"]].sort_values("exit")
-    frame = pd.DataFrame(
-        {
-            "after stage": exits["stage"].astype(str),
-            "FLOPs a sample": exits["flops"].map(engineering),
-            "of the plain backbone": exits["flops"].map(lambda f: f"{100 * f / first['backbone_flops']:.1f} %"),
-            "parameters": exits["params"].map(engineering),
-        }
-    )
-    frame.index = pd.Index(exits["exit"], name="exit")
+    columns = {
+        "after stage": exits["stage"].astype(str),
+        "FLOPs a sample": exits["flops"].map(engineering),
+        "of the plain backbone": exits["flops"].map(lambda f: f"{100 * f / first['backbone_flops']:.1f} %"),
+        "parameters": exits["params"].map(engineering),
+    }
+    frame = pd.DataFrame(columns).set_index(exits["exit"])
     text = f"Cost of leaving at each exit, {first['cell']}: the backbone up to there and all heads on the way."
     return table(frame, text, "costs")
 
@@ -303,18 +270,22 @@ def _difference(row: Any) -> str:
     return f"{text}, {row.n} of {row.n + row.unpaired} seeds" if row.unpaired else text
 
 
+def _score(frame: pd.DataFrame) -> str:
+    name = score_name(frame)
+    return f"{name[0].upper()}{name[1:]}"
+
+
 def _protocol(results: Results, protocol: str, rule: str | None) -> str:
     if rule is None:
         regression = is_regression(select(results.budgets, protocol, rule))
-        rule = RULES[int(regression.all())]
-        if regression.any() and not regression.all():
-            rule = f"{RULES[0]} (regression: {RULES[1]})"
+        both = f"{RULES[0]} (regression: {RULES[1]})"
+        rule = RULES[1] if regression.all() else both if regression.any() else RULES[0]
     return f"Protocol {protocol} ({PROTOCOLS.get(protocol, 'as named')}), exit rule {rule}."
 
 
 def _seeds(results: Results) -> str:
     counts = sorted(set(results.runs.groupby(["cell", "strategy"])["seed"].nunique()))
-    number = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
     if counts[-1] == 1:
         return "One seed: no interval."
+    number = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
     return f"Mean ± half of the 95 % t interval over {number} seeds."

@@ -1,7 +1,5 @@
 """A study's frames, made from the union of its records."""
 
-from __future__ import annotations
-
 import json
 import math
 from functools import lru_cache

@@ -1,12 +1,12 @@
-"""What a training step reads: augmented inputs and their targets, or the cached features of a frozen backbone.
+"""What a step reads: augmented inputs and their targets, or the cached features of a frozen backbone; clean passes too.
 
 Every random choice is seeded by names (run seed, place of the phase, purpose, epoch or step), never by the order of
-calls: a resumed phase, and each of several processes, makes the same batches.
+calls: a resumed phase, and each of several processes, makes the same batches. K exits in the phase's loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,17 @@ from eestudy.data import DataSet, Split
 from eestudy.data.augmentation import augment, check
 from eestudy.models import MultiExit
 from eestudy.training.execution import Execution
-from eestudy.training.phase_network import frozen_features, heads_alone
+from eestudy.training.losses import exit_hits, exit_losses
+from eestudy.training.phase_network import (
+    PhaseNetwork,
+    batch_norms,
+    exit_logits,
+    frozen_features,
+    gathering,
+    heads_alone,
+    phase_exits,
+    trained_modules,
+)
 from eestudy.training.phases import Phase
 
 EVALUATION_BATCH = 512
@@ -50,8 +60,7 @@ class Batches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Inputs, Tensor]]:
         """The batches of epoch `number` (from 0) from its step `first` on; of each this process's part."""
-        generator = torch.Generator()
-        generator.manual_seed(named_seed(*self.seeds, "order", number))
+        generator = torch.Generator().manual_seed(named_seed(*self.seeds, "order", number))
         order = torch.randperm(len(self.split), generator=generator)[: self.steps_an_epoch * self.size]
         chosen = order.split(self.size)[first:]
         part = self.execution.part(self.size)
@@ -74,19 +83,14 @@ class Batches:
         """Whole batches of the training data once, in an order of their own, as a network takes them, not augmented."""
         generator = torch.Generator().manual_seed(named_seed(*self.seeds, *names))
         order = torch.randperm(len(self.split), generator=generator)[: self.steps_an_epoch * self.size]
-        chosen = order.split(self.size)
-        for raw in self.split.batches(chosen, self.execution.workers):
-            x = raw.to(self.execution.device)
-            yield in_layout(self.split.normalization(x) if self.split.normalization else x, self.memory_format)
+        for x, _ in chosen_batches(self.split, order.split(self.size), self.execution, self.memory_format):
+            yield x
 
 
 def training_batches(
     model: MultiExit, phase: Phase, data: DataSet, seeds: tuple[object, ...], execution: Execution
 ) -> Batches:
-    """The batches of `phase`; the backbone's features computed once where the phase trains heads alone on clean data.
-
-    Raises EestudyError for an augmentation that does not fit the data.
-    """
+    """The batches of `phase`; where heads alone train on clean data, the backbone's features are computed once."""
     check(phase.settings.augmentation, data.input_shape, data.train.dtype)
     split = placed(data.train, execution.device)
     made = Batches(split, data.num_classes, phase, seeds, execution, model.memory_format)
@@ -116,7 +120,13 @@ def clean_batches(
     split: Split, execution: Execution, memory_format: torch.memory_format
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All samples of a split in order, as a network takes them, with their labels, on the device."""
-    chosen = torch.arange(len(split)).split(EVALUATION_BATCH)
+    return chosen_batches(split, torch.arange(len(split)).split(EVALUATION_BATCH), execution, memory_format)
+
+
+def chosen_batches(
+    split: Split, chosen: Sequence[Tensor], execution: Execution, memory_format: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of the samples with these numbers, not augmented."""
     for numbers, raw in zip(chosen, split.batches(chosen, execution.workers), strict=True):
         raw = raw.to(execution.device)
         x = split.normalization(raw) if split.normalization else raw
@@ -133,3 +143,60 @@ def placed(split: Split, device: torch.device) -> Split:
 def in_layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Images in the memory format of the network (`MultiExit.memory_format`), anything else as it is."""
     return x.contiguous(memory_format=memory_format) if x.ndim == 4 else x
+
+
+class Validation:
+    """The validation split in memory, or its features where the training reads the frozen backbone's features."""
+
+    def __init__(self, model: MultiExit, phase: Phase, data: DataSet, execution: Execution, cached: bool) -> None:
+        self.network = PhaseNetwork(model, phase)
+        self.split = placed(data.validation, execution.device)
+        self.execution = execution
+        self.cache = cached_features(model, phase, self.split, execution) if cached else None
+
+    @torch.no_grad()
+    def measured(self) -> Tensor:
+        """Loss and accuracy (R2 in regression) of the phase's exits in eval mode, (2, K). Leaves the network in it."""
+        phase, execution = self.network.phase, self.execution
+        self.network.eval()
+        exits = len(phase_exits(self.network.model, phase))
+        sums = torch.zeros(2, exits, device=execution.device)
+        for number, (x, labels) in enumerate(self._batches()):
+            if number % execution.processes != execution.rank:
+                continue
+            with execution.precision(phase.settings.precision):
+                logits = self.network(x)[:exits]  # behind them a frozen teacher's
+            sums[0] += exit_losses(logits, labels) * len(labels)
+            if not labels.is_floating_point():
+                sums[1] += exit_hits(logits, labels) * len(labels)
+        means = execution.summed(sums) / len(self.split)
+        means[1] = scores(means, self.split.y)
+        return means
+
+    def _batches(self) -> Iterator[tuple[Inputs, Tensor]]:
+        if self.cache is None:
+            yield from clean_batches(self.split, self.execution, self.network.model.memory_format)
+            return
+        for places in torch.arange(len(self.split), device=self.split.y.device).split(EVALUATION_BATCH):
+            yield [features[places] for features in self.cache], self.split.y[places]
+
+
+def scores(means: Tensor, y: Tensor) -> Tensor:
+    """The exits' accuracies as they were counted; in regression R2, 1 - mean squared error / variance of the labels."""
+    return 1 - means[0] / y.var(correction=0) if y.is_floating_point() else means[1]
+
+
+@torch.no_grad()
+def reestimate(model: MultiExit, phase: Phase, batches: Batches, execution: Execution) -> None:
+    """Running means and variances of what the phase trained: the mean over one pass of the training data.
+
+    While training they lag behind the weights. Whole batches without augmentation, as in use; all else is in eval mode
+    (Wu and Johnson 2021, PreciseBN).
+    """
+    model.eval()
+    norms = [norm for part in trained_modules(model, phase).values() for norm in batch_norms(part)]
+    for norm in norms:
+        norm.reset_running_stats()
+    with gathering(norms), execution.precision(phase.settings.precision):
+        for x in batches.clean("batchnorm"):
+            exit_logits(model, phase_exits(model, phase), x)

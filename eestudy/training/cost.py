@@ -9,11 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.models import MultiExit
 from eestudy.models.backbone import counted
-from eestudy.training.continual import FISHER_SAMPLES
-from eestudy.training.objective import exit_gradients
-from eestudy.training.phase_network import PhaseNetwork, exit_logits, phase_logits
+from eestudy.training.combination import exit_gradients
+from eestudy.training.objective import FISHER_SAMPLES
+from eestudy.training.phase_network import PhaseNetwork, exit_logits, phase_exits, phase_logits, set_trainable
 from eestudy.training.phases import Phase
-from eestudy.training.trainable import phase_exits, set_trainable
 
 
 def step_flops(model: MultiExit, phase: Phase) -> float:

@@ -74,9 +74,8 @@ class Execution:
 
     def compiles(self, steps: int) -> bool:
         """Whether a network is compiled for `steps` training steps."""
-        return self.compile == "always" or (
-            self.compile == "auto" and self.device.type == "cuda" and steps >= COMPILED_FROM
-        )
+        earned = self.device.type == "cuda" and steps >= COMPILED_FROM
+        return self.compile == "always" or (self.compile == "auto" and earned)
 
     @property
     def whole_steps(self) -> bool:
@@ -94,8 +93,7 @@ class Execution:
     def seed(self, seed: int) -> None:
         """Seeds torch's own random numbers on the device, for dropout and the like.
 
-        torch.manual_seed seeds every kind of device there might be, which takes a hundred times as long where CUDA is
-        not in use yet: it keeps the caller's stack for each.
+        torch.manual_seed seeds devices that are not in use as well, and takes a hundred times as long.
         """
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -132,17 +130,11 @@ def launched_processes() -> int:
 
 
 def execution(device: str | None = None, workers: int = 0, compile: str = "auto") -> Execution:
-    """Checks the settings. device: "cpu", "cuda", ...; default: a GPU if there is one.
-
-    Raises EestudyError for a device that is not there, and unknown or negative settings.
-    """
+    """Checks the settings. device: "cpu", "cuda", ...; default: a GPU if there is one. EestudyError for a wrong one."""
     check_name("compile", compile, COMPILE)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
         raise EestudyError(f"workers: {workers!r} is not valid; it must be a whole number, at least 0")
-    if launched_processes() > 1:
-        place = _joined(device == "cpu").device
-    else:
-        place = _device(device)
+    place = _joined(device == "cpu").device if launched_processes() > 1 else _device(device)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32; torch would round convolutions to 10 bits
     return Execution(place, workers, compile)

@@ -22,17 +22,13 @@ from eestudy.config import EestudyError, named_seed
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
 from eestudy.store import Folder
-from eestudy.training.batches import Batches, Inputs, training_batches
-from eestudy.training.eager_step import EagerStep, Step
+from eestudy.training.batches import Inputs, Validation, reestimate, scores, training_batches
+from eestudy.training.eager_step import EagerStep, Step, build_optimizer, learning_rate
 from eestudy.training.execution import Execution
-from eestudy.training.normalization import reestimate
 from eestudy.training.objective import Objective
-from eestudy.training.optim import build_optimizer, learning_rate
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, phase_exits, set_trainable, trained_tensors
 from eestudy.training.phases import Phase
 from eestudy.training.resume import Progress, State, arrays, state_files
-from eestudy.training.trainable import phase_exits, set_trainable, trained_tensors
-from eestudy.training.validation import Validation, scores
 from eestudy.training.whole_step import WholeStep
 
 # Seconds between saved states, which is what a kill costs at most; longer where saving would take more than a
@@ -58,19 +54,13 @@ class Hooks:
 
 
 def train_phase(
-    model: MultiExit,
-    phase: Phase,
-    data: DataSet,
-    folder: Folder,
-    seed: int,
-    place: int,
-    execution: Execution,
+    model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seed: int, place: int, execution: Execution,
     hooks: Hooks | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Trains what `phase` trains of `model` in place, leaving checkpoints and records in `folder`.
 
-    seed: the run's; place: of the phase in its strategy, from 0. The model starts from the weights it comes with.
-    Raises EestudyError when the loss is not finite, naming epoch, step and learning rate; the saved state before stays.
+    seed: the run's; place: of the phase in its strategy, from 0. Raises EestudyError when the loss is not finite,
+    naming epoch, step and learning rate; the saved state before stays.
     """
     Training(model, phase, data, folder, (seed, f"phase-{place}"), execution, hooks or Hooks()).run()
 
@@ -79,22 +69,20 @@ class Training:
     """A phase from its first step, or its last saved state, to its end. seeds: what its random numbers are named by."""
 
     def __init__(
-        self,
-        model: MultiExit,
-        phase: Phase,
-        data: DataSet,
-        folder: Folder,
-        seeds: tuple[Any, ...],
-        execution: Execution,
-        hooks: Hooks,
-    ) -> None:
+        self, model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seeds: tuple[Any, ...],
+        execution: Execution, hooks: Hooks,
+    ) -> None:  # fmt: skip
         device = execution.device
         self.model, self.phase, self.data, self.folder = model.to(device), phase, data, folder
         self.seeds, self.execution, self.before = seeds, execution, hooks.before
         parameters = set_trainable(model, phase)
         self.exits = phase_exits(model, phase)
         self.batches = training_batches(model, phase, data, seeds, execution)
-        _check_turns(phase, self.batches)
+        if self.batches.steps_an_epoch < len(phase.turns):
+            raise EestudyError(
+                f"batch_size: {self.batches.size} makes one step an epoch of {len(self.batches.split)} samples; phase "
+                f"{phase.name} needs {len(phase.turns)}, as its steps take turns"
+            )
         self.validation = Validation(model, phase, data, execution, cached=self.batches.cache is not None)
         self.total = self.batches.steps_an_epoch * phase.settings.epochs
         self.objective = hooks.objective(model, phase, self.batches, seeds, execution)
@@ -104,22 +92,29 @@ class Training:
         self.state.load(folder)
         self.progress = self.state.progress
         self.bad = torch.full((), math.inf, device=device)  # the first step whose loss or gradient is not finite
-        self.step = _step(model, self.state, self.objective, self.bad, self.total, execution)
-        self.watch = Watch(self.progress.seconds)
+        network = PhaseNetwork(model, phase)
+        arguments = self.state, self.objective, self.bad, execution
+        self.step: Step
+        if execution.whole_steps:
+            self.step = WholeStep(network, *arguments)
+        else:  # where each exit's gradient is wanted by itself, the network does not run as a whole
+            whole = phase.settings.gradient_combination == "sum"
+            self.step = EagerStep(execution.prepared(network, self.total) if whole else network, *arguments)
+        self.saved = time.perf_counter()
+        self.began, self.save_every = self.saved - self.progress.seconds, STATE_EVERY
         self.epoch = -1
         self.feed: Iterator[tuple[Inputs, Tensor]] = iter(())
 
     def run(self) -> None:
         """To the end of the phase; KeyboardInterrupt, with the state saved, when Ctrl-C was pressed."""
-        progress, every = self.progress, self.batches.steps_an_epoch
+        progress, every, patience = self.progress, self.batches.steps_an_epoch, self.phase.settings.patience
         hidden = None if self.execution.main else True  # None: where nobody looks
-        bar = _Bar(
-            total=self.total, initial=progress.step, desc=self.phase.name, unit="step", disable=hidden, leave=False
-        )
-        with _interrupt_between_steps() as interrupted, bar:
+        shown = {"desc": self.phase.name, "unit": "step", "disable": hidden, "leave": False}
+        with _interrupt_between_steps() as interrupted, _Bar(total=self.total, initial=progress.step, **shown) as bar:
             while True:
                 self._write_checkpoints()
-                if progress.step == self.total or _out_of_patience(progress, self.phase):
+                out_of_patience = patience and progress.stale and min(progress.stale) >= patience
+                if progress.step == self.total or out_of_patience:
                     break
                 self._save_if_due(interrupted)
                 self._advance()
@@ -146,12 +141,16 @@ class Training:
         """Saves the state when it is time to, and before the KeyboardInterrupt that Ctrl-C asks for."""
         execution = self.execution
         looks = execution.processes == 1 or self.progress.step % LOOK_EVERY == 0
-        if not looks or not (stop := execution.agreed((interrupted() << 1) + self.watch.due())):
+        due = time.perf_counter() - self.saved > self.save_every
+        if not looks or not (stop := execution.agreed((interrupted() << 1) + due)):
             return
         self._stop_if_not_finite()
-        self.progress.seconds = self.watch.seconds()
+        before = time.perf_counter()
+        self.progress.seconds = before - self.began
         if execution.main:
-            self.watch.saving(lambda: self.state.save(self.folder))
+            self.state.save(self.folder)
+            self.saved = time.perf_counter()
+            self.save_every = max(STATE_EVERY, (self.saved - before) / SAVING_SHARE)
         if stop > 1:
             raise KeyboardInterrupt
 
@@ -177,13 +176,20 @@ class Training:
         epoch, phase, state, steps, seen = self.epoch + 1, self.phase, self.state, self.batches.steps_an_epoch, ""
         if measured_after(epoch, phase):
             train = self.execution.summed(state.sums) / (steps * self.execution.processes)
-            if phase.turns:
-                train[:, :-1] /= _share_of_all(phase, self.progress.step, steps)
+            if phase.turns:  # only in some of the steps all exits had their turn
+                turns = [phase.turns[step % len(phase.turns)] for step in range(epoch * steps - steps, epoch * steps)]
+                train[:, :-1] /= turns.count("all") / steps
             held_out = self.validation.measured()
             set_trainable(self.model, phase)
             train[1] = scores(train, self.data.train.y)
-            _record(self.progress, self.exits, epoch, train, held_out, self.data.task)
-            seen = _seen(epoch, phase, self.exits, train, held_out, self.data.task)
+            score, form = ("accuracy", ".1%") if self.data.task == "classification" else ("r2", ".3f")
+            for split, (losses, values) in (("train", train.tolist()), ("validation", held_out.tolist())):
+                for number, loss, value in zip(self.exits, losses, values, strict=True):
+                    record = {"epoch": epoch, "exit": number, "split": split, "loss": loss, score: value}
+                    self.progress.records.append(record)
+            ends = {self.exits[place]: f"{float(held_out[1][place]):{form}}" for place in (0, -1)}
+            shown = ", ".join(f"exit {number} {value}" for number, value in ends.items())
+            seen = f"epoch {epoch}/{phase.settings.epochs}, loss {float(train[0].mean()):.3f}, {shown}"
             if phase.settings.patience and improved(self.progress, held_out[1].tolist()):
                 state.best = {name: value.clone() for name, value in trained_tensors(self.model, phase).items()}
         state.sums.zero_()
@@ -191,7 +197,7 @@ class Training:
 
     def _finish(self) -> None:
         """Leaves the final weights, those of the best epoch where patience chooses, and no state."""
-        model, phase, folder = self.model, self.phase, self.folder
+        model, phase, folder, steps = self.model, self.phase, self.folder, self.progress.step
         self.step.end()
         if self.state.best:
             model.load_state_dict(self.state.best, strict=False)
@@ -201,9 +207,12 @@ class Training:
             return
         folder.write_arrays(checkpoint_name(100), arrays(trained_tensors(model, phase)))
         folder.write_records(self.progress.records)
-        steps = self.progress.step
-        seconds = round(self.watch.seconds(), 3)
-        folder.write_json("summary.json", {"seconds": seconds, "steps": steps, "samples": steps * self.batches.size})
+        summary = {
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "steps": steps,
+            "samples": steps * self.batches.size,
+        }
+        folder.write_json("summary.json", summary)
         for name in state_files(folder):
             folder.remove(name)
 
@@ -217,16 +226,6 @@ class Training:
             )
 
 
-def _step(model: MultiExit, state: State, objective: Objective, bad: Tensor, total: int, execution: Execution) -> Step:
-    """What makes the phase's `total` steps."""
-    network = PhaseNetwork(model, state.phase)
-    if execution.whole_steps:
-        return WholeStep(network, state, objective, bad, execution)
-    # Where each exit's gradient is wanted by itself, the network does not run as a whole.
-    whole = state.phase.settings.gradient_combination == "sum"
-    return EagerStep(execution.prepared(network, total) if whole else network, state, objective, bad, execution)
-
-
 class _Bar(tqdm):
     """Locked in this process alone: tqdm's own lock is one with that of forked processes, and a killed one keeps it."""
 
@@ -236,67 +235,15 @@ class _Bar(tqdm):
 _Bar.set_lock(threading.RLock())
 
 
-def _check_turns(phase: Phase, batches: Batches) -> None:
-    if batches.steps_an_epoch < len(phase.turns):
-        raise EestudyError(
-            f"batch_size: {batches.size} makes one step an epoch of {len(batches.split)} samples; phase {phase.name} "
-            f"needs {len(phase.turns)}, as its steps take turns"
-        )
-
-
-def _share_of_all(phase: Phase, end: int, steps: int) -> float:
-    """Share of the last `steps` steps before `end` in which all exits had their turn."""
-    return sum(phase.turns[step % len(phase.turns)] == "all" for step in range(end - steps, end)) / steps
-
-
 def checkpoint_name(share: int) -> str:
     """The file of the weights after `share` per cent of a phase."""
     return f"checkpoint-{share:03d}.safetensors"
 
 
-class Watch:
-    """Seconds of training, and when to save the state next."""
-
-    def __init__(self, before: float) -> None:
-        self.saved = time.perf_counter()
-        self.started = self.saved - before
-        self.every = STATE_EVERY
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def due(self) -> bool:
-        return time.perf_counter() - self.saved > self.every
-
-    def saving(self, save: Any) -> None:
-        began = time.perf_counter()
-        save()
-        self.saved = time.perf_counter()
-        self.every = max(STATE_EVERY, (self.saved - began) / SAVING_SHARE)
-
-
-def _seen(epoch: int, phase: Phase, exits: list[int], train: Tensor, held_out: Tensor, task: str) -> str:
-    """What the progress bar shows: loss of training, accuracy or R2 on validation of the first and last exit."""
-    ends = [0] if len(exits) == 1 else [0, -1]
-    form = ".1%" if task == "classification" else ".3f"
-    shown = ", ".join(f"exit {exits[place]} {float(held_out[1][place]):{form}}" for place in ends)
-    return f"epoch {epoch}/{phase.settings.epochs}, loss {float(train[0].mean()):.3f}, {shown}"
-
-
 def measured_after(epoch: int, phase: Phase) -> bool:
-    """Whether training and validation are measured after this epoch (from 1).
-
-    The last one always; with patience, which decides by them, every one; else at most MEASURED, evenly.
-    """
+    """Whether to measure after this epoch (from 1): with patience always, else at most MEASURED times, evenly."""
     epochs = phase.settings.epochs
     return bool(phase.settings.patience) or epoch * MEASURED // epochs > (epoch - 1) * MEASURED // epochs
-
-
-def _record(progress: Progress, exits: list[int], epoch: int, train: Tensor, validation: Tensor, task: str) -> None:
-    score = "accuracy" if task == "classification" else "r2"
-    for split, (losses, values) in (("train", train.tolist()), ("validation", validation.tolist())):
-        for number, loss, value in zip(exits, losses, values, strict=True):
-            progress.records.append({"epoch": epoch, "exit": number, "split": split, "loss": loss, score: value})
 
 
 def improved(progress: Progress, values: list[float]) -> bool:
@@ -311,10 +258,6 @@ def improved(progress: Progress, values: list[float]) -> bool:
     ]
     progress.best = [max(pair) for pair in zip(values, best, strict=True)]
     return progress.best != best
-
-
-def _out_of_patience(progress: Progress, phase: Phase) -> bool:
-    return bool(phase.settings.patience and progress.stale and min(progress.stale) >= phase.settings.patience)
 
 
 @contextmanager

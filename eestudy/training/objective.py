@@ -1,24 +1,25 @@
-"""What a training step minimizes, and how its gradient is put together from the exits' gradients.
+"""What a training step minimizes; in the sequential strategies also what keeps earlier exits as they were.
 
-K exits of the phase's loss, B batch, C classes, P parameters.
+K exits of the phase's loss, B batch, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 
 import torch
 from torch import Tensor, nn
 
 from eestudy.config import named_seed
+from eestudy.data import Split
 from eestudy.models import MultiExit
-from eestudy.registry import COMBINATIONS
-from eestudy.training.batches import Batches, Inputs
-from eestudy.training.continual import Answers, Penalty
+from eestudy.training.batches import Batches, Inputs, chosen_batches
 from eestudy.training.execution import Execution
-from eestudy.training.losses import soft_losses, teachers_of
+from eestudy.training.losses import Fixed, exit_losses, soft_losses, softened, teachers_of, weighting_of
+from eestudy.training.phase_network import exit_logits, set_trainable
 from eestudy.training.phases import Phase
-from eestudy.training.weighting import Fixed, weighting_of
+
+FISHER_SAMPLES = 256  # whose gradients tell how much a weight matters
 
 
 class Objective:
@@ -31,16 +32,16 @@ class Objective:
     def __init__(
         self, model: MultiExit, phase: Phase, batches: Batches | None, seeds: tuple[object, ...], execution: Execution
     ) -> None:
-        """model: with the weights it has at the start of the phase. batches: the phase's; None: not needed."""
+        """model: with the weights it has at the start of the phase. batches: the phase's, for `Penalty` alone."""
         self.phase, self.seeds = phase, seeds
         self.weighting: nn.Module = weighting_of(model, phase, execution)
         self.answers = Answers(model, phase, execution) if phase.keeps == "lwf" else None
+        if self.answers is not None:  # they are weighed already
+            self.weighting = Fixed(torch.ones(len(phase.exit_numbers(model.num_exits)), device=execution.device))
         self.penalty: Penalty | None = None
         if phase.keeps == "ewc":
             assert batches is not None
             self.penalty = Penalty(model, phase, batches.split, seeds, execution)
-        if self.answers is not None:  # they are weighed already
-            self.weighting = Fixed(torch.ones(len(phase.exit_numbers(model.num_exits)), device=execution.device))
 
     def parameters(self) -> list[nn.Parameter]:
         """What the loss itself learns."""
@@ -55,12 +56,12 @@ class Objective:
 
     def values(self, losses: Tensor, logits: Tensor, targets: Tensor, x: Inputs) -> Tensor:
         """losses (K,) by the labels, logits (K, B, C), after them a frozen teacher's -> what is minimized, (K,)."""
-        phase = self.phase
-        if phase.settings.distillation != "none":
-            teachers = teachers_of(logits, phase.settings.distillation, phase.settings.distillation_temperature)
+        settings = self.phase.settings
+        if settings.distillation != "none":
+            temperature, share = settings.distillation_temperature, settings.distillation_weight
+            teachers = teachers_of(logits, settings.distillation, temperature)
             taught = len(teachers)  # all exits with a frozen teacher, all but the last without
-            soft = soft_losses(logits[:taught], teachers, phase.settings.distillation_temperature)
-            share = phase.settings.distillation_weight
+            soft = soft_losses(logits[:taught], teachers, temperature)
             return torch.cat([(1 - share) * losses[:taught] + share * soft, losses[taught:]])
         if self.answers is not None:
             assert isinstance(x, Tensor)
@@ -71,62 +72,72 @@ class Objective:
         """The loss of a step, a scalar. Arguments as in `values`; done: share of the phase's steps behind."""
         values = self.values(losses, logits, targets, x)
         weights, more = self.weighting(values, done)
-        loss = values @ weights
-        if more is not None:
-            loss = loss + more
+        loss = values @ weights if more is None else values @ weights + more
         return loss if self.penalty is None else loss + self.penalty()
 
 
-def combine(
-    model: MultiExit,
-    outputs: Sequence[Tensor],
-    upstream: Tensor | None,
-    phase: Phase,
-    seeds: tuple[object, ...],
-    execution: Execution,
-) -> None:
-    """Sets the gradients of what the phase trains from each exit's own.
+class Answers:
+    """Learning without Forgetting (Li and Hoiem 2016): earlier exits learn what the network of before says.
 
-    The parameters of the backbone's stages, which exits share, get the combination that the phase names; all others the
-    sum, as always (a head has one exit's gradient). outputs: logits of each exit, with their graph; upstream: (K, B, C)
-    gradient of the loss with respect to them.
+    Of K exits the first K-1 are earlier ones; their loss is `soft_losses` against their own logits at the start of the
+    phase, on the same batch, times `stability`; the labels' is that of the new one. The loss is the sum.
     """
-    assert upstream is not None
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    shared = {id(parameter) for parameter in model.backbone.stages.parameters()}
-    own = exit_gradients(outputs, upstream, trained)
-    if execution.processes > 1:  # each has a part of the batch
-        own = [[None if g is None else execution.summed(g) / execution.processes for g in each] for each in own]
-    common = [place for place, parameter in enumerate(trained) if id(parameter) in shared]
-    gram = gram_matrix([[each[place] for place in common] for each in own])
-    generator = torch.Generator().manual_seed(named_seed(*seeds))
-    shares = COMBINATIONS[phase.settings.gradient_combination](gram, generator).tolist()
-    for place, parameter in enumerate(trained):
-        factors = shares if id(parameter) in shared else [1.0] * len(own)
-        parts = [factor * each[place] for factor, each in zip(factors, own) if each[place] is not None]
-        parameter.grad = torch.stack(parts).sum(0) if parts else None
+
+    def __init__(self, model: MultiExit, phase: Phase, execution: Execution) -> None:
+        self.phase, self.execution = phase, execution
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.earlier = phase.exit_numbers(model.num_exits)[:-1]
+
+    def values(self, losses: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+        """Losses by the labels and logits of the phase's exits -> what is minimized, (K,)."""
+        with torch.no_grad(), self.execution.precision(self.phase.settings.precision):
+            before = torch.stack(exit_logits(self.model, self.earlier, x))
+        temperature = self.phase.settings.distillation_temperature
+        kept = soft_losses(logits[:-1], softened(before, temperature), temperature)
+        return torch.cat([self.phase.settings.stability * kept, losses[-1:]])
 
 
-Gradients = list[Tensor | None]
+class Penalty:
+    """Elastic weight consolidation (Kirkpatrick et al. 2017): stability / 2 * sum of F (theta - theta_0)^2.
+
+    theta_0 are the weights at the start of the phase, F the diagonal of the Fisher information of the earlier exits,
+    summed over them: mean over samples of the squared gradient of the log likelihood of their labels.
+    """
+
+    def __init__(
+        self, model: MultiExit, phase: Phase, split: Split, seeds: tuple[object, ...], execution: Execution
+    ) -> None:
+        set_trainable(model, phase)
+        self.stability = phase.settings.stability
+        self.weights = [weight for weight in model.backbone.stages.parameters() if weight.requires_grad]
+        self.start = [weight.detach().clone() for weight in self.weights]
+        generator = torch.Generator().manual_seed(named_seed(*seeds, "fisher"))
+        chosen = torch.randperm(len(split), generator=generator)[:FISHER_SAMPLES]
+        earlier = list(range(1, phase.exit_numbers(model.num_exits)[0]))
+        model.eval()
+        self.fisher = fisher(model, self.weights, earlier, split, chosen, execution)
+        set_trainable(model, phase)
+
+    def __call__(self) -> Tensor:
+        terms = [
+            (importance * (weight - start).square()).sum()
+            for importance, weight, start in zip(self.fisher, self.weights, self.start, strict=True)
+        ]
+        return self.stability / 2 * torch.stack(terms).sum()
 
 
-def exit_gradients(
-    outputs: Sequence[Tensor], upstream: Sequence[Tensor] | Tensor, trained: Sequence[nn.Parameter]
-) -> list[Gradients]:
-    """For each exit, the gradients of `trained` that its part of `upstream` gives; None where it does not reach."""
-    return [
-        list(torch.autograd.grad(logits, trained, above, retain_graph=place + 1 < len(outputs), allow_unused=True))
-        for place, (logits, above) in enumerate(zip(outputs, upstream, strict=True))
-    ]
-
-
-def gram_matrix(gradients: Sequence[Gradients]) -> Tensor:
-    """Inner products of the exits' gradients, (K, K) float64, on the CPU."""
-    gram = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
-    for a, left in enumerate(gradients):
-        for b, right in enumerate(gradients[: a + 1]):
-            pairs = [(x, y) for x, y in zip(left, right) if x is not None and y is not None]
-            if pairs:
-                parts = torch.stack([torch.dot(x.flatten(), y.flatten()) for x, y in pairs])
-                gram[a, b] = gram[b, a] = parts.double().sum().cpu()
-    return gram
+def fisher(
+    model: MultiExit, weights: list[torch.nn.Parameter], exits: list[int], split: Split, chosen: Tensor,
+    execution: Execution,
+) -> list[Tensor]:  # fmt: skip
+    """For each of `weights` the mean over the `chosen` samples of its squared gradient, summed over `exits`."""
+    sums = [torch.zeros_like(weight) for weight in weights]
+    for x, y in chosen_batches(split, chosen.split(1), execution, model.memory_format):
+        logits = exit_logits(model, exits, x)
+        for place, each in enumerate(logits):
+            loss = exit_losses(each[None], y).squeeze(0)
+            more = place + 1 < len(logits)
+            for total, gradient in zip(sums, torch.autograd.grad(loss, weights, retain_graph=more, allow_unused=True)):
+                if gradient is not None:
+                    total += gradient.square() / len(chosen)
+    return sums

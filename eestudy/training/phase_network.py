@@ -1,26 +1,26 @@
-"""The forward passes of a phase: through a network of which parts may be frozen, to the exits that its loss reads.
+"""What a phase makes of a network: which tensors it trains, and its forward pass to the exits that its loss reads.
 
 B batch, C classes, K exits of the phase's loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from eestudy.config import EestudyError
 from eestudy.models import MultiExit
 from eestudy.training.phases import Phase
 
 
 class PhaseNetwork(nn.Module):
-    """What a phase computes: inputs -> logits (K, B, C) of the exits its loss is taken over, in order.
-
-    With `Phase.frozen_teacher` those of the last exit come after them.
-    """
+    """Inputs -> logits (K, B, C) of the exits a phase's loss is over; after them those of a `frozen_teacher`."""
 
     def __init__(self, model: MultiExit, phase: Phase) -> None:
         super().__init__()
@@ -28,10 +28,7 @@ class PhaseNetwork(nn.Module):
         self.phase = phase
 
     def forward(self, x: Tensor | list[Tensor], turn: str | None = None) -> Tensor:
-        """x: (B, *input_shape); in a phase of heads alone also what `frozen_features` gave for it.
-
-        turn: the exits of this step, in a phase that takes turns.
-        """
+        """x: (B, *input_shape), or what `frozen_features` gave for it; turn: the exits of a step that takes turns."""
         return torch.stack(phase_logits(self.model, self.phase, x, turn))
 
 
@@ -58,10 +55,7 @@ def heads_alone(phase: Phase) -> bool:
 
 
 def frozen_features(model: MultiExit, phase: Phase, x: Tensor) -> list[Tensor]:
-    """x (B, *input_shape) -> what each head reads of its stage (`Head.reduce`), K-1 tensors, batch first.
-
-    With a frozen teacher its logits (B, C), those of the backbone's classifier, come after them.
-    """
+    """x (B, *input_shape) -> what each head reads of its stage, K-1 tensors; last a frozen teacher's logits (B, C)."""
     features: list[Tensor] = []
     state: Any = x
     for exit, stage in enumerate(model.exit_stages, 1):
@@ -134,3 +128,108 @@ def _scaled(state: Any, factor: float) -> Any:
     if isinstance(state, tuple):
         return tuple(_Scale.apply(each, factor) for each in state)
     return _Scale.apply(state, factor)
+
+
+def trained_modules(model: MultiExit, phase: Phase) -> dict[str, nn.Module]:
+    """What the phase trains, by the name it has in the model."""
+    modules: dict[str, nn.Module] = {}
+    numbers = phase_exits(model, phase)
+    if phase.whole_backbone:
+        modules["backbone"] = model.backbone
+    elif "backbone" in phase.trains:
+        assert phase.stages is not None
+        first, last = phase.stages
+        modules |= {f"backbone.stages.{index}": model.backbone.stages[index] for index in range(first - 1, last)}
+        if model.num_exits in numbers:
+            modules["backbone.classifier"] = model.backbone.classifier
+    if "heads" in phase.trains and isinstance(phase.exits, str):
+        modules["heads"] = model.heads
+    elif "heads" in phase.trains:
+        stages = [model.exit_stages[number - 1] for number in numbers if number < model.num_exits]
+        modules |= {f"heads.{stage}": model.head(stage) for stage in stages}
+    return modules
+
+
+def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
+    """Freezes what the phase does not train, in eval mode (for BatchNorm's statistics); returns what it trains.
+
+    What the user froze in their own network (`MultiExit.frozen`) no phase trains.
+    """
+    for module in model.children():
+        module.eval().requires_grad_(False)
+    trained: dict[int, nn.Parameter] = {}  # stages may share a parameter
+    for module in trained_modules(model, phase).values():
+        module.train().requires_grad_(True)
+        trained |= {id(parameter): parameter for parameter in module.parameters()}
+    for name, part in model.named_modules():
+        if name in model.frozen:
+            part.eval()
+    for name, parameter in model.named_parameters():
+        if name in model.frozen:
+            trained.pop(id(parameter.requires_grad_(False)), None)
+    if phase.settings.batchnorm == "freeze":
+        for norm in batch_norms(model.backbone):
+            norm.eval()
+    return list(trained.values())
+
+
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """The layers that have statistics."""
+    return [each for each in network.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
+
+
+def check_phases(model: MultiExit, phases: Sequence[Phase]) -> None:
+    """EestudyError for a phase that trains only what is frozen, or changes statistics that the backbone lacks."""
+    for phase in phases:
+        if model.frozen and not any(name in dict(model.named_parameters()) for name in trained_tensors(model, phase)):
+            raise EestudyError(
+                f"model: all that phase {phase.name!r} would train is frozen (requires_grad=False); RunConfig(start="
+                "'trained', strategy='disjoint') trains the heads alone"
+            )
+        if phase.settings.batchnorm != "train" and not batch_norms(model.backbone):
+            raise EestudyError(
+                f"batchnorm: {phase.settings.batchnorm} has no effect: the backbone has no BatchNorm statistics"
+            )
+
+
+def phase_exits(model: MultiExit, phase: Phase) -> list[int]:
+    """The numbers of these exits, counted from 1."""
+    return phase.exit_numbers(model.num_exits)
+
+
+def trained_tensors(model: MultiExit, phase: Phase) -> dict[str, Tensor]:
+    """Name -> tensor of everything the phase may change, BatchNorm buffers included."""
+    trained = tuple(f"{name}." for name in trained_modules(model, phase))
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.startswith(trained) and not {name, name.rpartition(".")[0]} & model.frozen
+    }
+
+
+@contextmanager
+def gathering(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """These layers normalize by their batch and keep the mean over all batches; all else stays as it is.
+
+    So each layer sees what the layers before it give when they normalize by about these statistics (Izmailov et al.
+    2018, SWA; Garipov et al. 2018). Batches weigh by their size: at each, a layer's momentum is its share of all that
+    the layer has seen. The variance is the mean of the batches' (unbiased) variances, so it lacks what the batches'
+    means differ by.
+    """
+    before = [(norm, norm.training, norm.momentum) for norm in norms]
+    seen = dict.fromkeys(norms, 0)
+
+    def weigh(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, _BatchNorm)
+        count = inputs[0].numel() // inputs[0].shape[1]
+        seen[module] += count
+        module.momentum = count / seen[module]
+
+    hooks = [norm.train().register_forward_pre_hook(weigh) for norm in seen]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm, training, momentum in before:
+            norm.training, norm.momentum = training, momentum

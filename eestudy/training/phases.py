@@ -1,17 +1,21 @@
-"""A phase: the unit of training and of caching. Pure data, no torch."""
+"""A phase, the unit of training and of caching: what it trains, and which of a run's settings take effect in it.
+
+Pure data, no torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from eestudy.config import RunConfig
+from eestudy.config import EestudyError, RunConfig
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a phase trains. A setting without effect in the phase has its default (`settings.settings_of` sees to that).
+    """How a phase trains. A setting without effect in the phase has its default (`configured` sees to that).
 
     The defaults are RunConfig's, or "without it". epochs: 0 until `resolve`. patience: epochs with a worse validation
     accuracy at every exit; None: train them all. weights: of the phase's exits, with `weighting: custom`. method: whose
@@ -107,6 +111,109 @@ def differing(content: Any) -> dict[str, Any]:
         if default is MISSING or value != default:
             found[each.name] = differing(value) if dataclasses.is_dataclass(value) else value
     return found
+
+
+# What `stability` is where the run does not say.
+STABILITY = {"lwf": 1.0, "ewc": 1000.0}
+
+# field, its value without effect, what a phase must have for it
+_NEEDS: tuple[tuple[str, str, str], ...] = (
+    ("weighting", "equal", "a phase in which the labels teach several exits at once"),
+    ("gradient_scaling", "none", "a phase in which several exits train the backbone together"),
+    ("gradient_combination", "sum", "a phase in which several exits train the backbone together"),
+    ("distillation", "none", "a phase in which an exit is taught by labels beside the deeper exit it learns from"),
+    ("batchnorm", "train", "a phase that trains the whole backbone after an earlier one did"),
+)
+
+
+def configured(
+    phases: tuple[Phase, ...], config: RunConfig, exits: int, method: str = "", implied: Collection[str] = ()
+) -> tuple[Phase, ...]:
+    """Phases with the run's settings, without epochs. exits: how many the network has.
+
+    A setting is given to the phases in which it does something; the others are the same as without it, and shared with
+    runs that lack it. method: if it trains otherwise than a plain weighted loss; it is part of every phase that uses
+    heads. implied: fields that the method has set and not the user, for the phases that have a use for them.
+    Raises EestudyError, naming the field, for a setting that no phase of the strategy has a use for.
+    """
+    _check_alone(config, exits)
+    made = tuple(
+        dataclasses.replace(
+            phase,
+            keeps=phase.keeps if place else "none",  # before the first phase there is nothing to keep
+            settings=_settings(phase, phases[:place], config, exits, method),
+        )
+        for place, phase in enumerate(phases)
+    )
+    at_the_ends = f" at phase_split {config.phase_split:g}" if config.phase_split in (0, 1) else ""
+    strategy = f"{config.strategy}{at_the_ends}"
+    for name, plain, why in _NEEDS:
+        given = getattr(config, name)
+        if given != plain and name not in implied and all(getattr(phase.settings, name) != given for phase in made):
+            raise EestudyError(f"{name}: {given} needs {why}, and {strategy} has none")
+    if config.lr_scale != 1 and len(made) == 1 and config.start == "scratch":
+        raise EestudyError(f"lr_scale: {config.lr_scale:g} is for phases after the first, and {strategy} has none")
+    if config.stability is not None and all(phase.keeps == "none" for phase in made):
+        known = "it is for sequential-lwf and sequential-ewc"
+        raise EestudyError(f"stability: {config.stability:g} has no effect in {config.strategy}; {known}")
+    return made
+
+
+def _settings(phase: Phase, before: tuple[Phase, ...], config: RunConfig, exits: int, method: str) -> Settings:
+    """The run's settings that do something in `phase`, which follows the phases `before`; epochs are for `resolve`."""
+    numbers, trains_backbone = phase.exit_numbers(exits), "backbone" in phase.trains
+    several, keeps = len(numbers) > 1, phase.keeps if before else "none"
+    labelled = several and phase.keeps == "none"
+    # An exit learns from a deeper one of the phase; heads alone also from the frozen backbone's own classifier.
+    has_teacher = labelled and (config.distillation != "last" or numbers[-1] == exits)
+    has_teacher |= phase.exits == "internal" and not trains_backbone and phase.keeps == "none"
+    taught = config.distillation != "none" and has_teacher
+    if config.batchnorm == "freeze":  # as an earlier phase left them
+        gathered = config.start == "trained" or any(each.whole_backbone for each in before)
+        moves_statistics = phase.whole_backbone and gathered
+    else:
+        moves_statistics = trains_backbone
+    has_effect = {
+        "momentum": config.optimizer == "sgd",
+        "warmup": config.schedule != "one-cycle",
+        "weighting": labelled,
+        "weights": labelled and config.weighting == "custom",
+        "gradient_scaling": several and trains_backbone,  # exits meet in the backbone
+        "gradient_combination": several and trains_backbone,
+        "distillation": taught,
+        "distillation_weight": taught,
+        "distillation_temperature": taught or keeps == "lwf",
+        "stability": keeps != "none",
+        "batchnorm": moves_statistics,
+        "method": phase.uses_heads,
+    }
+    given = {each.name: getattr(config, each.name) for each in dataclasses.fields(Settings)}
+    given |= {"epochs": Settings.epochs, "patience": Settings.patience, "method": method}
+    if before or config.start == "trained":
+        given["lr"] *= config.lr_scale
+    if has_effect["weights"]:
+        given["weights"] = tuple(config.weights[number - 1] for number in numbers)
+        if not any(given["weights"]):
+            raise EestudyError(
+                f"weights: {list(config.weights)} gives none to the exits of phase {phase.name}, {numbers}"
+            )
+    if config.stability is None:
+        given["stability"] = STABILITY.get(keeps)
+    return Settings(**{name: value for name, value in given.items() if has_effect.get(name, True)})
+
+
+def _check_alone(config: RunConfig, exits: int) -> None:
+    """Settings that have no effect without another one, and weights that do not fit the exits."""
+    weights = list(config.weights)
+    if config.weighting == "custom" and len(weights) != exits:
+        raise EestudyError(f"weights: {weights} are {len(weights)}, but the network has {exits} exits")
+    if weights and config.weighting != "custom":
+        raise EestudyError(f"weights: {weights} have no effect with weighting {config.weighting}; set it to custom")
+    for name, strategies in (("distillation_weight", ()), ("distillation_temperature", ("sequential-lwf",))):
+        given = getattr(config, name)
+        plain = given == RunConfig.model_fields[name].default
+        if not plain and config.distillation == "none" and config.strategy not in strategies:
+            raise EestudyError(f"{name}: {given:g} has no effect without distillation; set it to last, later or next")
 
 
 def resolve(

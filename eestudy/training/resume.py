@@ -10,8 +10,8 @@ from torch import Tensor
 
 from eestudy.models import MultiExit
 from eestudy.store import Folder
+from eestudy.training.phase_network import trained_tensors
 from eestudy.training.phases import Phase
-from eestudy.training.trainable import trained_tensors
 
 if TYPE_CHECKING:
     from eestudy.training.objective import Objective
@@ -32,10 +32,7 @@ class Progress:
 
 @dataclass
 class State:
-    """A phase between two steps. sums: losses and hits of the epoch so far (2, K); best: weights, for patience.
-
-    objective: may learn or remember something (`Objective.state`); None: it does not.
-    """
+    """A phase between two steps. sums: losses and hits of the epoch so far (2, K); best: weights, for patience."""
 
     model: MultiExit
     phase: Phase
@@ -69,26 +66,21 @@ class State:
             return
         # A copy: the arrays of a safetensors file are read-only.
         tensors = {name: torch.tensor(value) for name, value in folder.arrays(states[-1]).items()}
-        groups: dict[str, Weights] = {"model": {}, "best": {}, "optimizer": {}, "objective": {}}
+        groups: dict[str, Weights] = {"model": {}, "best": {}, "optimizer": {}, "objective": {}, "sums": {}}
         for name, value in tensors.items():
             group, _, rest = name.partition("/")
-            if rest:
-                groups[group][rest] = value
+            groups[group][rest] = value
         self.model.load_state_dict(groups["model"], strict=False)
         if self.objective is not None:
             self.objective.restore(groups["objective"])
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, Weights] = {}
         for name, value in groups["optimizer"].items():
             number, slot = name.split("/")
+            like = trained[int(number)]
+            if value.shape == like.shape:  # in the parameter's own memory layout, which fused optimizers rely on
+                value = torch.empty_like(like).copy_(value)
             slots.setdefault(int(number), {})[slot] = value
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for place, values in slots.items():
-            like = trained[place]
-            # In the parameter's own memory layout, which fused optimizers rely on.
-            slots[place] = {
-                slot: torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-                for slot, value in values.items()
-            }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.best = {name: value.to(self.sums.device) for name, value in groups["best"].items()} or None
         self.sums.copy_(tensors["sums"])

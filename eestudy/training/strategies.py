@@ -126,13 +126,23 @@ def phases_of(config: RunConfig, stages: Sequence[int] = ()) -> tuple[Phase, ...
     """The phases of a run, without its settings. stages: see Stages; needed for the strategies in BY_EXIT.
 
     A phase without a share is left out: `mixed` with `phase_split: 0` is joint, with 1 it is the plain backbone, whose
-    heads stay untrained. Raises EestudyError where that leaves the backbone untrained, and for a warm start that has
-    no place.
+    heads stay untrained. With `start: trained` the phase of the backbone alone is left out too, and the others share
+    all epochs. Raises EestudyError where that leaves the backbone untrained (a model of one's own may
+    be) or nothing to train, and for a warm start that has no place.
     """
     assert stages or config.strategy not in BY_EXIT
     phases = STRATEGIES[config.strategy](config.phase_split, tuple(stages))
-    phases = tuple(phase for phase in phases if phase.share > 0)
-    if not any("backbone" in phase.trains for phase in phases):
+    trained = config.start == "trained"
+    phases = tuple(phase for phase in phases if phase.share > 0 and not (trained and phase.name == "backbone"))
+    if not phases:
+        raise EestudyError(
+            f"phase_split: {config.phase_split:g} leaves nothing to train in {config.strategy} with start trained; "
+            "give less than 1"
+        )
+    if trained:
+        whole = sum(phase.share for phase in phases)
+        phases = tuple(dataclasses.replace(phase, share=phase.share / whole) for phase in phases)
+    elif config.architecture != "own" and not any("backbone" in phase.trains for phase in phases):
         raise EestudyError(
             f"phase_split: {config.phase_split:g} leaves the backbone untrained in {config.strategy}; give more than 0"
         )
@@ -141,17 +151,18 @@ def phases_of(config: RunConfig, stages: Sequence[int] = ()) -> tuple[Phase, ...
 
 def _warm_started(phases: tuple[Phase, ...], config: RunConfig) -> tuple[Phase, ...]:
     """With heads alone before the phase that trains them with the backbone, out of that phase's share."""
-    names = [phase.name for phase in phases]
-    if names[:2] != ["backbone", "together"]:
+    before = 0 if config.start == "trained" else 1
+    if [phase.name for phase in phases[: before + 1]] != ["backbone", "together"][1 - before :]:
         raise EestudyError(
             f"warm_start: {config.strategy} at phase_split {config.phase_split:g} has no phase of the backbone alone "
             "before heads and backbone train together; it is for mixed and mixed-heads"
         )
-    backbone, together, *rest = phases
+    *backbone, together = phases[: before + 1]
     if config.warm_start >= together.share:
         raise EestudyError(
             f"warm_start: {config.warm_start:g} of the epochs is not less than the {together.share:g} of the phase "
             "it is taken from"
         )
     shorter = dataclasses.replace(together, share=together.share - config.warm_start)
-    return (backbone, dataclasses.replace(heads_phase(config.warm_start), name="probes"), shorter, *rest)
+    probes = dataclasses.replace(heads_phase(config.warm_start), name="probes")
+    return (*backbone, probes, shorter, *phases[before + 1 :])

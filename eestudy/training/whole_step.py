@@ -22,16 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eestudy.data import DataSet
 from eestudy.models import MultiExit
-from eestudy.training.batches import Inputs, in_layout
-from eestudy.training.eager_step import Step
+from eestudy.training.batches import Inputs, chosen_batches
+from eestudy.training.eager_step import Step, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_hits, exit_losses
 from eestudy.training.objective import Objective
-from eestudy.training.optim import learning_rate
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, set_trainable
 from eestudy.training.phases import Phase, Settings, differing
 from eestudy.training.resume import State
-from eestudy.training.trainable import set_trainable
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch's own of AdamW
 Graph = Callable[..., None]
@@ -66,16 +64,15 @@ def fits(model: MultiExit, phase: Phase, data: DataSet, execution: Execution) ->
         and settings.optimizer == Settings.optimizer == "adamw"
         and settings.precision == Settings.precision == "float32"
         and settings.weighting in FIXED_WEIGHTINGS
-        and _traceable(model, phase, data)
+        and _traceable(model, phase, data, execution)
     )
 
 
-def _traceable(model: MultiExit, phase: Phase, data: DataSet) -> bool:
+def _traceable(model: MultiExit, phase: Phase, data: DataSet, execution: Execution) -> bool:
     """Tries the phase's gradient on a copy of the network and two samples."""
     model = copy.deepcopy(model)
     trained = set_trainable(model, phase)
-    raw = next(iter(data.train.batches([torch.arange(2)], 0)))
-    x = in_layout(data.train.normalization(raw) if data.train.normalization else raw, model.memory_format)
+    x, _ = next(chosen_batches(data.train, [torch.arange(2)], execution, model.memory_format))
     with torch.random.fork_rng(devices=[]), _Refused() as refused:
         try:
             torch.autograd.grad(PhaseNetwork(model, phase)(x).sum(), trained)

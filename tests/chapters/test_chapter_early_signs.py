@@ -67,7 +67,7 @@ def test_independent_noise_has_intervals_with_0_and_the_regret_of_a_draw() -> No
     for number in range(20):
         outcome = drawn(10, 4, number)
         noise = np.random.default_rng(100 + number).random(len(outcome))
-        row = only(early_prediction(metrics(outcome, noise), outcome, resamples=1000))
+        row = only(early_prediction(metrics(outcome, noise), outcome))
         covered.append((row.low <= 0 <= row.high, row.less_random_low <= 0 <= row.less_random_high))
         assert row.note == ""
     # 95 % of 20 is 19; 16 or fewer come up once in 60 times
@@ -161,17 +161,17 @@ def test_cells_are_resampled_where_there_are_enough() -> None:
 
 def test_the_interval_of_many_groups_is_students() -> None:
     values, cells = np.random.default_rng(0).normal(size=60), np.repeat([1, 2, 3], 20)
-    interval = early_signs._draw(cells, 20000, 0).interval(values[None])
+    interval = early_signs._draw(cells, 20000).interval(values[None])
     expected = early_signs.st.mean_interval(values)
     assert (interval.mean, interval.n) == (pytest.approx(expected.mean), 60)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.02)
-    assert early_signs._draw(cells, 20000, 0).interval(values[None]) == interval
+    assert early_signs._draw(cells, 20000).interval(values[None]) == interval
 
 
 @pytest.mark.parametrize("cells", [3, 9])  # groups are drawn, cells are
 def test_the_other_cells_of_a_draw(cells: int) -> None:
     """Against the slow way: the means of the groups drawn in each other cell, a cell drawn twice counted twice."""
-    draws = early_signs._draw(np.repeat(np.arange(cells), 2), 50, 0)
+    draws = early_signs._draw(np.repeat(np.arange(cells), 2), 50)
     values = np.random.default_rng(5).random((2 * cells, 1))
     values[4] = math.nan
     assert draws.weights.sum(axis=1) == pytest.approx(2 * cells)
@@ -219,10 +219,9 @@ METRIC = metrics(OUTCOME, OUTCOME["accuracy"])
         (METRIC, OUTCOME[:-1], {}, "outcomes: budget '50' of cell 3, seed 2 has no value for mixed"),
         (METRIC, OUTCOME.assign(accuracy=[math.nan, *OUTCOME["accuracy"][1:]]), {}, "cell 0, seed 0 has no value"),
         (METRIC.assign(value=math.nan), OUTCOME, {}, "metrics: has no value"),
-        (METRIC.assign(value=math.inf), OUTCOME, {}, "metrics: value of cell 0, seed 0, disjoint, rank is infinite"),
-        (pd.concat([METRIC, METRIC]), OUTCOME, {}, "cell 0, seed 0, disjoint, rank is given more than once"),
+        (METRIC.assign(value=math.inf), OUTCOME, {}, "metrics: cell 0, seed 0, disjoint, rank: value is infinite"),
+        (pd.concat([METRIC, METRIC]), OUTCOME, {}, "cell 0, seed 0, disjoint, rank: is given more than once"),
         (METRIC, OUTCOME, {"fixed": "mixd"}, "fixed: unknown name 'mixd'; nearest: mixed"),
-        (METRIC, OUTCOME, {"resamples": 10}, "resamples: 10"),
         (METRIC[::3], OUTCOME[::3], {"fixed": "disjoint"}, "strategies: only disjoint"),
     ],
 )

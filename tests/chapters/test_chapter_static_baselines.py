@@ -130,6 +130,6 @@ def test_on_the_clock_reads_the_curve_at_the_timed_budgets():
     assert "not for width 8" in static_baselines.clock_findings(better)[0]
     figure = static_baselines.clock_plot({1: frame, 256: frame})
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
-        "vit1d / mnist1d, batch 1",
-        "vit1d / mnist1d, batch 256",
+        "vit1d / mnist1d\nbatch 1",
+        "\nbatch 256",
     ]

@@ -5,6 +5,8 @@ Time is a number that the parts themselves move on, so it is the same however bu
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,11 @@ from eestudy import evaluation as ev
 from eestudy.evaluation import clock
 from eestudy.models import Backbone, MultiExit, exit_costs
 
+_SPEC = importlib.util.spec_from_file_location("parts", Path(__file__).parents[2] / "benchmarks" / "parts.py")
+assert _SPEC
+assert _SPEC.loader
+parts_of = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(parts_of)
 STAGES, HEAD, CLASSIFIER, RULE = (20.0, 40.0), 5.0, 10.0, 3.0  # milliseconds
 
 
@@ -113,10 +120,10 @@ def test_parts_and_stages_take_what_they_take(model: MultiExit, time: Time) -> N
         time.takes(RULE)
         return ev.max_probability(1.0)(history)
 
-    parts = clock.time_parts(model, slow, x, 2, 1)
-    assert list(parts) == list(clock.PARTS)
+    parts = parts_of.time_parts(model, slow, x, 2, 1)
+    assert list(parts) == list(parts_of.PARTS)
     assert parts == pytest.approx({"stages": WHOLE, "heads": HEAD, "rule": RULE, "rest": 0.0}, abs=1e-6)
-    np.testing.assert_allclose(clock.stage_times(model, x, 2, 1), [*STAGES, CLASSIFIER])
+    np.testing.assert_allclose(parts_of.stage_times(model, x, 2, 1), [*STAGES, CLASSIFIER])
     for module in (*model.backbone.stages, model.backbone.classifier):
         assert not module._forward_hooks | module._forward_pre_hooks, "nothing of the watching stays"
 

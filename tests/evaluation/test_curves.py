@@ -114,7 +114,7 @@ def test_one_exit_and_identical_exits():
         ({"labels": torch.zeros(83)}, "integers"),
         ({"thresholds": [0.1, np.nan]}, "thresholds"),
         ({"rule": "entropie"}, "entropy"),
-        ({"rule": ev.max_probability(0.5)}, "unknown exit rule"),
+        ({"rule": ev.max_probability(0.5)}, "rule: unknown name"),
     ],
 )
 def test_bad_input_is_refused(change, words):

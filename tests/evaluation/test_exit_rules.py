@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eestudy import evaluation as ev
-from eestudy.evaluation import score_table
+from eestudy.evaluation import exit_rules
 from eestudy.evaluation.rules.rule import predictions
 from eestudy.registry import EXIT_RULES
 
@@ -76,7 +76,7 @@ def test_a_score_does_not_depend_on_the_batch(name, num_classes):
 def test_blocks_of_rows_change_nothing(monkeypatch):
     logits = random_logits(2)
     whole = {name: ev.scores(logits, name) for name in EXIT_RULES}
-    monkeypatch.setattr(score_table, "_BLOCK", 70)  # 10 of the 97 rows at a time
+    monkeypatch.setattr(exit_rules, "BLOCK", 70)  # 10 of the 97 rows at a time
     for name, expected in whole.items():
         np.testing.assert_array_equal(ev.scores(logits, name), expected)
 
@@ -163,7 +163,7 @@ def test_one_exit_takes_everybody():
         (lambda: ev.per_exit(np.array([[0.5]])), "shape"),
         (lambda: ev.per_exit([0.5], rule="marginn"), "margin"),
         (lambda: ev.scores(torch.zeros(2, 3, 4), "max-prob"), "max-probability"),
-        (lambda: ev.scores(torch.zeros(2, 3, 4), 7), "unknown exit rule 7"),  # type: ignore[arg-type]
+        (lambda: ev.scores(torch.zeros(2, 3, 4), 7), "rule: unknown name 7"),  # type: ignore[arg-type]
         (lambda: ev.scores(torch.zeros(3, 4)), r"\(3, 4\)"),
         (lambda: ev.scores(torch.zeros(2, 0, 4)), "0 samples"),
         (lambda: ev.scores(torch.tensor([[[0.0, math.nan]]])), "1 NaN"),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from eestudy import evaluation as ev
 from eestudy.config import EestudyError
-from eestudy.evaluation.temperature import LIMITS
+from eestudy.evaluation.reliability import TEMPERATURES
 
 from .cases import random_run
 
@@ -40,14 +40,14 @@ def test_closed_form_of_two_classes():
 def test_no_temperature_on_a_grid_is_better():
     logits, labels = random_run(2)
     for number, temperature in enumerate(ev.fit_temperatures(logits, labels)):
-        loss = [F.cross_entropy(logits[number].double() / t, labels).item() for t in np.geomspace(*LIMITS, 400)]
+        loss = [F.cross_entropy(logits[number].double() / t, labels).item() for t in np.geomspace(*TEMPERATURES, 400)]
         assert F.cross_entropy(logits[number].double() / temperature, labels).item() <= min(loss) + 1e-12
 
 
 def test_never_wrong_and_always_wrong_end_at_the_limits():
     right = (torch.eye(4) * 3)[None]
-    assert ev.fit_temperatures(right, torch.arange(4))[0] == pytest.approx(LIMITS[0])
-    assert ev.fit_temperatures(right, torch.arange(4).roll(1))[0] == pytest.approx(LIMITS[1])
+    assert ev.fit_temperatures(right, torch.arange(4))[0] == pytest.approx(TEMPERATURES[0])
+    assert ev.fit_temperatures(right, torch.arange(4).roll(1))[0] == pytest.approx(TEMPERATURES[1])
 
 
 def test_scaling_repairs_confidences_and_keeps_predictions():

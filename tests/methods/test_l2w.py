@@ -15,11 +15,10 @@ from eestudy.config import EestudyError
 from eestudy.methods.l2w import WeighedSamples, allotted, before_step, looked_ahead, meta_loss, target_shares
 from eestudy.models import MultiExit
 from eestudy.plan import Plan
+from eestudy.training.eager_step import build_optimizer
 from eestudy.training.losses import exit_losses
-from eestudy.training.optim import build_optimizer
-from eestudy.training.phase_network import PhaseNetwork
+from eestudy.training.phase_network import PhaseNetwork, set_trainable
 from eestudy.training.resume import State
-from eestudy.training.trainable import set_trainable
 
 from .tiny import CPU, batch, cross_entropy, plan, shaken, states
 

@@ -11,8 +11,7 @@ from eestudy.plan import Plan, prepare
 from eestudy.training.execution import Execution
 from eestudy.training.loop import Hooks
 from eestudy.training.losses import exit_losses
-from eestudy.training.phase_network import PhaseNetwork
-from eestudy.training.trainable import set_trainable
+from eestudy.training.phase_network import PhaseNetwork, set_trainable
 
 CPU = Execution(torch.device("cpu"))
 MLP = {"architecture": "mlp", "architecture_args": {"width": 8, "depth": 3}, "dataset": "digits", "train_size": 48,

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from eestudy.config import EestudyError, nearest
-from eestudy.models.backbone import KINDS, Backbone, mode
-from eestudy.models.cut.nodes import find, last_stage_end, trace_around
-from eestudy.models.cut.splitting import DRY_BATCH, Step, cut_out, record, split
+from eestudy.environment import say
+from eestudy.models.backbone import KINDS, Backbone, device_of, mode
+from eestudy.models.cut.splitting import (
+    DRY_BATCH,
+    Step,
+    cut_out,
+    find,
+    last_stage_end,
+    record,
+    split,
+    trace_around,
+)  # fmt: skip
 from eestudy.models.cut.tracing import Tracing
 from eestudy.models.multi_exit import MultiExit
 
@@ -23,44 +32,36 @@ SIDES = (224, 32, 28, 64, 96, 128, 256, 384, 16, 8)
 
 
 def add_exits(
-    model: nn.Module,
-    after: Iterable[str],
-    input_shape: Iterable[int] | None = None,
-    head: str = "auto",
-    head_layers: int = 1,
-    head_args: Mapping[str, object] | None = None,
-    kind: str | None = None,
+    model: nn.Module, after: Iterable[str], input_shape: Iterable[int] | None = None, head: str = "auto",
+    head_layers: int = 1, head_args: Mapping[str, object] | None = None, kind: str | None = None,
     classifier_after: str | None = None,
-) -> MultiExit:
+) -> MultiExit:  # fmt: skip
     """A network with an exit after each of the nodes `after`, from any model, in one call.
 
     The last exit is the model's own output, bit for bit, in evaluation and in training; the weights are the model's
     own tensors, so training one trains the other. input_shape: of one sample; without it the one `from_model` finds,
     224 pixels a side for a torchvision model. The other arguments are those of `MultiExit` and `from_model`.
     """
+    _check_module(model)
     with mode(model, model.training):
         backbone = from_model(model, after, input_shape, kind, classifier_after)
         network = MultiExit(backbone, head=head, layers=head_layers, head_args=head_args)
-        return network.to(backbone.dry_input().device).train(model.training)
+        return network.to(device_of(backbone)).train(model.training)
 
 
 def from_model(
-    model: nn.Module,
-    nodes: Iterable[str],
-    input_shape: Iterable[int] | None = None,
-    kind: str | None = None,
+    model: nn.Module, nodes: Iterable[str], input_shape: Iterable[int] | None = None, kind: str | None = None,
     classifier_after: str | None = None,
-) -> Backbone:
+) -> Backbone:  # fmt: skip
     """`model` cut after each of `nodes`: one stage up to each, one stage more, and what is left as the classifier.
 
     nodes: names of modules ("layer2", "features.5", "layer3.1"), or else of nodes of torch.fx.symbolic_trace(model).
-    input_shape: of one sample. Without it, the model's own attribute of that name; else, for a model whose first layer
-    is a 2-D convolution, its channels and the first of SIDES that goes through (224 for a model that takes any size;
-    FLOPs and heads belong to that size, so give the shape for images of another); else, for a linear first layer, its
-    width. A model that starts with an embedding gets whole numbers, and needs an input_shape.
-    kind: of the features at the nodes, one of KINDS or of CHANNELS_LAST. It is found where the layer that made them
-    tells: a convolution or BatchNorm has its channels first, a linear layer or LayerNorm wherever its width stands.
-    The heads for "tokens" read the first one, a class token; for a model without one, "sequence-last" pools them all.
+    input_shape: of one sample. Without it, the model's own attribute of that name; else, for a 2-D convolution as first
+    layer, its channels and the first of SIDES that goes through (FLOPs and heads belong to that size), for a
+    linear one its width. A model that starts with an embedding gets whole numbers, and needs an input_shape.
+    kind: of the features at the nodes, one of KINDS or of CHANNELS_LAST, found where the layer that made them tells.
+    Heads for "tokens" read the first one; where the model's own classifier reads others too (no class token, or causal
+    attention), heads pool them all ("sequence-last"), which is said on stderr.
     classifier_after: the node with which the last stage ends. Found: the last step with weights that gives features
     like those at the nodes, leaving at least one step with weights to the classifier.
 
@@ -69,9 +70,12 @@ def from_model(
     Raises EestudyError for a model torch.fx cannot follow, naming the node and the nearest ones that work, and
     wherever the cut would change what the model gives.
     """
-    names = [nodes] if isinstance(nodes, str) else list(nodes)
+    _check_module(model)
+    names = [nodes] if isinstance(nodes, str) else list(nodes) if isinstance(nodes, Iterable) else [nodes]
     if not names:
         raise EestudyError("nodes: the list is empty; give the names of at least one place for an exit")
+    if not all(isinstance(name, str) for name in names):
+        raise EestudyError(f"nodes: {names} is not valid; give the names of the places for exits, such as ['layer2']")
     training = model.training
     with mode(model, False):
         x, logits = _dry_run(model, input_shape)
@@ -88,11 +92,33 @@ def from_model(
                 raise EestudyError(f"classifier_after: {classifier_after!r} does not come after the last of the nodes")
         else:
             end = last_stage_end(tracing, steps, cuts[-1], named[cuts[-1]])
-        kind = _kind(steps, named, kind)
+        told, kind = kind, _kind(steps, named, kind)
         *stages, classifier = _checked_modules(model, tracing, steps, [*cuts, end], x, logits)
+        if kind == "tokens" and not told and not _first_token_alone(stages, classifier, x):
+            kind = "sequence-last"
+            say("model: its classifier reads more than the first token, so the heads pool all of them (sequence-last)")
         backbone = CutBackbone(stages, classifier, x.shape[1:], logits.shape[1], kind)
         backbone.input_dtype = x.dtype
         return backbone.train(training)
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise EestudyError(f"model: give a torch.nn.Module, got {type(model).__name__}")
+
+
+@torch.no_grad()
+def _first_token_alone(stages: Sequence[nn.Module], classifier: nn.Module, x: Tensor) -> bool:
+    """Whether the classifier gives the same when all but the first token of each sample are others."""
+    state: Any = x.clone()
+    for stage in stages:
+        state = stage(state)
+    first, *others = state if isinstance(state, tuple) else (state,)
+    if first.ndim != 3 or first.shape[1] < 2:
+        return True  # pooled before; nothing tells
+    changed = torch.cat([first[:, :1], first[:, 1:].flip(0) + 1], dim=1)
+    given = [each if not others else (each, *others) for each in (first.clone(), changed)]
+    return torch.equal(*(classifier(each) for each in given))
 
 
 class CutBackbone(Backbone):
@@ -119,7 +145,6 @@ def _dry_run(model: nn.Module, given: Iterable[int] | None) -> tuple[Tensor, Ten
         shapes = [tuple(given)] if isinstance(given, Iterable) else []
         if not shapes or not all(isinstance(side, int) and side > 0 for side in shapes[0]):
             raise EestudyError(f"input_shape: {given!r} is not valid; give one sample's, such as {likely}")
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     failed = None
     for shape in shapes:
@@ -127,7 +152,7 @@ def _dry_run(model: nn.Module, given: Iterable[int] | None) -> tuple[Tensor, Ten
             x = torch.randint(first.num_embeddings, (DRY_BATCH, *shape), generator=generator)
         else:
             x = torch.randn(DRY_BATCH, *shape, generator=generator)
-        x = x.to(device)
+        x = x.to(device_of(model))
         try:
             return x, _logits(model, x)
         except _DoesNotGoThrough as error:
@@ -152,11 +177,31 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise EestudyError(f"model: expected logits of shape (B, C) from its forward, found {found} for B = {len(x)}")
+    if alone.shape != logits[:1].shape:
+        raise EestudyError(
+            f"model: gives {tuple(alone.shape)} for one sample where {tuple(logits[:1].shape)} is needed, as all but "
+            "one may have left; squeeze(dim) or flatten(1) keeps the batch where squeeze() does not"
+        )
+    _check_logits(model, x, logits)
     if not torch.allclose(logits[:1], alone, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
         raise EestudyError(
             "model: what it gives for a sample is random or depends on the others in the batch, so none can leave early"
         )
     return logits
+
+
+def _check_logits(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """EestudyError for probabilities, which a loss and every exit rule would take for logits."""
+    if logits.shape[1] == 1 or logits.min() < 0 or logits.max() > 1:
+        return
+    if torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
+        raise EestudyError("model: gives probabilities that sum to 1; exits need logits: leave the last softmax out")
+    with torch.enable_grad():  # what autograd notes tells a sigmoid from logits that happen to lie between 0 and 1
+        node = model(1 * x.clone().requires_grad_(x.is_floating_point())).grad_fn
+    for _ in range(4):  # behind a view or two
+        if node is not None and node.name().startswith("Sigmoid"):
+            raise EestudyError("model: gives numbers from 0 to 1, of a sigmoid; exits need logits: leave it out")
+        node = node.next_functions[0][0] if node is not None and node.next_functions else None
 
 
 def _likely_shapes(first: nn.Module | None) -> tuple[list[tuple[int, ...]], str]:
@@ -177,15 +222,13 @@ def _kind(steps: dict[fx.Node, Step], cuts: dict[fx.Node, str], given: str | Non
     found: dict[str, str] = {}
     for cut, name in cuts.items():
         shape = (steps[cut].shape or ())[1:]
+        features = f"features of shape (B, {', '.join(map(str, shape))}) after {name!r}"
         fitting = [each for each, dims in kinds.items() if dims == len(shape) + 1]
         if given is not None and given not in fitting:
-            raise EestudyError(f"kind: {given!r} does not fit features of shape (B, {_list(shape)}) after {name!r}")
+            raise EestudyError(f"kind: {given!r} does not fit {features}")
         told = given or _told(shape, steps[cut].made_by)
         if told is None:
-            raise EestudyError(
-                f"kind: cannot be told from features of shape (B, {_list(shape)}) after {name!r}; "
-                f"give one of {', '.join(fitting)}"
-            )
+            raise EestudyError(f"kind: cannot be told from {features}; give one of {', '.join(fitting)}")
         found.setdefault(told, name)
     if len(found) > 1:
         raise EestudyError(f"nodes: one backbone has features of one kind, found {found}; leave some nodes out")
@@ -205,10 +248,6 @@ def _told(shape: tuple[int, ...], made_by: nn.Module | None) -> str | None:
     if (shape[0] == width) == (shape[-1] == width):
         return None
     return channels_first if shape[0] == width else channels_last
-
-
-def _list(shape: Sequence[int]) -> str:
-    return ", ".join(map(str, shape))
 
 
 def _checked_modules(

@@ -1,6 +1,7 @@
-"""Cutting a traced forward pass into parts that run one after another.
+"""Where a model can be cut, and its forward pass cut there into parts that run one after another.
 
-A cut puts a part's end behind a node; what later parts still need travels with it as the state.
+Names become nodes of its graph, or an error that names the nearest ones that work. A cut puts a part's end behind a
+node; what later parts still need travels with it as the state.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eestudy.models.cut.tracing import Tracing
+from eestudy.config import EestudyError, nearest
+from eestudy.models.cut.tracing import Tracing, Untraceable, trace
 
 DRY_BATCH = 2  # samples of the runs that find what each node gives
 
@@ -39,7 +41,7 @@ _LAYERS = (
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and notes of each node what it gave: its shape, its type, the last layer so far."""
+    """Runs a graph and notes of each node what it gave."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -113,11 +115,16 @@ def split(tracing: Tracing, steps: dict[fx.Node, Step], cuts: Iterable[fx.Node])
     for cut in cuts:
         live: set[fx.Node] = set()
         for node in nodes[order[cut] + 1 :]:
-            for source in node.all_input_nodes:
+            for source in () if _dropped(node) else node.all_input_nodes:
                 if order[source] <= order[cut]:
                     live |= carried(source, steps)
         states.append([cut, *sorted(live - {cut}, key=order.__getitem__)])
     return states
+
+
+def _dropped(node: fx.Node) -> bool:
+    """Whether it is what nobody uses of an unpacked tuple, as in `x, _ = lstm(x)`."""
+    return node.target is operator.getitem and not node.users
 
 
 def cut_out(
@@ -141,6 +148,126 @@ def cut_out(
         return made[node]
 
     for node in nodes:
-        load(node)
+        if not _dropped(node) or node.all_input_nodes[0] in made:
+            load(node)
     graph.output(fx.map_arg(gives, load))
     return fx.GraphModule(tracing.attributes, graph)
+
+
+def trace_around(model: nn.Module, names: list[str], x: Tensor) -> Tracing:
+    """The graph in which all of `names` are nodes: modules around them are opened, all others stay whole.
+
+    A name that is no module's must be one of a node when all modules but torch's own are opened. x: as in `trace`.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    unknown = [name for name in names if name not in modules]
+    if not unknown:
+        parents = {".".join(name.split(".")[:depth]) for name in names for depth in range(name.count(".") + 1)}
+        return _traced(model, frozenset(parents), names, x)
+    try:
+        tracing = trace(model, None, x)
+    except Untraceable as error:
+        raise EestudyError(f"nodes: unknown name {unknown[0]!r}; {nearest(unknown[0], modules)}") from error
+    known = [*modules, *(node.name for node in tracing.graph.nodes)]
+    for name in unknown:
+        if name not in known:
+            raise EestudyError(f"nodes: unknown name {name!r}; {nearest(name, known)}")
+    return tracing
+
+
+def _traced(model: nn.Module, opened: frozenset[str], names: list[str], x: Tensor) -> Tracing:
+    try:
+        return trace(model, opened, x)
+    except Untraceable as error:
+        failed, reason = error.name, error
+    why = f"as torch.fx cannot follow the forward of {type(model.get_submodule(failed)).__name__}: {reason}"
+    if not failed:
+        raise EestudyError(
+            f"model: {names[0]!r} cannot be cut out of it, {why}; give its parts yourself with Backbone.from_stages"
+        ) from reason
+    inside = next((name for name in names if name.startswith(f"{failed}.")), None)
+    if inside is None:
+        raise EestudyError(
+            f"model: {names[0]!r} cannot be cut out of it, as torch.fx cannot write down the call of {failed!r}: "
+            f"{reason}; give its parts yourself with Backbone.from_stages"
+        ) from reason
+    # With that module whole, which places are there?
+    rest = frozenset(name for name in opened if name != failed and not name.startswith(f"{failed}."))
+    places = list(_traced(model, rest, names, x).outputs)
+    at = places.index(failed) if failed in places else 0
+    raise EestudyError(
+        f"nodes: {inside!r} cannot be cut out of {failed!r}, {why}; "
+        f"nearest: {', '.join(places[max(0, at - 1) : at + 2])}"
+    ) from reason
+
+
+def find(tracing: Tracing, steps: dict[fx.Node, Step], name: str) -> fx.Node:
+    """The node that gives what `name` gives. EestudyError with the nearest that work if no exit can stand there."""
+    calls = tracing.outputs.get(name, [])
+    nodes = {node.name: node for node in tracing.graph.nodes}
+    node = calls[0] if calls else nodes.get(name)
+    if node is None:
+        wrong = "is not called by itself in the forward pass"
+    elif len(calls) > 1:
+        wrong = f"is called {len(calls)} times, so it is not one place"
+    else:
+        if steps[node].type_name == "tuple":  # an exit after it reads what the model goes on with
+            node = next((each for each in node.users if each.target is operator.getitem and each.users), node)
+        wrong = why_not(tracing, steps, node)
+        if not wrong:
+            return node
+    working = {
+        place: given[0] for place, given in tracing.outputs.items()
+        if place and len(given) == 1 and not why_not(tracing, steps, given[0])
+    }  # fmt: skip
+    if node is None:
+        raise EestudyError(f"nodes: {name!r} {wrong}; {nearest(name, working)}")
+    order = list(tracing.graph.nodes)
+    close = sorted(working, key=lambda place: abs(order.index(working[place]) - order.index(node)))[:3]
+    raise EestudyError(f"nodes: {name!r} {wrong}; nearest: {', '.join(close) or '(none)'}")
+
+
+def why_not(tracing: Tracing, steps: dict[fx.Node, Step], node: fx.Node) -> str:
+    """Why no exit can stand after `node`; "" if one can."""
+    step = steps[node]
+    if step.shape is None:
+        return f"gives a {step.type_name}, not the features of a tensor"
+    if not step.of_samples or not 2 <= len(step.shape) <= 4 or node.op == "placeholder":
+        return f"gives a tensor of shape {step.shape} for {DRY_BATCH} samples, which no head reads"
+    try:
+        split(tracing, steps, [node])
+    except Uncuttable as error:
+        return f"stands before a use of {error.node.name!r}, which cannot travel over a cut, as it has no row a sample"
+    return ""
+
+
+def last_stage_end(tracing: Tracing, steps: dict[fx.Node, Step], last_cut: fx.Node, name: str) -> fx.Node:
+    """Where the stage after `last_cut`, named `name`, ends, so that a step with weights is left for the classifier.
+
+    The last step with weights that gives features like those at `last_cut`, or any features if there is none, and
+    what follows without a change of shape: an activation or a sum still gives a stage's features, pooling does not.
+    """
+    nodes = list(tracing.graph.nodes)
+
+    def has_weights(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return any(True for _ in tracing.attributes[str(node.target)].parameters())
+        given = [tracing.attributes[str(each.target)] for each in node.all_input_nodes if each.op == "get_attr"]
+        return any(isinstance(tensor, nn.Parameter) for tensor in given)
+
+    with_weights = [node for node in nodes if has_weights(node)]
+    classifier = nodes.index(with_weights[-1]) if with_weights else 0
+    between = [node for node in with_weights if nodes.index(last_cut) < nodes.index(node) < classifier]
+    ends = [node for node in between if not why_not(tracing, steps, node)]
+    if not ends:
+        raise EestudyError(
+            f"nodes: between {name!r} and the classifier there is no layer, so its exit would read what the "
+            "classifier reads; leave it out, or name with classifier_after where the classifier begins"
+        )
+    alike = [node for node in ends if len(steps[node].shape or ()) == len(steps[last_cut].shape or ())]
+    end = (alike or ends)[-1]
+    for node in nodes[nodes.index(end) + 1 : classifier]:
+        if steps[node].shape != steps[end].shape or why_not(tracing, steps, node):
+            break
+        end = node
+    return end

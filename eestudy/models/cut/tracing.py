@@ -51,8 +51,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, opened: frozenset[str] | None, model: nn.Module, x: Tensor) -> None:
         super().__init__()
-        self.opened = opened
-        self.model, self.x = model, x
+        self.opened, self.model, self.x = opened, model, x
         self.running = False
         self.outputs: dict[str, list[fx.Node]] = {}
         self.inside: list[str] = []
@@ -148,12 +147,11 @@ def _traced(model: nn.Module, opened: frozenset[str] | None, x: Tensor, training
 def _attributes(graph: fx.Graph, model: nn.Module, whole: Any) -> dict[str, Any]:
     """What the targets of `graph` name: in the model, or else a constant that the tracer keeps in `whole`."""
     found = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            try:
-                found[str(node.target)] = operator.attrgetter(node.target)(model)
-            except AttributeError:
-                found[str(node.target)] = operator.attrgetter(node.target)(whole)
+    for target in (node.target for node in graph.nodes if node.op in ("call_module", "get_attr")):
+        try:
+            found[target] = operator.attrgetter(target)(model)
+        except AttributeError:
+            found[target] = operator.attrgetter(target)(whole)
     return found
 
 
@@ -171,6 +169,9 @@ def _join(graph: fx.Graph, trained: fx.Graph) -> None:
     nodes, others = list(graph.nodes), list(trained.nodes)
     flag: list[fx.Node] = []
 
+    def differ(node: fx.Node) -> Untraceable:
+        return Untraceable("", f"its steps in training are not those in evaluation, from {node.name!r} on")
+
     def joined(node: fx.Node, mine: Any, other: Any) -> Any:
         if isinstance(mine, fx.Node) and isinstance(other, fx.Node) and mine.name == other.name:
             return mine
@@ -182,7 +183,7 @@ def _join(graph: fx.Graph, trained: fx.Graph) -> None:
         if isinstance(mine, dict) and isinstance(other, dict) and mine.keys() == other.keys():
             return {key: joined(node, value, other[key]) for key, value in mine.items()}
         if isinstance(mine, fx.Node) or isinstance(other, fx.Node):
-            raise Untraceable("", f"its steps in training are not those in evaluation, from {node.name!r} on")
+            raise differ(node)
         if type(mine) is type(other) and mine == other:
             return mine
         with graph.inserting_before(nodes[1]):
@@ -193,6 +194,6 @@ def _join(graph: fx.Graph, trained: fx.Graph) -> None:
 
     for node, other in zip(nodes, others):
         if (node.op, node.target) != (other.op, other.target):
-            raise Untraceable("", f"its steps in training are not those in evaluation, from {node.name!r} on")
+            raise differ(node)
         node.args = joined(node, node.args, other.args)
         node.kwargs = joined(node, node.kwargs, other.kwargs)

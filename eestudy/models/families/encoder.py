@@ -51,17 +51,18 @@ class Embed(nn.Module):
             raise EestudyError(f"encoder: {ids.shape[1]} tokens, but it has positions for {self.positions}")
         mask = ids != self.pad
         mask[:, 0] = True  # a row that is all padding, such as a dry run's, would have nothing to attend to
-        more = {} if self.separator is None else {"token_type_ids": sentence_numbers(ids, self.separator, self.pad)}
         try:
-            hidden = self.embeddings(input_ids=ids, **more)
+            hidden = self.embeddings(input_ids=ids, **self.sentences(ids))
         except IndexError:  # on a GPU it is not raised, and there a look at all ids would stop the work at each step
             raise EestudyError(
                 f"encoder: token ids from {ids.min()} to {ids.max()}, but it knows 0 to {self.vocabulary - 1}; "
                 "dataset_args: tokenizer must name the same model as architecture_args: encoder"
             ) from None
-        if self.project is not None:
-            hidden = self.project(hidden)
-        return hidden, mask[:, None, None]
+        return (hidden if self.project is None else self.project(hidden)), mask[:, None, None]
+
+    def sentences(self, ids: Tensor) -> dict[str, Tensor]:
+        """Which sentence each token is of, as an argument of the embeddings that tell them apart."""
+        return {} if self.separator is None else {"token_type_ids": sentence_numbers(ids, self.separator, self.pad)}
 
 
 class Layer(nn.Module):
@@ -99,11 +100,10 @@ def minilm(input_shape: tuple[int, ...], num_classes: int, encoder: str = PACKAG
     Every exit, the last too, reads the class token, as DeeBERT, PABEE and BERxiT do. MiniLM's sentence vectors are
     means over tokens, but with the same reader everywhere exits differ in depth alone, and one token is cheap to read.
     """
-    folder = locate("architecture_args: encoder", encoder)
+    field = "architecture_args: encoder"
+    folder = locate(field, encoder)
     model = _loaded(folder)
-    separator = None
-    if has_tokenizer(folder):
-        separator = load_tokenizer("architecture_args: encoder", encoder).sep_token_id
+    separator = load_tokenizer(field, encoder).sep_token_id if has_tokenizer(folder) else None
     return cut_encoder(model, input_shape, num_classes, separator)
 
 
@@ -128,10 +128,9 @@ def cut_encoder(model: Any, input_shape: tuple[int, ...], num_classes: int, sepa
         raise EestudyError(
             f"dataset_args: length: {input_shape[0]} tokens, but the {kind} encoder has positions for {embed.positions}"
         )
-    stages: list[nn.Module] = [Layer(layer) for layer in layers]
-    stages[0] = nn.Sequential(embed, stages[0])
+    first, *later = map(Layer, layers)
     classifier = TokenClassifier(model.config.hidden_size, num_classes)
-    backbone = Encoder(stages, classifier, input_shape, num_classes, "tokens")
+    backbone = Encoder([nn.Sequential(embed, first), *later], classifier, input_shape, num_classes, "tokens")
     _check(model, backbone, embed, kind)
     return backbone
 
@@ -179,10 +178,10 @@ def _check(model: Any, backbone: Backbone, embed: Embed, kind: str) -> None:
     ids = torch.arange(2 * PROBE).view(2, PROBE)[:, : min(PROBE, *backbone.input_shape)] % embed.vocabulary
     ids[ids == embed.pad] = (embed.pad + 1) % embed.vocabulary
     ids[1, -(ids.shape[1] // 2) :] = embed.pad
-    more = {} if embed.separator is None else {"token_type_ids": sentence_numbers(ids, embed.separator, embed.pad)}
+    mask = (ids != embed.pad).long()
     model.eval()
     try:
-        whole = model(ids, attention_mask=(ids != embed.pad).long(), output_hidden_states=True, **more).hidden_states
+        whole = model(ids, attention_mask=mask, output_hidden_states=True, **embed.sentences(ids)).hidden_states
         state: Any = ids
         for number, stage in enumerate(backbone.stages, 1):
             state = stage.eval()(state)

@@ -7,6 +7,7 @@ finest first, coarsest last. Classifiers read the coarsest.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from math import ceil
 from typing import Any
 
@@ -23,9 +24,7 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the classifiers are, and how wide the network is.
-
-    blocks: one classifier each. The first holds `base` layers; a later one `step` layers ("even"), or the i-th of
+    """blocks: one classifier each. The first holds `base` layers; a later one `step` layers ("even"), or the i-th of
     them, i from 1, step * i + 1 layers ("linear-growth"). growth, channels: of a layer and of the stem at the finest
     scale. scales: how many. head: what reads the coarsest scale.
     """
@@ -41,8 +40,8 @@ class Layout:
 
     def layers(self) -> list[int]:
         """How many layers each block holds."""
-        later = [self.step if self.step_mode == "even" else self.step * i + 1 for i in range(1, self.blocks)]
-        return [self.base, *later]
+        later = range(1, self.blocks)
+        return [self.base, *(self.step if self.step_mode == "even" else self.step * i + 1 for i in later)]
 
     def finest(self) -> list[int]:
         """The finest scale (from 0) that each layer still gives.
@@ -55,7 +54,6 @@ class Layout:
         return [max(layer // share, self.scales - (layers - layer)) for layer in range(layers)]
 
 
-STEP_MODES = ("even", "linear-growth")
 # The models that the authors' repositories (gaohuang/MSDNet, kalviny/MSDNet-PyTorch) train for each purpose.
 _CIFAR = Layout(5, 1, 1, "linear-growth", growth=6, channels=16, scales=3, head="msdnet")
 _IMAGENET = Layout(5, 4, 4, "even", growth=16, channels=32, scales=4, head="msdnet-wide")
@@ -120,9 +118,8 @@ class Squeeze(nn.Module):
 class Layer(nn.Module):
     """One layer: to each scale from `finest` on it adds channels made of that scale and of the next finer one.
 
-    The finer scale gives half of them, by a strided convolution; the finest scale that comes in gets all of them from
-    itself. drop: the state that comes in has one finer scale still, which is read for the last time here.
-    before: channels of the finest scale of the whole network.
+    The finer scale gives half of them, by a strided convolution; the finest that comes in gets all from itself. drop:
+    what comes in has one finer scale still, read here for the last time. before: channels of the finest scale.
     """
 
     def __init__(self, before: int, growth: int, finest: int, scales: int, drop: bool) -> None:
@@ -143,8 +140,7 @@ class Layer(nn.Module):
 
     def forward(self, state: State) -> State:
         narrow = [squeeze(x) for squeeze, x in zip(self.squeeze, state, strict=True)]
-        kept = state[self.drop :]
-        added: list[list[Tensor]] = [[x] for x in kept]
+        added = [[x] for x in state[self.drop :]]
         for scale, down in self.down.items():
             added[int(scale)].append(down(narrow[int(scale) + self.drop - 1][-1]))
         for scale, same in self.same.items():
@@ -182,17 +178,10 @@ def conv(
 
 
 def msdnet(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    mode: str = "budgeted",
-    blocks: int | None = None,
-    base: int | None = None,
-    step: int | None = None,
-    step_mode: str = "auto",
-    growth: int | None = None,
-    channels: int | None = None,
-    scales: int | None = None,
-) -> Backbone:
+    input_shape: tuple[int, ...], num_classes: int, mode: str = "budgeted", blocks: int | None = None,
+    base: int | None = None, step: int | None = None, step_mode: str = "auto", growth: int | None = None,
+    channels: int | None = None, scales: int | None = None,
+) -> Backbone:  # fmt: skip
     """MSDNet for budgeted or anytime prediction (`mode`); features: the coarsest maps (B, C, H, W).
 
     The other arguments are those of Layout. Default: what the authors' code trains, for ImageNet if the shorter side of
@@ -201,7 +190,7 @@ def msdnet(
     Raises EestudyError for an unknown mode or step mode, and for fewer layers than scales.
     """
     check_name("architecture_args: mode", mode, LAYOUTS["cifar"])
-    check_name("architecture_args: step_mode", step_mode, ["auto", *STEP_MODES])
+    check_name("architecture_args: step_mode", step_mode, ["auto", "even", "linear-growth"])
     large = min(input_shape[1:]) >= LARGE
     sizes = {"blocks": blocks, "base": base, "step": step, "growth": growth, "channels": channels, "scales": scales}
     given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
@@ -214,30 +203,23 @@ def msdnet(
             "give fewer scales, or more layers with base, step or blocks"
         )
     width = layout.channels
+    if large:  # as published: 7 x 7 of stride 2 (with a bias) and max pooling for ImageNet, 3 x 3 for CIFAR
+        first = conv(input_shape[0], width, 7, stride=2, bias=True).append(nn.MaxPool2d(3, stride=2, padding=1))
+    else:
+        first = conv(input_shape[0], width, 3)
+    layers: list[nn.Module] = [Stem(first, width, layout.scales)]
     stages: list[nn.Module] = []
-    finest = [0, *layout.finest()]  # of what comes in to each layer, and of what the last one gives
-    number = 0
+    finest = iter(pairwise([0, *layout.finest()]))  # scales of what comes in to a layer, and of what it gives
     for size in layout.layers():
-        layers: list[nn.Module] = []
-        if not stages:
-            layers.append(Stem(_first(input_shape[0], width, large), width, layout.scales))
-        for _ in range(size):
-            number += 1
-            drop = finest[number] > finest[number - 1]
-            layers.append(Layer(width, layout.growth, finest[number], layout.scales, drop))
+        for before, after in islice(finest, size):
+            layers.append(Layer(width, layout.growth, after, layout.scales, drop=after > before))
             width += layout.growth
-            if drop:
-                layers.append(Transition(width, width // 2, finest[number], layout.scales))
+            if after > before:
+                layers.append(Transition(width, width // 2, after, layout.scales))
                 width //= 2
         stages.append(nn.Sequential(*layers))
+        layers = []
     coarsest = width * factor(layout.scales - 1)
     # No head reads anything but the coarsest maps' channels, so their height and width do not matter here.
     head = build_head(layout.head, "maps", (coarsest, 1, 1), num_classes)
     return MSDNet(stages, nn.Sequential(Coarsest(), head), input_shape, num_classes, layout.head)
-
-
-def _first(before: int, after: int, large: bool) -> nn.Module:
-    """The stem's finest scale: 3 x 3 for CIFAR, 7 x 7 of stride 2 (with a bias) and max pooling for ImageNet."""
-    if large:
-        return nn.Sequential(*conv(before, after, 7, stride=2, bias=True), nn.MaxPool2d(3, stride=2, padding=1))
-    return conv(before, after, 3)

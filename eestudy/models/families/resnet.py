@@ -36,16 +36,12 @@ class Block(Residual):
 
     def __init__(self, conv: Callable[..., nn.Module], norm: type[nn.Module], before: int, after: int, stride: int):
         body = nn.Sequential(
-            conv(before, after, 3, stride=stride, padding=1, bias=False),
-            norm(after),
-            nn.ReLU(),
-            conv(after, after, 3, padding=1, bias=False),
-            norm(after),
-        )
-        same = before == after and stride == 1
-        shortcut = (
-            nn.Identity() if same else nn.Sequential(conv(before, after, 1, stride=stride, bias=False), norm(after))
-        )
+            conv(before, after, 3, stride=stride, padding=1, bias=False), norm(after), nn.ReLU(),
+            conv(after, after, 3, padding=1, bias=False), norm(after),
+        )  # fmt: skip
+        shortcut: nn.Module = nn.Identity()
+        if before != after or stride > 1:
+            shortcut = nn.Sequential(conv(before, after, 1, stride=stride, bias=False), norm(after))
         super().__init__(body, shortcut)
 
 
@@ -123,11 +119,10 @@ def small_resnet(input_shape: tuple[int, ...], num_classes: int, width: int = 16
 
     Features: maps of images (C, H, W), sequences of sequences (C, L).
     """
-    conv, norm, pool, kind = (
-        (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, "sequence")
-        if len(input_shape) == 2
-        else (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, "maps")
-    )
+    conv, norm, pool, kind = {
+        2: (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, "sequence"),
+        3: (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, "maps"),
+    }[len(input_shape)]
     stem = nn.Sequential(conv(input_shape[0], width, 3, padding=1, bias=False), norm(width), nn.ReLU())
     groups = [(blocks, width * 2**group) for group in range(3)]
     stages = _stages([stem], width, groups, partial(Block, conv, norm))
@@ -162,26 +157,25 @@ def cifar_resnet(input_shape: tuple[int, ...], num_classes: int, width: int = 16
     return Backbone(stages, classifier, input_shape, num_classes, "maps")
 
 
-def _imagenet_resnet(block: Callable[..., nn.Module], blocks: tuple[int, ...]) -> Callable[..., Backbone]:
-    def build(input_shape: tuple[int, ...], num_classes: int, stem: int | None = None) -> Backbone:
-        """He et al.'s networks for ImageNet, as torchvision has them.
+def imagenet_resnet(
+    block: Callable[..., nn.Module], blocks: tuple[int, ...], input_shape: tuple[int, ...], num_classes: int,
+    stem: int | None = None,
+) -> Backbone:  # fmt: skip
+    """He et al.'s networks for ImageNet, as torchvision has them.
 
-        stem: 7 is the published 7 x 7 convolution of stride 2 with max pooling, 3 a 3 x 3 one that keeps the size.
-        Default: 7 for images whose shorter side has at least 96 pixels.
-        """
-        if stem is None:
-            stem = 7 if min(input_shape[1:]) >= LARGE else 3
-        if stem not in (3, 7):
-            raise EestudyError(f"architecture_args: stem: {stem} is not valid; valid: 3, 7")
-        layers = conv_norm_relu(input_shape[0], 64, stem, stride=1 if stem == 3 else 2)
-        if stem == 7:
-            layers.append(nn.MaxPool2d(3, stride=2, padding=1))
-        widths = [(4 if block is bottleneck else 1) * 64 * 2**group for group in range(4)]
-        stages = _stages(layers, 64, list(zip(blocks, widths, strict=True)), block)
-        classifier = nn.Sequential(*_pooled_classifier(widths[-1], num_classes))
-        return Backbone(stages, classifier, input_shape, num_classes, "maps")
-
-    return build
+    stem: 7 is the published 7 x 7 convolution of stride 2 with max pooling, 3 a 3 x 3 one that keeps the size.
+    Default: 7 for images whose shorter side has at least 96 pixels.
+    """
+    stem = stem or (7 if min(input_shape[1:]) >= LARGE else 3)
+    if stem not in (3, 7):
+        raise EestudyError(f"architecture_args: stem: {stem} is not valid; valid: 3, 7")
+    layers = conv_norm_relu(input_shape[0], 64, stem, stride=1 if stem == 3 else 2)
+    if stem == 7:
+        layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+    widths = [(4 if block is bottleneck else 1) * 64 * 2**group for group in range(4)]
+    stages = _stages(layers, 64, list(zip(blocks, widths, strict=True)), block)
+    classifier = nn.Sequential(*_pooled_classifier(widths[-1], num_classes))
+    return Backbone(stages, classifier, input_shape, num_classes, "maps")
 
 
 def wide_resnet(input_shape: tuple[int, ...], num_classes: int, depth: int = 28, width: int = 10) -> Backbone:
@@ -200,7 +194,7 @@ def wide_resnet(input_shape: tuple[int, ...], num_classes: int, depth: int = 28,
 
 
 resnet20, resnet32, resnet56, resnet110 = (partial(cifar_resnet, blocks=blocks) for blocks in (3, 5, 9, 18))
-resnet18 = _imagenet_resnet(basic, (2, 2, 2, 2))
-resnet34 = _imagenet_resnet(basic, (3, 4, 6, 3))
-resnet50 = _imagenet_resnet(bottleneck, (3, 4, 6, 3))
-resnet101 = _imagenet_resnet(bottleneck, (3, 4, 23, 3))
+resnet18 = partial(imagenet_resnet, basic, (2, 2, 2, 2))
+resnet34 = partial(imagenet_resnet, basic, (3, 4, 6, 3))
+resnet50 = partial(imagenet_resnet, bottleneck, (3, 4, 6, 3))
+resnet101 = partial(imagenet_resnet, bottleneck, (3, 4, 23, 3))

@@ -7,21 +7,14 @@ below 32 pixels they are enlarged to 32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from eestudy.models.backbone import Backbone
 from eestudy.models.families.vgg import enlarged
-
-# name -> (torchvision's constructor, its classes of blocks)
-NETWORKS = {
-    "efficientnet-v2-s": ("efficientnet_v2_s", ("FusedMBConv", "MBConv")),
-    "convnext-tiny": ("convnext_tiny", ("CNBlock",)),
-    "swin-v2-t": ("swin_v2_t", ("SwinTransformerBlockV2",)),
-    "mobilenet-v3-large": ("mobilenet_v3_large", ("InvertedResidual",)),
-}
 
 
 class SwinBackbone(Backbone):
@@ -31,39 +24,26 @@ class SwinBackbone(Backbone):
         return state.movedim(-1, 1)
 
 
-def _builder(name: str) -> Callable[..., Backbone]:
-    constructor, blocks = NETWORKS[name]
-
-    def build(input_shape: tuple[int, ...], num_classes: int) -> Backbone:
-        from torchvision import models  # its import takes as long as torch's
-
-        model = getattr(models, constructor)(weights=None, num_classes=num_classes)
-        _take_channels(model, input_shape[0])
-        groups: list[list[nn.Module]] = [enlarged(input_shape)]
-        for module in _opened(model.features, blocks):
-            groups[-1].append(module)
+def _network(name: str, blocks: tuple[str, ...], input_shape: tuple[int, ...], num_classes: int) -> Backbone:
+    """name: of torchvision's constructor; blocks: of its classes of blocks."""
+    model = models.get_model(name, weights=None, num_classes=num_classes)
+    _take_channels(model, input_shape[0])
+    stages = [enlarged(input_shape)]
+    for group in model.features.children():
+        grouped = any(type(inner).__name__ in blocks for inner in group.children())
+        for module in group.children() if grouped else [group]:
+            stages[-1].append(module)
             if type(module).__name__ in blocks:
-                groups.append([])
-        *ended, behind = groups
-        ended[-1] += behind
-        stages = [nn.Sequential(*stage) for stage in ended]
-        if name == "swin-v2-t":
-            rest = nn.Sequential(model.norm, model.permute, model.avgpool, model.flatten, model.head)
-            return SwinBackbone(stages, rest, input_shape, num_classes, "maps")
-        flatten = [] if name == "convnext-tiny" else [nn.Flatten()]  # ConvNeXt's classifier flattens by itself
-        rest = nn.Sequential(model.avgpool, *flatten, model.classifier)
-        return Backbone(stages, rest, input_shape, num_classes, "maps")
-
-    return build
-
-
-def _opened(features: nn.Module, blocks: tuple[str, ...]) -> Iterator[nn.Module]:
-    """The parts of `features` in the order they run: groups of blocks opened, everything else whole."""
-    for group in features.children():
-        if any(type(inner).__name__ in blocks for inner in group.children()):
-            yield from group.children()
-        else:
-            yield group
+                stages.append([])
+    behind = stages.pop()
+    stages[-1] += behind
+    if name == "swin_v2_t":
+        classifier = nn.Sequential(model.norm, model.permute, model.avgpool, model.flatten, model.head)
+    else:
+        flatten = [] if name == "convnext_tiny" else [nn.Flatten()]  # ConvNeXt's classifier flattens by itself
+        classifier = nn.Sequential(model.avgpool, *flatten, model.classifier)
+    backbone = SwinBackbone if name == "swin_v2_t" else Backbone
+    return backbone([nn.Sequential(*stage) for stage in stages], classifier, input_shape, num_classes, "maps")
 
 
 def _take_channels(model: nn.Module, channels: int) -> None:
@@ -74,5 +54,7 @@ def _take_channels(model: nn.Module, channels: int) -> None:
         first.in_channels = channels
 
 
-# By the names of NETWORKS, in their order.
-efficientnet_v2_s, convnext_tiny, swin_v2_t, mobilenet_v3_large = (_builder(name) for name in NETWORKS)
+efficientnet_v2_s = partial(_network, "efficientnet_v2_s", ("FusedMBConv", "MBConv"))
+convnext_tiny = partial(_network, "convnext_tiny", ("CNBlock",))
+swin_v2_t = partial(_network, "swin_v2_t", ("SwinTransformerBlockV2",))
+mobilenet_v3_large = partial(_network, "mobilenet_v3_large", ("InvertedResidual",))

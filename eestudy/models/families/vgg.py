@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from torch import nn
 
 from eestudy.models.backbone import Backbone
@@ -29,17 +27,18 @@ def vgg16_bn(input_shape: tuple[int, ...], num_classes: int) -> Backbone:
     dropout over 7 x 7 maps; for smaller ones a linear layer over the mean of the maps. Images below 32 pixels are
     enlarged to 32.
     """
-    widths = [input_shape[0]] + [channels for channels, number in CONVOLUTIONS for _ in range(number)]
-    pooled = {sum(number for _, number in CONVOLUTIONS[: group + 1]) for group in range(len(CONVOLUTIONS))}
     stages: list[nn.Sequential] = []
-    for number, (before, after) in enumerate(pairwise(widths), 1):
-        first = [] if stages else enlarged(input_shape)
-        pool = [nn.MaxPool2d(2)] if number in pooled else []
-        stages.append(nn.Sequential(*first, *conv_norm_relu(before, after, 3, bias=True), *pool))
+    before = input_shape[0]
+    for after, number in CONVOLUTIONS:
+        for _ in range(number):
+            first = [] if stages else enlarged(input_shape)
+            stages.append(nn.Sequential(*first, *conv_norm_relu(before, after, 3, bias=True)))
+            before = after
+        stages[-1].append(nn.MaxPool2d(2))
     if min(input_shape[1:]) >= LARGE:
         classifier = nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten())
-        for before, after in ((512 * 7 * 7, 4096), (4096, 4096)):
-            classifier.extend([_linear(before, after), nn.ReLU(), nn.Dropout(0.5)])
+        for inputs in (512 * 7 * 7, 4096):
+            classifier.extend([_linear(inputs, 4096), nn.ReLU(), nn.Dropout(0.5)])
         classifier.append(_linear(4096, num_classes))
     else:
         classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), _linear(512, num_classes))

@@ -17,32 +17,34 @@ FEW_TOKENS = 16
 PATCHES = ((128, 16), (48, 8), (16, 4), (0, 2))  # images of so many pixels -> side of their patches
 
 
-class Embed1d(nn.Module):
-    """A sequence (B, C, L) cut into patches, with a class token in front and learned positions: (B, 1 + L/patch, D)."""
+class Embed(nn.Module):
+    """What is cut into patches, row by row, with a class token in front and learned positions: tokens (B, T, D)."""
 
-    def __init__(self, channels: int, length: int, patch: int, width: int) -> None:
+    def __init__(self, patches: nn.Module, positions: Tensor) -> None:
         super().__init__()
-        self.patches = nn.Conv1d(channels, width, patch, stride=patch)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.randn(1, 1 + length // patch, width) * 0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.patches(x).transpose(1, 2)
-        return torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1) + self.positions
-
-
-class Embed2d(nn.Module):
-    """Images (B, C, H, W) cut into square patches, row by row, as Embed1d does: (B, 1 + H/patch * W/patch, D)."""
-
-    def __init__(self, channels: int, height: int, width: int, patch: int, features: int) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(channels, features, patch, stride=patch)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, features))
-        self.positions = nn.Parameter(torch.zeros(1, 1 + (height // patch) * (width // patch), features))
+        self.patches = patches
+        self.class_token = nn.Parameter(torch.zeros(1, 1, positions.shape[2]))
+        self.positions = nn.Parameter(positions)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         return torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1) + self.positions
+
+
+class Embed1d(Embed):
+    """Sequences (B, C, L) -> (B, 1 + L/patch, D)."""
+
+    def __init__(self, channels: int, length: int, patch: int, width: int) -> None:
+        patches = nn.Conv1d(channels, width, patch, stride=patch)
+        super().__init__(patches, torch.randn(1, 1 + length // patch, width) * 0.02)
+
+
+class Embed2d(Embed):
+    """Images (B, C, H, W) -> (B, 1 + H/patch * W/patch, D)."""
+
+    def __init__(self, channels: int, height: int, width: int, patch: int, features: int) -> None:
+        patches = nn.Conv2d(channels, features, patch, stride=patch)
+        super().__init__(patches, torch.zeros(1, 1 + (height // patch) * (width // patch), features))
 
 
 class EncoderBlock(nn.Module):
@@ -77,12 +79,7 @@ class ClassToken(nn.Module):
 
 
 def vit1d(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    width: int = 48,
-    depth: int = 8,
-    heads: int = 4,
-    patch: int = 4,
+    input_shape: tuple[int, ...], num_classes: int, width: int = 48, depth: int = 8, heads: int = 4, patch: int = 4
 ) -> Backbone:
     """A transformer over patches of a sequence (C, L), MLP twice as wide. Features: tokens (B, 1 + L/patch, width)."""
     channels, length = input_shape
@@ -90,21 +87,14 @@ def vit1d(
         raise EestudyError(
             f"architecture_args: patch {patch} must divide the length {length}, heads {heads} the width {width}"
         )
-    stages: list[nn.Module] = [EncoderBlock(width, heads, 2 * width) for _ in range(depth)]
-    stages[0] = nn.Sequential(Embed1d(channels, length, patch, width), stages[0])
-    classifier = nn.Sequential(ClassToken(), nn.LayerNorm(width), nn.Linear(width, num_classes))
-    return Backbone(stages, classifier, input_shape, num_classes, "tokens")
+    blocks = [EncoderBlock(width, heads, 2 * width) for _ in range(depth)]
+    return _backbone(blocks, Embed1d(channels, length, patch, width), input_shape, num_classes)
 
 
 def vit(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    width: int = 192,
-    depth: int = 12,
-    heads: int = 3,
-    patch: int | None = None,
-    mlp: int = 4,
-) -> Backbone:
+    input_shape: tuple[int, ...], num_classes: int, width: int = 192, depth: int = 12, heads: int = 3,
+    patch: int | None = None, mlp: int = 4,
+) -> Backbone:  # fmt: skip
     """ViT-Ti/16 of DeiT (Touvron et al. 2021) for images (C, H, W): 5,717,416 parameters at 224 pixels, 1,000 classes.
 
     vit_small: ViT-S/16 of DeiT, 22,050,664 parameters; vit_base: ViT-B/16 (Dosovitskiy et al. 2021), 86,567,656.
@@ -123,20 +113,9 @@ def vit(
         )
     if width % heads:
         raise EestudyError(f"architecture_args: heads {heads} must divide the width {width}")
-    stages: list[nn.Module] = [EncoderBlock(width, heads, mlp * width, EPS) for _ in range(depth)]
-    stages[0] = nn.Sequential(Embed2d(channels, rows, columns, patch, width), stages[0])
-    classifier = nn.Sequential(ClassToken(), nn.LayerNorm(width, EPS), nn.Linear(width, num_classes))
-    backbone = Backbone(stages, classifier, input_shape, num_classes, "tokens")
-    _start(backbone)
-    return backbone
-
-
-vit_small = partial(vit, width=384, heads=6)
-vit_base = partial(vit, width=768, heads=12)
-
-
-def _start(backbone: Backbone) -> None:
-    """Weights as DeiT starts them: normal, deviation 0.02, cut off at 2; biases 0."""
+    blocks = [EncoderBlock(width, heads, mlp * width, EPS) for _ in range(depth)]
+    backbone = _backbone(blocks, Embed2d(channels, rows, columns, patch, width), input_shape, num_classes, EPS)
+    # As DeiT starts them: normal, deviation 0.02, cut off at 2; biases 0.
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -144,3 +123,17 @@ def _start(backbone: Backbone) -> None:
         elif isinstance(module, Embed2d):
             nn.init.trunc_normal_(module.class_token, std=0.02)
             nn.init.trunc_normal_(module.positions, std=0.02)
+    return backbone
+
+
+def _backbone(
+    blocks: list[EncoderBlock], embed: Embed, input_shape: tuple[int, ...], num_classes: int, eps: float = 1e-5
+) -> Backbone:
+    width = embed.positions.shape[2]
+    stages = [nn.Sequential(embed, blocks[0]), *blocks[1:]]
+    classifier = nn.Sequential(ClassToken(), nn.LayerNorm(width, eps), nn.Linear(width, num_classes))
+    return Backbone(stages, classifier, input_shape, num_classes, "tokens")
+
+
+vit_small = partial(vit, width=384, heads=6)
+vit_base = partial(vit, width=768, heads=12)
