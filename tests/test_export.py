@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eestudy import EestudyError, export
 from eestudy import evaluation as ev
 from eestudy.evaluation.exit_rules import rule_for
+from eestudy.export import writer
 from eestudy.export.runner import handed_on, score
 from eestudy.export.writer import programs
 from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs
@@ -174,6 +175,38 @@ def test_a_regression_with_patience_and_token_ids(tmp_path: Path) -> None:
     logits, index = export.Runner(export.export(model, tmp_path, rule)).predict(x.numpy())
     assert index.tolist() == exits.tolist()
     np.testing.assert_allclose(logits, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [6, 7])
+def test_heads_that_pool_any_side_to_four(side: int, tmp_path: Path) -> None:
+    """Where the side is no multiple of what a head pools it to: windows that overlap, by both ways of pooling."""
+    torch.manual_seed(0)
+    stages = [nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)]
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(18, 4))
+    model = MultiExit(Backbone.from_stages(stages, classifier, (1, side, side))).eval()
+    x = torch.randn(6, 1, side, side)
+    folder = export.export(model, tmp_path / "pooled", ev.max_probability(1.0))
+    logits, index = export.Runner(folder, threads=1).predict(x.numpy())
+    assert set(index.tolist()) == {3}
+    np.testing.assert_allclose(logits, model(x)[-1].detach().numpy(), rtol=1e-4, atol=1e-5)
+    first = export.export(model, tmp_path / "first", ev.max_probability(0.0))
+    logits, index = export.Runner(first, threads=1).predict(x.numpy())
+    assert set(index.tolist()) == {1}
+    np.testing.assert_allclose(logits, model(x)[0].detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exit_without_onnx_does_not_stop_the_others(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(writer, "IN_WINDOWS", {})  # as if an operation had no form there
+    model = MultiExit(build_backbone("resnet-tiny", (1, 7, 7), 3)).eval()
+    folder = export.export(model, tmp_path / "pooled", ev.max_probability(0.5))
+    said = capfd.readouterr().err
+    assert "export: exit_1.onnx was not written" in said
+    facts = json.loads((folder / export.MANIFEST).read_text())
+    assert facts["exits"][0]["onnx"] is None
+    assert facts["exits"][-1]["onnx"] == f"exit_{model.num_exits}.onnx"
+    assert all((folder / each["program"]).is_file() for each in facts["exits"])
+    with pytest.raises(EestudyError, match=r"has no ONNX file of exit 1; use exit_k.pt2"):
+        export.Runner(folder)
 
 
 def test_a_part_holds_its_own_weights_alone() -> None:

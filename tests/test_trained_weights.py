@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import eestudy
 from eestudy.plan import frozen_by_user, prepare
+from eestudy.training.phase_network import set_trainable
 
 
 class Net(nn.Module):
@@ -123,3 +124,11 @@ def test_bad_settings_are_refused_in_one_line():
     assert prepare(config("disjoint", start="trained"), frozen).phases[0].name == "heads"
     with pytest.raises(eestudy.EestudyError, match="start: 'trained' needs architecture own"):
         eestudy.RunConfig(architecture="mlp", dataset="digits", strategy="joint", start="trained")
+
+
+def test_frozen_statistics_normalize_too():
+    """A frozen BatchNorm normalizes by its statistics while the rest trains, not by the batch."""
+    plan = prepare(config("joint"), network("first"))
+    set_trainable(plan.model, plan.phases[0])
+    modes = {name: part.training for name, part in plan.model.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    assert list(modes.values()) == [False, True], modes
