@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_LINES = 60
+# A chapter that shows what a user writes: networks, a training loop, a folder of images.
+SHOWN = {"book/chapters/your-own-model.ipynb": 105}
 
 
 def notebooks_that_git_keeps() -> list[str]:
@@ -83,7 +85,7 @@ def test_calls_the_package_instead_of_holding_code(name: str) -> None:
     notebook = read(name)
     settings = [cell.source for cell in tagged(notebook, "parameters")]
     lines = sum(code_lines(cell.source) for cell in code_cells(notebook) if cell.source not in settings)
-    assert lines <= MOST_LINES
+    assert lines <= SHOWN.get(name, MOST_LINES)
 
 
 @pytest.mark.parametrize("name", CHAPTERS)

@@ -175,7 +175,7 @@ def test_calibration_never_reads_test_labels(small_run, monkeypatch):
 @pytest.mark.parametrize(
     ("call", "wanted"),
     [
-        (lambda run: run.budgets("papre"), "protocol: unknown name 'papre'; valid: calibrated, paper"),
+        (lambda run: run.budgets("papre"), "protocol: unknown name 'papre'; nearest: paper"),
         (lambda run: run.predictions("train"), "split: 'train' has no stored predictions"),
         (lambda run: eestudy.budgets([]), "runs: the list is empty"),
         (lambda run: eestudy.run(run.config, device="gpu0"), "device: 'gpu0' is not available"),
