@@ -43,7 +43,7 @@ lint: $(READY) ## formatter, linter, type checker
 
 results: $(READY) ## for maintainers: rerun the committed studies, chapters and the README's table
 	@for study in smoke small; do .venv/bin/eestudy run "params/$$study.yaml" --workers $(WORKERS) || exit; done
-	@.venv/bin/eestudy refresh small
+	@.venv/bin/eestudy refresh
 
 bench: $(READY) ## speed and memory; wants a quiet machine (benchmarks/README.md has more)
 	@for file in step overhead; do echo "== benchmarks/$$file.py"; $(PY) "benchmarks/$$file.py" || exit; done

@@ -152,10 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("sources", nargs="+", type=Path, help="files of `eestudy export`; all are checked first")
     added.add_argument("--store", type=Path, help="where trained runs in them go (default: $EESTUDY_HOME, or ./runs)")
-    added = command(
-        "refresh", "for maintainers: execute the chapters in place and write a study's results into README.md"
-    )
-    added.add_argument("study", help="the study whose results the README shows, such as small")
+    command("refresh", "for maintainers: execute the chapters in place and write the answer into README.md")
     added = command("get", "download a data set into $EESTUDY_DATA, or ~/.cache/eestudy")
     added.add_argument("dataset", help="one that doctor shows as not found, such as cifar10")
     command("doctor", "versions, devices, data sets and the store of this machine")
@@ -272,7 +269,7 @@ def _book(options: argparse.Namespace) -> int:
 def _refresh(options: argparse.Namespace) -> int:
     from eestudy.refresh import refresh
 
-    return _report(refresh(options.study))
+    return _report(refresh())
 
 
 def _get(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""For maintainers: writes what is committed again: the README's results, what backbones cost, the chapters' outputs."""
+"""For maintainers: writes what is committed again: the README's answer, what backbones cost, the chapters' outputs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 
 from eestudy.book import inputs, notebooks
+from eestudy.chapters import answer
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.progress import Failure
-from eestudy.report import claims, load, plots, tables
+from eestudy.report import study_cells
 from eestudy.store import Store, write_atomically
 from eestudy.study import project_root
 
@@ -18,11 +19,11 @@ FIGURE = "book/_static/results.png"
 BACKBONES = "book/results/backbones.csv"
 
 
-def refresh(study: str) -> list[Failure]:
-    """Writes `study` into the README, what backbones cost, and in place the notebooks that reach a change."""
+def refresh() -> list[Failure]:
+    """Writes the answer into the README, what backbones cost, and in place the notebooks that reach a change."""
     root = project_root()
-    say(f"README.md: the results of {study}")
-    write_readme(root, study)
+    say("README.md: the answer")
+    write_readme(root)
     say(f"{BACKBONES}: the cost of every backbone with every head")
     write_backbones(root)
     executor = notebooks.Executor(1, Store())
@@ -50,7 +51,7 @@ def write_backbones(root: Path) -> None:
     write_atomically(root / BACKBONES, catalogue().to_csv(index=False).encode())
 
 
-def write_readme(root: Path, study: str) -> None:
+def write_readme(root: Path) -> None:
     """Replaces the part of README.md between the two marks, and the figure it shows."""
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
@@ -58,39 +59,9 @@ def write_readme(root: Path, study: str) -> None:
         raise EestudyError(f"{path}: expected the marks {BEGIN!r} and {END!r} once each")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    results = load(study)
-    figure = plots.tradeoff_grid(tables.select(results.tradeoff, "calibrated", "max-probability"), results.runs)
-    write_atomically(root / FIGURE, figure.png())
-    write_atomically(path, f"{before}{BEGIN}\n{results_text(study)}{END}{after}".encode())
-
-
-def results_text(study: str) -> str:
-    """The README's table and findings as Markdown, from the committed tables alone."""
-    results = load(study)
-    comparisons = tables.comparisons(results, "calibrated", "max-probability")
-    frame = tables.budget_table(results).data
-    seeds = results.runs["seed"].nunique()
-    hardware = ", ".join(sorted(results.runs["hardware"].unique()))
-    columns = list(frame.columns)
-    lines = [f"| cell | strategy | {' | '.join(columns)} |", f"|---|---|{'---:|' * len(columns)}"]
-    for (cell, strategy), row in zip(frame.index, frame.to_numpy().tolist(), strict=True):
-        lines.append(f"| {cell} | {strategy} | {' | '.join(row)} |")
-    table = "\n".join(lines)
-    minutes = results.runs["seconds"].sum() / 60
-    told = (claims.c1(comparisons), claims.c2(comparisons))
-    verdicts = "\n".join(f"- **{claim.name}, {claim.verdict}.** {claim.statement}" for claim in told)
-    return f"""
-Accuracy on test in %, at a mean cost of at most that share of the plain backbone's FLOPs; mean ± half of the 95 % \
-interval over {seeds} seeds; thresholds from validation data. Study `{study}`: {len(results.runs)} runs, \
-{minutes:.0f} minutes of training, one core a run ({hardware}).
-
-{table}
-
-![Accuracy against mean cost for each strategy, with 95 % intervals]({FIGURE})
-
-What the Holm-corrected paired tests say (a verdict over cells needs the cells to agree):
-
-{verdicts}
-- {claims.findings(comparisons).splitlines()[0]} The chapter _Six seeds_ lists them.
-
-"""
+    frame = study_cells.studied()
+    found = study_cells.differences(frame)
+    means = study_cells.means(found)
+    write_atomically(root / FIGURE, answer.plot(found, means).png())
+    shown = f"{BEGIN}\n\n{answer.in_short(means, frame)}\n\n![{answer.ALT}]({FIGURE})\n\n{END}"
+    write_atomically(path, f"{before}{shown}{after}".encode())

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": _GROUND | {"models", "evaluation", "environment"},
     "jobs": _RUN - {"report"},
     "book": _RUN - {"report"},
-    "refresh": _RUN | {"book"},
+    "refresh": _RUN | {"book", "chapters"},
     "status": _STORED | {"records", "plan"},
     "doctor": _TRAINED | {"environment"},
     "cli": _RUN | {"jobs", "bundles", "book", "refresh", "status", "doctor"},

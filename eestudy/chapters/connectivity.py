@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 
 from eestudy.report import panels, style
-from eestudy.report.claims import Claim
-from eestudy.report.effects import against, claim, one_family
+from eestudy.report.effects import Measurement, against, measurement, one_family
 from eestudy.report.tables import Table, table
 
 
@@ -77,8 +76,8 @@ PAIR_COLOURS = dict(zip(C4_PAIRS, ("#000000", "#CC79A7", "#E69F00")))
 LOSS = "mean loss of the exits, nats"
 
 
-def c4(paths: pd.DataFrame, split: str = "train", column: str = "loss") -> Claim:
-    """Supported: in every cell disjoint and mixed have a lower barrier between them than either has to joint."""
+def c4(paths: pd.DataFrame, split: str = "train", column: str = "loss") -> Measurement:
+    """The barriers that disjoint and mixed have to joint, less that between them."""
     found = barriers(paths, column)
     found = found[(found["relation"] == "strategies") & (found["split"] == split)]
     which = [C4_PAIRS.get(tuple(sorted(pair))) for pair in zip(found["strategy"], found["strategy_2"])]
@@ -90,7 +89,7 @@ def c4(paths: pd.DataFrame, split: str = "train", column: str = "loss") -> Claim
             *(against(wide.assign(what=f"{far}, less disjoint to mixed"), far, "near", ("what",)) for far in FAR)
         )
     statement = "Disjoint and mixed models lie in one basin; the joint model lies in another."
-    return claim("C4", statement, rows, ["higher"] * len(rows), ("cell", "what"), "barrier ")
+    return measurement("C4", statement, rows, ("cell", "what"), "barrier ")
 
 
 def _pair_colour(a: str, b: str) -> str:

@@ -1,13 +1,12 @@
-"""Rank of the stages and how alike they are: linear CKA, and claim C5."""
+"""Rank of the stages and how alike they are: linear CKA, and what claim C5 speaks of."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
 from eestudy.report import panels, style
-from eestudy.report.claims import Claim
 from eestudy.report.dynamics import finals
-from eestudy.report.effects import claim, effects, one_family
+from eestudy.report.effects import Measurement, effects, measurement, one_family
 
 
 @style.context()
@@ -30,12 +29,11 @@ def similarities(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> style
     return figure
 
 
-def c5(rank: pd.DataFrame, value: str = "numerical_share") -> Claim:
-    """Supported: in every cell joint's rank is higher than disjoint's in the early third, and lower in the late one."""
+def c5(rank: pd.DataFrame, value: str = "numerical_share") -> Measurement:
+    """Joint's rank less disjoint's, in the early third of the stages and in the late one."""
     rows = effects(finals(rank), value, (("joint", "disjoint"),))
     rows = one_family(rows[rows["part"].isin(["early", "late"])])
-    expected = ["higher" if part == "early" else "lower" for part in rows["part"]]
     statement = (
         "Training the exits along (joint against disjoint) raises the rank of early stages and lowers late ones."
     )
-    return claim("C5", statement, rows, expected, ("cell", "part", "pair"))
+    return measurement("C5", statement, rows, ("cell", "part", "pair"))

@@ -1,4 +1,4 @@
-"""Loss and gradient scaling beside mixed training, from a study that varies them: claim C8 of Kubaty et al. (2025).
+"""Loss and gradient scaling beside mixed training, from a study that varies them.
 
 A scaling is a `weighting` of the exits' losses or a `gradient_scaling`, "plain" where there is neither. Accuracies are
 those of the calibrated protocol at the study's exit rule, at each budget; seeds are paired.
@@ -11,10 +11,9 @@ import pandas as pd
 
 from eestudy.config import EestudyError, RunConfig
 from eestudy.report import statistics as st
-from eestudy.report.claims import NOT_COMPARED, Claim
 from eestudy.report.differences import at_own_rule, by_seed, tested
 from eestudy.report.frames import Results
-from eestudy.report.tables import BUDGETS, Table, budget_name, by_budget, percent, table
+from eestudy.report.tables import BUDGETS, Table, by_budget, percent, table
 
 PLAIN = "plain"
 SETTINGS = ("weighting", "gradient_scaling")
@@ -78,32 +77,3 @@ def _against(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
         if (*key, budget) in found and (key[0], budget) in base
     ]
     return tested(("cell", "scaling"), pairs)
-
-
-def c8(rows: pd.DataFrame) -> Claim:
-    """Of the cells where plain joint is worse than plain mixed at some budget: elsewhere nothing is to be replaced.
-
-    Supported: in each of them, joint with each scaling is still worse at some budget, and better at none. Contradicted:
-    in one of them some scaling makes joint better at some budget, and worse at none. The definition is ours.
-    """
-    every = from_mixed(rows)
-    scaled = every[every["scaling"] != PLAIN]
-    statement = "Scaling losses or gradients of joint training is an alternative to mixed training, not a substitute."
-    if scaled.empty:
-        return Claim("C8", statement, "not decided", NOT_COMPARED, every)
-    words = {key: set(here["decision"]) - {""} for key, here in every.groupby(["cell", "scaling"], sort=False)}
-    behind = {cell for (cell, scaling), found in words.items() if scaling == PLAIN and "worse" in found}
-    there = [found for (cell, scaling), found in words.items() if scaling != PLAIN and cell in behind]
-    verdict = "not decided"
-    if any(found == {"better"} for found in there):
-        verdict = "contradicted"
-    elif there and all(found == {"worse"} for found in there):
-        verdict = "supported"
-    reasons = [] if behind else ["in no cell is plain joint worse than plain mixed, so there is nothing to replace"]
-    decided, tests = scaled[scaled["decision"] != ""], int(scaled["p"].notna().sum())
-    for row in decided.itertuples():
-        where = f"{row.cell}, joint with {row.scaling} against mixed at {budget_name(row.budget)}"
-        reasons.append(f"{where}: {row.verdict}")
-    reasons += [f"{cell}: not compared" for cell in dict.fromkeys(rows["cell"]) if cell not in set(scaled["cell"])]
-    reasons.append(f"nothing is decided in {tests - len(decided)} of {tests} tests of joint with a scaling")
-    return Claim("C8", statement, verdict, "; ".join(reasons), every)

@@ -118,7 +118,7 @@ def verdict(frame: pd.DataFrame) -> list[str]:
                 by_name = won.groupby("name", sort=False)["strategy"]
                 names = [f"{name} ({', '.join(in_order(strategies))})" for name, strategies in by_name]
                 parts.append(f"{who} at the cost of {'; '.join(names)}")
-        parts.append(f"no difference seen in {(rows['decision'] == '').sum()} of {len(rows)} comparisons")
+        parts.append(f"inconclusive in {(rows['decision'] == '').sum()} of {len(rows)} comparisons")
         lines.append(f"**{cell}**: {'; '.join(parts)}.")
     return lines
 

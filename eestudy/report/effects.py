@@ -1,17 +1,14 @@
-"""Paired differences of a measured quantity between strategies, Holm-corrected; and claims that rest on them.
-
-The definitions of "supported" and "contradicted" are ours (see `claim`).
-"""
+"""Paired differences of a measured quantity between strategies, Holm-corrected; in a table, and in words."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from eestudy.report import statistics as st
-from eestudy.report.claims import NOT_COMPARED, Claim
 from eestudy.report.tables import DASH, PAIRS, Table, budget_name, table, tested
 
 
@@ -100,7 +97,7 @@ def findings(frame: pd.DataFrame, what: str, scale: float = 100, unit: str = "po
             for row in found.to_dict("records")
         )
         lines.append(
-            f"- {what}, {pair}: {words or 'no difference seen'} ({len(found)} of {len(sure)} tests decide; the "
+            f"- {what}, {pair}: {words or 'inconclusive'} ({len(found)} of {len(sure)} tests decide; the "
             f"largest mean is {number(largest['mean'])} {unit}, {_where(largest)})"
             f"{f'; {missing}' if len(untested) else ''}."
         )
@@ -111,24 +108,33 @@ def _where(row: Any) -> str:
     return f"{row['cell']}, {budget_name(row['budget'])}" if "budget" in row else row["cell"]
 
 
-def claim(
-    name: str, statement: str, rows: pd.DataFrame, expected: Sequence[str], by: Sequence[str], unit: str = ""
-) -> Claim:
-    """ "supported": the corrected tests decide every row as `expected` ("higher", "lower"). "contradicted": some row is
-    decided the other way. "not decided" otherwise. With `reasons`; without rows nothing is compared.
-    """
-    if rows.empty:
-        return Claim(name, statement, "not decided", NOT_COMPARED, rows)
-    agree = [found == wanted for found, wanted in zip(rows["decision"], expected, strict=True)]
-    against = any(found and not same for found, same in zip(rows["decision"], agree, strict=True))
-    verdict = "supported" if all(agree) else "contradicted" if against else "not decided"
-    return Claim(name, statement, verdict, reasons(rows, by, unit), rows)
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a claim whose definition in the paper could not be obtained: no verdict on it."""
+
+    name: str
+    claimed: str
+    found: str
+    effects: pd.DataFrame
+
+    def _repr_markdown_(self) -> str:
+        found = self.found.replace("; ", "\n- ")
+        return f"**{self.name}.** Claimed: {self.claimed} Measured, under this book's definition:\n\n- {found}"
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.found}"
+
+
+def measurement(name: str, claimed: str, rows: pd.DataFrame, by: Sequence[str], unit: str = "") -> Measurement:
+    """With `reasons`; without rows nothing is compared."""
+    found = reasons(rows, by, unit) if len(rows) else "the strategies it speaks of are not compared in this study"
+    return Measurement(name, claimed, found, rows)
 
 
 def reasons(rows: pd.DataFrame, by: Sequence[str], unit: str = "") -> str:
     """Every row in words; by: the columns that say what it is of."""
     return "; ".join(
-        f"{', '.join(str(getattr(row, name)) for name in by)}: {unit}{row.decision or 'no difference seen'}, "
+        f"{', '.join(str(getattr(row, name)) for name in by)}: {unit}{row.decision or 'inconclusive'}, "
         f"{st.with_interval(row, _number, to=' to ')}, {row.n} seeds"
         for row in rows.itertuples()
     )

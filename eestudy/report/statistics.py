@@ -1,7 +1,10 @@
-"""Means, paired differences and corrected tests over seeds, and the words a result may be told in.
+"""Means, paired differences and corrected tests over seeds, means over cells, and the words a result may be told in.
 
-Intervals are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one seed, or with values that do not differ
-at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here warns.
+Intervals over seeds are Student t intervals: mean +- t(0.975, n - 1) s / sqrt(n). With one seed, or with values that do
+not differ at all, the spread cannot be estimated: the interval is NaN and `note` says why. Nothing here warns.
+
+A difference is "better" or "worse" where the paired t test says so; "equivalent within m points" where two one-sided t
+tests do (Schuirmann 1987); "inconclusive" otherwise, which is not "equal". All p are Holm-corrected over their family.
 """
 
 import math
@@ -13,7 +16,8 @@ import numpy as np
 import pandas as pd
 from pandas.core.groupby import SeriesGroupBy
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.meta_analysis import combine_effects
+from statsmodels.stats.weightstats import DescrStatsW
 
 from eestudy.config import EestudyError
 
@@ -21,7 +25,7 @@ Seeds: TypeAlias = Mapping[int, float] | pd.Series  # seed -> value
 
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # of every corrected test
-FEWEST_CELLS = 5  # below, the chi-squared approximation of the Friedman statistic is too rough to report
+MARGINS = (0.005, 0.01)  # within which a difference is "equivalent", fractions; the smaller one first
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,23 @@ class Paired(Interval):
     """The same of the paired differences a - b over n common seeds, and the paired t test's p."""
 
     p: float = math.nan
+    p_equal: tuple[float, ...] = (math.nan,) * len(MARGINS)  # of two one-sided tests, one of MARGINS each
     unpaired: int = 0  # seeds that only one of the two has; they are left out
     sd: float = math.nan  # standard deviation of the differences
 
 
 @dataclass(frozen=True)
-class Friedman:
-    """Friedman's test over n cells; `ranks` is the mean rank of each treatment (1: the highest value)."""
+class OverCells(Interval):
+    """A mean over n cells, each with its own true difference; NaN and a note where there are too few.
 
-    n: int
-    ranks: dict[str, float]
+    low, high: of the mean (95 %). tau: standard deviation of the true differences between cells. lowest, highest: the
+    95 % prediction interval, in which a further cell's true difference would lie.
+    """
+
     p: float = math.nan
-    note: str = ""
+    tau: float = math.nan
+    lowest: float = math.nan
+    highest: float = math.nan
 
 
 def mean_interval(values: Sequence[float] | np.ndarray | pd.Series) -> Interval:
@@ -97,16 +106,42 @@ def mean_difference(differences: np.ndarray | pd.Series, unpaired: int = 0) -> P
     found = asdict(mean_interval(d))
     found |= {"note": found["note"].replace("value", "common seed"), "unpaired": unpaired}
     if not math.isnan(found["low"]):
-        found |= {"p": float(stats.ttest_1samp(d, 0).pvalue), "sd": float(d.std(ddof=1))}
+        weighed = DescrStatsW(d)
+        equal = tuple(float(weighed.ttost_mean(-margin, margin)[0]) for margin in MARGINS)
+        found |= {"p": float(stats.ttest_1samp(d, 0).pvalue), "p_equal": equal, "sd": float(d.std(ddof=1))}
     return Paired(**found)
+
+
+def over_cells(means: Sequence[float] | pd.Series, variances: Sequence[float] | pd.Series) -> OverCells:
+    """The random-effects mean of the cells' mean differences (k,), given the variances (k,) of these means.
+
+    tau by Paule and Mandel (1982); the interval by Hartung and Knapp (2001), its factor at least 1 (Roever et al.
+    2015); the prediction interval with k - 2 degrees of freedom (Higgins et al. 2009). Cells without a variance are
+    left out.
+    """
+    effects, within = np.asarray(means, dtype=float), np.asarray(variances, dtype=float)
+    known = np.isfinite(effects) & (within > 0)
+    effects, within = effects[known], within[known]
+    count = len(effects)
+    if count < 2:
+        mean, note = (float(effects[0]), "one cell: no mean over cells") if count else (math.nan, "no cell")
+        return OverCells(mean, n=count, note=note)
+    with np.errstate(divide="ignore"):  # of a measure of heterogeneity that is not used here
+        found = combine_effects(effects, within, method_re="iterated")
+    mean, error = float(found.mean_effect_re), max(float(found.sd_eff_w_re), float(found.sd_eff_w_re_hksj))
+    tau = math.sqrt(max(0.0, float(found.tau2)))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    more = float(stats.t.ppf((1 + LEVEL) / 2, count - 2)) * math.hypot(tau, error) if count > 2 else math.nan
+    p = float(2 * stats.t.sf(abs(mean) / error, count - 1))
+    return OverCells(mean, mean - half, mean + half, count, "", p, tau, mean - more, mean + more)
 
 
 def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
     """Holm-corrected p values (n,). A NaN (no test possible) stays NaN and does not count as a comparison."""
     p = np.array(p, dtype=float)
-    known = np.isfinite(p)
-    if known.any():
-        p[known] = multipletests(p[known], method="holm")[1]
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN come last
+    # By hand: statsmodels' collects garbage at every call, which takes most of a chapter's time.
+    p[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return p
 
 
@@ -121,29 +156,13 @@ def tested(keys: Sequence[str], pairs: Iterable[tuple[Mapping[str, Any], Seeds, 
 
 
 def corrected(frame: pd.DataFrame) -> pd.DataFrame:
-    """A family of tests with p_holm over all its rows (mean, low, high, p, note), `decision` and `verdict`."""
-    frame = frame.assign(p_holm=holm(frame["p"]))
-    return frame.assign(
-        decision=[decision(r.mean, r.p_holm) for r in frame.itertuples()],
-        verdict=[verdict(r.mean, r.low, r.high, r.p_holm, r.note) for r in frame.itertuples()],
-    )
-
-
-def friedman(values: pd.DataFrame) -> Friedman:
-    """Do the columns (treatments, at least 3) of `values` (cells x treatments) differ? Friedman's test over the rows.
-
-    Rows with a NaN are left out. With fewer than FEWEST_CELLS rows only the mean ranks are given.
-    """
-    complete = values.dropna()
-    n = len(complete)
-    ranks = {str(c): float(r) for c, r in complete.rank(axis=1, ascending=False).mean().items()} if n else {}
-    if values.shape[1] < 3:
-        return Friedman(n, ranks, note="not tested: fewer than 3 treatments")
-    if n < FEWEST_CELLS:
-        return Friedman(n, ranks, note=f"not tested: fewer than {FEWEST_CELLS} cells")
-    if (complete.nunique(axis=1) == 1).all():
-        return Friedman(n, ranks, note="not tested: all treatments tie in every cell")
-    return Friedman(n, ranks, float(stats.friedmanchisquare(*complete.to_numpy().T).pvalue))
+    """A family of tests with p_holm over all its rows (mean, low, high, p, p_equal, note), `decision` and `verdict`."""
+    equal = np.array([*frame["p_equal"]], dtype=float).reshape(-1, len(MARGINS))
+    within = np.stack([holm(p) for p in equal.T], axis=1) < ALPHA
+    margins = [next((margin for margin, yes in zip(MARGINS, row) if yes), math.nan) for row in within]
+    frame = frame.assign(p_holm=holm(frame["p"]), equivalent_within=margins)
+    frame = frame.assign(decision=[decision(r.mean, r.p_holm) for r in frame.itertuples()])
+    return frame.assign(verdict=[verdict(r) for r in frame.itertuples()])
 
 
 def smallest_difference(n: int, sd: float) -> float:
@@ -183,24 +202,30 @@ def decision(mean: float, p_corrected: float) -> str:
     return "better" if mean > 0 else "worse"
 
 
-def verdict(mean: float, low: float, high: float, p_corrected: float, note: str = "") -> str:
-    """What may be said of a paired difference (fractions): "better" or "worse" only where the corrected test does.
+def word(row: Any) -> str:
+    """What a row of `corrected` is: "better", "worse", "equivalent within 1 point" (or 0.5) or "inconclusive"."""
+    if math.isnan(row.mean):
+        return "not compared"
+    if row.decision:
+        return str(row.decision)
+    if not math.isnan(row.equivalent_within):
+        return f"equivalent within {100 * row.equivalent_within:g} point{'' if row.equivalent_within == 0.01 else 's'}"
+    return "inconclusive"
 
-    Examples: "better by 1.2 points (95 % interval +0.9 to +1.5)", "no difference seen (−0.3 points, 95 % interval −1.2
-    to +0.6)". Without any common seed: "not compared".
+
+def verdict(row: Any) -> str:
+    """A row of `corrected` in words, its difference in points.
+
+    Examples: "better by 1.2 points [+0.9, +1.5]", "inconclusive: −0.3 points [−1.2, +0.6]". Without any common seed:
+    "not compared (no common seed)".
     """
-    if math.isnan(mean):
+    said = word(row)
+    if said == "not compared":
         return "not compared (no common seed)"
-    word = decision(mean, p_corrected)
-    interval = spread(low, high, note)
-    if word:
-        return f"{word} by {points(abs(mean)).lstrip('+')} points ({interval})"
-    if low > 0 or high < 0:  # the interval is of one comparison, the test is of all of them
-        return (
-            f"no difference seen after Holm's correction ({points(mean)} points, {interval} before it, "
-            f"corrected p {p_corrected:.2g})"
-        )
-    return f"no difference seen ({points(mean)} points, {interval})"
+    interval = with_interval(row)
+    if said in ("better", "worse"):
+        return f"{said} by {points(abs(row.mean)).lstrip('+')} points{interval.removeprefix(points(row.mean))}"
+    return f"{said}: {interval.replace(' ', ' points ', 1)}"
 
 
 def share_wrong(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:

@@ -197,23 +197,6 @@ def comparison_table(results: Results, protocol: str = "calibrated", rule: str |
     return table(by_budget(frame, ["cell", "pair"]), text, f"comparisons-{protocol}")
 
 
-def friedman_table(results: Results, protocol: str = "calibrated", rule: str | None = None) -> Table:
-    """Mean rank of each strategy over the cells at each budget, and Friedman's test where cells suffice."""
-    means = budget_means(results, protocol, rule)
-    means.loc[means["n"] < means["seeds"], "mean"] = np.nan  # a mean over fewer seeds is not comparable
-    records = {}
-    for budget in (b for b in BUDGETS if b in set(means["budget"])):
-        at = means[means["budget"] == budget].pivot(index="cell", columns="strategy", values="mean")
-        test = st.friedman(at[in_order(at.columns)])
-        ranks = {f"rank of {s}": f"{test.ranks[s]:.2f}" if test.ranks else DASH for s in in_order(at.columns)}
-        p = f"{test.p:.3f}" if test.note == "" else test.note
-        records[budget_name(budget)] = {"cells": test.n, **ranks, "p (Friedman)": p}
-    frame = pd.DataFrame.from_dict(records, orient="index").rename_axis("budget")
-    name = score_name(select(results.budgets, protocol, rule))
-    text = f"Mean rank over cells (1: the highest {name} in the cell). {_protocol(results, protocol, rule)}"
-    return table(frame, text, f"friedman-{protocol}")
-
-
 def runs_table(results: Results) -> Table:
     """Provenance: what ran, how long, with how much arithmetic and on what; rows cell x strategy."""
     runs = results.runs

@@ -10,7 +10,7 @@ import pytest
 
 from eestudy.chapters import scaling
 from eestudy.config import EestudyError
-from eestudy.report import claims, differences
+from eestudy.report import differences
 from eestudy.report.frames import Results
 from eestudy.report.tables import BUDGETS
 
@@ -113,32 +113,3 @@ def test_every_scaling_of_joint_is_set_against_plain_mixed():
     assert set(frame["decision"]) == {"worse"}
     means = frame.groupby("scaling")["mean"].mean()
     assert means.to_dict() == pytest.approx({"plain": -0.05, "sdn-ramp": -0.04, "equilibrium": -0.07}, abs=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("gains", "early", "verdict"),
-    [
-        (BEHIND, {}, "supported"),
-        (BEHIND | {("joint", "sdn-ramp"): 0.08}, {}, "contradicted"),
-        (BEHIND | {("joint", "sdn-ramp"): 0.05}, {}, "not decided"),
-        (BEHIND, dict.fromkeys(SCALED, 0.2), "not decided"),  # better at 25 %, worse at the others
-        (BEHIND, {"sdn-ramp": 0.2}, "not decided"),
-        (BEHIND, {"plain": 0.2}, "supported"),  # plain is behind at some budget all the same
-        (BEHIND | {("joint", "plain"): 0.05}, {}, "not decided"),  # nothing to replace
-        (BEHIND | dict.fromkeys([("joint", name) for name in SCALED], 0.25), {}, "not decided"),
-    ],
-)
-def test_c8(gains, early, verdict):
-    claim = scaling.c8(scaling.by_scaling(study(gains, early)))
-    assert claim.verdict == verdict
-    assert claim.reason.endswith(f"of {2 * 2 * 4} tests of joint with a scaling")
-    assert ("nothing to replace" in claim.reason) == (gains["joint", "plain"] >= gains["mixed", "plain"])
-    if verdict == "supported":
-        assert "vit1d / mnist1d, joint with equilibrium against mixed at 25 %: worse by 7.0 points" in claim.reason
-
-
-def test_c8_without_what_it_speaks_of():
-    for left_out in (("mixed", "plain"), ("joint", "sdn-ramp")):
-        given = {key: gain for key, gain in BEHIND.items() if key != left_out and key[1] != "equilibrium"}
-        claim = scaling.c8(scaling.by_scaling(study(given)))
-        assert (claim.verdict, claim.reason) == ("not decided", claims.NOT_COMPARED)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from eestudy.chapters import connectivity, dominance, information, rank
-from eestudy.report import claims, dynamics
+from eestudy.report import dynamics
 from eestudy.report.effects import effects
 
 SEEDS = range(4)
@@ -81,16 +81,16 @@ def test_competition_leaves_out_the_untrained_network():
 
 
 @pytest.mark.parametrize(
-    ("joint", "mixed", "verdict"),
+    ("joint", "mixed", "decided"),
     [
-        ([0.2, 0.6, 0.2], [0.3, 0.4, 0.3], "supported"),
-        ([0.2, 0.6, 0.2], [0.05, 0.9, 0.05], "contradicted"),
-        ([0.45, 0.1, 0.45], [0.3, 0.4, 0.3], "contradicted"),
-        ([1 / 3] * 3, [1 / 3] * 3, "not decided"),
+        ([0.2, 0.6, 0.2], [0.3, 0.4, 0.3], {"higher"}),
+        ([0.2, 0.6, 0.2], [0.05, 0.9, 0.05], {"higher", "lower"}),
+        ([0.45, 0.1, 0.45], [0.3, 0.4, 0.3], {"lower", "higher"}),
+        ([1 / 3] * 3, [1 / 3] * 3, {""}),
     ],
 )
-def test_c3(joint, mixed, verdict):
-    assert dominance.c3(shared({"joint": joint, "mixed": mixed})).verdict == verdict
+def test_c3(joint, mixed, decided):
+    assert set(dominance.c3(shared({"joint": joint, "mixed": mixed})).effects["decision"]) == decided
 
 
 def straight(heights: dict[tuple[str, str], float]) -> pd.DataFrame:
@@ -155,19 +155,18 @@ def test_lines_and_curves_are_drawn_at_their_true_lengths():
     assert [(min(x), max(x)) for x in drawn] == [(0, pytest.approx(3)), (0, pytest.approx(4.5))]
 
 
-@pytest.mark.parametrize(
-    ("near", "far", "verdict"), [(0.2, 2.0, "supported"), (2.0, 0.2, "contradicted"), (1.0, 1.0, "not decided")]
-)
-def test_c4(near, far, verdict):
+@pytest.mark.parametrize(("near", "far", "decided"), [(0.2, 2.0, {"higher"}), (2.0, 0.2, {"lower"}), (1.0, 1.0, {""})])
+def test_c4(near, far, decided):
     heights = {("disjoint", "joint"): far, ("disjoint", "mixed"): near, ("joint", "mixed"): far}
-    assert connectivity.c4(straight(heights)).verdict == verdict
+    assert set(connectivity.c4(straight(heights)).effects["decision"]) == decided
 
 
 def test_c4_is_of_the_split_that_is_asked_for():
     near = straight({("disjoint", "joint"): 2.0, ("disjoint", "mixed"): 0.2, ("joint", "mixed"): 2.0})
     far = straight({("disjoint", "joint"): 0.2, ("disjoint", "mixed"): 2.0, ("joint", "mixed"): 0.2})
     both = pd.concat([near, far.assign(split="test")])
-    assert [connectivity.c4(both, split).verdict for split in ("train", "test")] == ["supported", "contradicted"]
+    for split, decided in (("train", {"higher"}), ("test", {"lower"})):
+        assert set(connectivity.c4(both, split).effects["decision"]) == decided
 
 
 def test_a_curve_is_set_beside_the_line_between_the_same_models():
@@ -183,6 +182,7 @@ def test_a_curve_is_set_beside_the_line_between_the_same_models():
     assert set(found["size"]) == {len(SEEDS)}
 
 
+NOT_COMPARED = "the strategies it speaks of are not compared in this study"
 RENAMED = {"joint": "joint", "disjoint": "disjoint", "mixed": "gradual"}  # three strategies, not the paper's
 
 
@@ -199,17 +199,16 @@ def with_gradual(frame: pd.DataFrame) -> pd.DataFrame:
 def test_a_study_of_other_strategies_gets_no_verdict_that_needs_the_missing_one(other):
     shares = shared({"joint": [0.2, 0.6, 0.2], "mixed": [1 / 3] * 3, "disjoint": [0.9, 0.05, 0.05]})
     paths = straight({("disjoint", "joint"): 2.0, ("disjoint", "mixed"): 0.2, ("joint", "mixed"): 2.0})
-    for claim in (dominance.c3(other(shares)), connectivity.c4(other(paths))):
-        assert (claim.verdict, claim.reason, len(claim.effects)) == ("not decided", claims.NOT_COMPARED, 0)
+    for found in (dominance.c3(other(shares)), connectivity.c4(other(paths))):
+        assert (found.found, len(found.effects)) == (NOT_COMPARED, 0)
     known = staged(lambda strategy, part: 0.5 + {"early": 0.2, "late": -0.2}.get(part, 0) * (strategy == "joint"))
     frame = other(known.assign(quantity="lower", noise=1.0))
-    assert rank.c5(frame, "value").verdict == "supported"
-    assert information.c6(frame).verdict == "supported"
+    assert set(rank.c5(frame, "value").effects["decision"]) == {"higher", "lower"}
     assert set(information.c6(frame).effects["pair"]) == {"joint − disjoint"}
     assert len(connectivity.paths(other(paths), "train").axes) == 1
     alone = frame[frame["strategy"] == "joint"]
-    for claim in (rank.c5(alone, "value"), information.c6(alone)):
-        assert (claim.verdict, claim.reason) == ("not decided", claims.NOT_COMPARED)
+    for found in (rank.c5(alone, "value"), information.c6(alone)):
+        assert found.found == NOT_COMPARED
 
 
 def test_the_stages_of_pairs_that_are_not_there_are_not_drawn():
@@ -221,24 +220,21 @@ def test_the_stages_of_pairs_that_are_not_there_are_not_drawn():
     assert len(figure.axes) == 2, "one panel and the colour bar"
 
 
-def test_c5_needs_both_ends():
-    def value(early, late):
-        return staged(lambda strategy, part: 0.3 + (strategy == "joint") * {"early": early, "late": late}.get(part, 0))
+def test_c5_says_both_ends():
+    def found(early, late):
+        value = staged(lambda strategy, part: 0.3 + (strategy == "joint") * {"early": early, "late": late}.get(part, 0))
+        return rank.c5(value, "value")
 
-    assert rank.c5(value(0.2, -0.2), "value").verdict == "supported"
-    assert rank.c5(value(0.2, 0.2), "value").verdict == "contradicted"
-    assert rank.c5(value(0.2, 0.0), "value").verdict == "not decided"
+    assert set(found(0.2, 0.2).effects["decision"]) == {"higher"}
+    assert set(found(0.2, 0.0).effects["decision"]) == {"higher", ""}
+    text = found(0.2, -0.2)._repr_markdown_()
+    assert text.startswith("**C5.** Claimed: Training the exits along")
+    assert "Measured, under this book's definition:\n\n- a, early, joint − disjoint: higher, 0.200 [" in text
 
 
-def test_c6_needs_a_difference_in_every_cell():
-    def apart(cells):
-        frame = staged(lambda strategy, part: 1.0, ("a", "b"))
-        higher = frame["cell"].isin(cells) & (frame["strategy"] == "joint")
-        return frame.assign(value=frame["value"] + higher, quantity="lower", noise=np.float32(1.0))
-
-    assert information.c6(apart(["a", "b"])).verdict == "supported"
-    assert information.c6(apart(["a"])).verdict == "not decided"
-    assert information.c6(apart(["a"])).reason.startswith(
-        "tested is the lower bound at noise 1, not the information itself"
-    )
-    assert information.c6(apart([])).verdict == "not decided"
+def test_c6_says_which_cells_differ():
+    frame = staged(lambda strategy, part: 1.0, ("a", "b"))
+    higher = frame["cell"].isin(["a"]) & (frame["strategy"] == "joint")
+    rows = information.c6(frame.assign(value=frame["value"] + higher, quantity="lower", noise=np.float32(1.0))).effects
+    assert (rows[rows["cell"] == "a"]["decision"] != "").any()
+    assert (rows[rows["cell"] == "b"]["decision"] == "").all()

@@ -221,7 +221,7 @@ def test_misses_are_counted(frames):
     assert set(thresholds.rule_effects(frames["allocation"])["pair"]) == {
         f"{rule} − max-probability" for rule in ("entropy", "margin", "patience")
     }
-    assert "no difference seen" in findings(effects.assign(decision="", p=0.5), "accuracy")
+    assert "inconclusive" in findings(effects.assign(decision="", p=0.5), "accuracy")
     table = thresholds.effects_table(effects, "Accuracy.", "x")
     assert table.data.shape == (3, 4)
 
@@ -237,9 +237,7 @@ def test_what_was_not_tested_is_not_called_the_same():
     assert frame.loc["mixed − joint", ["mean_a", "mean_b", "mean"]].tolist() == pytest.approx([0.4, 0.25, 0.15])
     assert frame.loc["joint − disjoint", ["mean_a", "mean_b"]].tolist() == pytest.approx([0.5, 0.9])
     lines = findings(frame.reset_index(), "Cost").splitlines()
-    assert lines[0].startswith(
-        "- Cost, mixed − joint: no difference seen (0 of 1 tests decide; the largest mean is +15"
-    )
+    assert lines[0].startswith("- Cost, mixed − joint: inconclusive (0 of 1 tests decide; the largest mean is +15")
     assert lines[1] == "- Cost, mixed − disjoint: not tested (1 of 1: no common seed in 1)."
     assert lines[2] == "- Cost, joint − disjoint: not tested (1 of 1: one seed in 1)."
     assert thresholds.reached(curves) == (

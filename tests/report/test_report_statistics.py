@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from eestudy.config import EestudyError
 from eestudy.report import statistics as st
@@ -76,7 +77,8 @@ def test_no_common_seed() -> None:
     d = st.paired_difference({0: 0.3}, {1: 0.2})
     assert (d.n, d.unpaired) == (0, 2)
     assert math.isnan(d.mean)
-    assert st.verdict(d.mean, d.low, d.high, d.p).startswith("not compared")
+    frame = st.tested((), [({}, {0: 0.3}, {1: 0.2})])
+    assert frame["verdict"][0] == "not compared (no common seed)"
 
 
 def test_holm_by_hand() -> None:
@@ -86,51 +88,31 @@ def test_holm_by_hand() -> None:
     assert math.isnan(corrected[2])
     assert np.isnan(st.holm([math.nan, math.nan])).all()
     assert st.holm([]).shape == (0,)
+    draws = np.random.default_rng(0).random(9) ** 3
+    assert st.holm(draws) == pytest.approx(multipletests(draws, method="holm")[1])
 
 
-def test_friedman_agrees_with_scipy() -> None:
-    draws = np.random.default_rng(3).random((6, 3))
-    values = pd.DataFrame(draws + np.array([0.0, 0.9, 2.5]), columns=list("abc"))
-    test = st.friedman(values)
-    p = stats.friedmanchisquare(*values.to_numpy().T).pvalue
-    assert (test.p, test.n) == (pytest.approx(p), 6)
-    assert test.ranks["c"] < test.ranks["b"] < test.ranks["a"]
-
-
-def test_friedman_by_hand() -> None:
-    # 5 cells in perfect agreement: ranks 1, 2, 3; 12 / (5 * 3 * 4) * (25 + 100 + 225) - 3 * 5 * 4 = 10
-    test = st.friedman(pd.DataFrame([[3.0, 2.0, 1.0]] * 5, columns=list("abc")))
-    assert test.p == pytest.approx(math.exp(-5))  # of chi-squared with 2 degrees of freedom
-    assert test.ranks == {"a": 1.0, "b": 2.0, "c": 3.0}
-
-
-@pytest.mark.parametrize(
-    ("values", "note"),
-    [
-        ([[1.0, 2.0, 3.0]] * 4, "fewer than 5 cells"),
-        ([[1.0, 2.0]] * 6, "fewer than 3 treatments"),
-        ([[1.0, 1.0, 1.0]] * 6, "tie"),
-        ([[1.0, 2.0, math.nan]] * 6, "fewer than 5 cells"),
-    ],
-)
-def test_friedman_says_why_not(values: list[list[float]], note: str) -> None:
-    test = st.friedman(pd.DataFrame(values))
-    assert math.isnan(test.p)
-    assert note in test.note
+def row(seeds: dict[int, float]) -> object:
+    return next(st.tested((), [({}, seeds, dict.fromkeys(seeds, 0.0))]).itertuples())
 
 
 def test_verdict_wording() -> None:
-    assert st.verdict(0.012, 0.009, 0.015, 0.01) == "better by 1.2 points (95 % interval +0.9 to +1.5)"
-    assert st.verdict(-0.012, -0.015, -0.009, 0.01) == "worse by 1.2 points (95 % interval −1.5 to −0.9)"
-    undecided = st.verdict(-0.003, -0.012, 0.006, 0.4)
-    assert undecided == "no difference seen (−0.3 points, 95 % interval −1.2 to +0.6)"
-    assert "no interval" in st.verdict(0.2, math.nan, math.nan, math.nan, "one seed: no interval")
+    assert st.verdict(row({0: 0.012, 1: 0.013, 2: 0.011})) == "better by 1.2 points [+1.0, +1.4]"
+    assert st.verdict(row({0: -0.012, 1: -0.013, 2: -0.011})) == "worse by 1.2 points [−1.4, −1.0]"
+    assert st.verdict(row({0: 0.001, 1: -0.001, 2: 0.0})) == "equivalent within 0.5 points: 0.0 points [−0.2, +0.2]"
+    assert st.verdict(row({0: 0.003, 1: -0.003, 2: 0.0})) == "equivalent within 1 point: 0.0 points [−0.7, +0.7]"
+    assert st.verdict(row({0: 0.03, 1: -0.02, 2: 0.01})) == "inconclusive: +0.7 points [−5.6, +6.9]"
+    assert st.verdict(row({0: 0.2})) == "inconclusive: +20.0 points (one seed: no interval)"
 
 
-def test_verdict_needs_the_corrected_test() -> None:
-    text = st.verdict(0.012, 0.009, 0.015, 0.2)
-    assert text.startswith("no difference seen after Holm's correction")
-    assert "corrected p 0.2" in text
+def test_words_need_the_corrected_test() -> None:
+    """A difference that one test alone would call is inconclusive among many."""
+    seeds, none = {0: 0.012, 1: 0.007, 2: 0.018}, {0: 0.03, 1: -0.02, 2: 0.01}
+    zeros = dict.fromkeys(seeds, 0.0)
+    frame = st.tested((), [({}, seeds, zeros), *[({}, none, zeros)] * 4])
+    assert frame["p"][0] < 0.07
+    assert frame["low"][0] < 0.0 or frame["decision"][0] == ""
+    assert st.word(next(frame.itertuples())) == "inconclusive"
 
 
 def test_smallest_difference_is_where_the_test_turns() -> None:

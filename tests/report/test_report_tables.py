@@ -189,21 +189,11 @@ def test_comparisons_need_two_strategies() -> None:
         tables.comparisons(only)
 
 
-def test_friedman_table_needs_cells(results: Results) -> None:
-    table = tables.friedman_table(results).data
-    assert table.loc["100 %", "p (Friedman)"] == "not tested: fewer than 5 cells"
-    many = tuple(("mlp", f"d{n}", 4) for n in range(6))
-    tested = tables.friedman_table(Results("x", None, synthetic_study.frames(cells=many))).data
-    assert float(tested.loc["75 %", "p (Friedman)"]) < 0.05
-    assert float(tested.loc["75 %", "rank of mixed"]) == 1.0
-
-
 def test_html_and_text_are_stable(folder: Path) -> None:
     makers = (
         tables.budget_table,
         tables.exit_table,
         tables.comparison_table,
-        tables.friedman_table,
         tables.runs_table,
     )
     for make in makers:
