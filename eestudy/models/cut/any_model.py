@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 from eestudy.config import EestudyError, nearest
 from eestudy.environment import say
 from eestudy.models.backbone import KINDS, Backbone, device_of, mode
+from eestudy.models.cut.dry_run import check_module, dry_run
+from eestudy.models.cut.exporting import InBothModes, export_trace
 from eestudy.models.cut.splitting import (
-    DRY_BATCH,
+    CannotCut,
     Step,
     cut_out,
     find,
@@ -22,19 +24,17 @@ from eestudy.models.cut.splitting import (
     split,
     trace_around,
 )  # fmt: skip
-from eestudy.models.cut.tracing import Tracing
+from eestudy.models.cut.tracing import Tracing, Untraceable
 from eestudy.models.multi_exit import MultiExit
 
 # Features whose channels come last, and the kind that heads see once they are moved to the front.
 CHANNELS_LAST = {"maps-last": "maps", "sequence-last": "sequence"}
-# Sides of an image tried in this order when nothing tells: ImageNet's, CIFAR's, MNIST's, Tiny-ImageNet's and on.
-SIDES = (224, 32, 28, 64, 96, 128, 256, 384, 16, 8)
 
 
 def add_exits(
     model: nn.Module, after: Iterable[str], input_shape: Iterable[int] | None = None, head: str = "auto",
     head_layers: int = 1, head_args: Mapping[str, object] | None = None, kind: str | None = None,
-    classifier_after: str | None = None,
+    classifier_after: str | None = None, output: str | int | None = None,
 ) -> MultiExit:  # fmt: skip
     """A network with an exit after each of the nodes `after`, from any model, in one call.
 
@@ -42,16 +42,16 @@ def add_exits(
     own tensors, so training one trains the other. input_shape: of one sample; without it the one `from_model` finds,
     224 pixels a side for a torchvision model. The other arguments are those of `MultiExit` and `from_model`.
     """
-    _check_module(model)
-    with mode(model, model.training):
-        backbone = from_model(model, after, input_shape, kind, classifier_after)
+    check_module(model)
+    with mode(model, model.training), torch.inference_mode(False):
+        backbone = from_model(model, after, input_shape, kind, classifier_after, output)
         network = MultiExit(backbone, head=head, layers=head_layers, head_args=head_args)
         return network.to(device_of(backbone)).train(model.training)
 
 
 def from_model(
     model: nn.Module, nodes: Iterable[str], input_shape: Iterable[int] | None = None, kind: str | None = None,
-    classifier_after: str | None = None,
+    classifier_after: str | None = None, output: str | int | None = None,
 ) -> Backbone:  # fmt: skip
     """`model` cut after each of `nodes`: one stage up to each, one stage more, and what is left as the classifier.
 
@@ -64,36 +64,35 @@ def from_model(
     attention), heads pool them all ("sequence-last"), which is said on stderr.
     classifier_after: the node with which the last stage ends. Found: the last step with weights that gives features
     like those at the nodes, leaving at least one step with weights to the classifier.
+    output: which of a model's outputs are the logits, by key, attribute or number. Found where there is one of shape
+    (B, C), or one named "logits".
 
     The model is run on a few random samples, in training on copies, and is left as it was. Around the nodes its
     forward is followed step by step, so there neither hooks on a module nor its own train() take part.
     Raises EestudyError for a model torch.fx cannot follow, naming the node and the nearest ones that work, and
     wherever the cut would change what the model gives.
     """
-    _check_module(model)
+    check_module(model)
     names = [nodes] if isinstance(nodes, str) else list(nodes) if isinstance(nodes, Iterable) else [nodes]
     if not names:
         raise EestudyError("nodes: the list is empty; give the names of at least one place for an exit")
     if not all(isinstance(name, str) for name in names):
         raise EestudyError(f"nodes: {names} is not valid; give the names of the places for exits, such as ['layer2']")
     training = model.training
-    with mode(model, False):
-        x, logits = _dry_run(model, input_shape)
-        tracing = trace_around(model, [*names, *([classifier_after] if classifier_after else [])], x)
-        steps = record(tracing, x)
-        order = list(tracing.graph.nodes).index
-        named = {find(tracing, steps, name): name for name in names}
-        cuts = sorted(named, key=order)
-        if len(cuts) < len(names):
-            raise EestudyError(f"nodes: {names} name one place twice; valid: different places")
-        if classifier_after:
-            end = find(tracing, steps, classifier_after)
-            if order(end) <= order(cuts[-1]):
-                raise EestudyError(f"classifier_after: {classifier_after!r} does not come after the last of the nodes")
-        else:
-            end = last_stage_end(tracing, steps, cuts[-1], named[cuts[-1]])
+    with mode(model, False), torch.inference_mode(False):
+        whole, x, logits = dry_run(model, input_shape, output)
+        places = [*names, *([classifier_after] if classifier_after else [])]
+        try:
+            tracing, steps, named, end = _found(trace_around(whole, places, x), names, classifier_after, x)
+        except CannotCut as error:
+            try:
+                tracing, steps, named, end = _found(export_trace(whole, x), names, classifier_after, x)
+            except (Untraceable, EestudyError):
+                raise error from None
+            say("model: torch.fx cannot cut it there; cut by the graph of torch.export")
+        cuts = list(named)
         told, kind = kind, _kind(steps, named, kind)
-        *stages, classifier = _checked_modules(model, tracing, steps, [*cuts, end], x, logits)
+        *stages, classifier = _checked_modules(whole, tracing, steps, [*cuts, end], x, logits)
         if kind == "tokens" and not told and not _first_token_alone(stages, classifier, x):
             kind = "sequence-last"
             say("model: its classifier reads more than the first token, so the heads pool all of them (sequence-last)")
@@ -102,9 +101,23 @@ def from_model(
         return backbone.train(training)
 
 
-def _check_module(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise EestudyError(f"model: give a torch.nn.Module, got {type(model).__name__}")
+def _found(
+    tracing: Tracing, names: list[str], classifier_after: str | None, x: Tensor
+) -> tuple[Tracing, dict[fx.Node, Step], dict[fx.Node, str], fx.Node]:
+    """The graph, what its nodes give, the cuts in the order they run with their names, and the last stage's end."""
+    steps = record(tracing, x)
+    order = list(tracing.graph.nodes).index
+    given = {find(tracing, steps, name): name for name in names}
+    if len(given) < len(names):
+        raise EestudyError(f"nodes: {names} name one place twice; valid: different places")
+    named = {cut: given[cut] for cut in sorted(given, key=order)}
+    *_, last = named
+    if not classifier_after:
+        return tracing, steps, named, last_stage_end(tracing, steps, last, named[last])
+    end = find(tracing, steps, classifier_after)
+    if order(end) <= order(last):
+        raise EestudyError(f"classifier_after: {classifier_after!r} does not come after the last of the nodes")
+    return tracing, steps, named, end
 
 
 @torch.no_grad()
@@ -135,86 +148,6 @@ class CutBackbone(Backbone):
         return features.movedim(-1, 1) if self.channels_last and features.ndim > 2 else features
 
 
-def _dry_run(model: nn.Module, given: Iterable[int] | None) -> tuple[Tensor, Tensor]:
-    """An input (DRY_BATCH, ...) that goes through the model, and the logits (DRY_BATCH, C) it gives for it."""
-    given = getattr(model, "input_shape", None) if given is None else given
-    layers = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
-    first = next((module for module in model.modules() if isinstance(module, layers)), None)
-    shapes, likely = _likely_shapes(first)
-    if given is not None:
-        shapes = [tuple(given)] if isinstance(given, Iterable) else []
-        if not shapes or not all(isinstance(side, int) and side > 0 for side in shapes[0]):
-            raise EestudyError(f"input_shape: {given!r} is not valid; give one sample's, such as {likely}")
-    generator = torch.Generator().manual_seed(0)
-    failed = None
-    for shape in shapes:
-        if isinstance(first, nn.Embedding):
-            x = torch.randint(first.num_embeddings, (DRY_BATCH, *shape), generator=generator)
-        else:
-            x = torch.randn(DRY_BATCH, *shape, generator=generator)
-        x = x.to(device_of(model))
-        try:
-            return x, _logits(model, x)
-        except _DoesNotGoThrough as error:
-            failed = failed or error
-    if given is not None:
-        raise EestudyError(f"input_shape: {shapes[0]} does not go through the model: {failed}") from failed
-    tried = f"; {', '.join(map(str, shapes))} do not go through the model ({failed})" if shapes else ""
-    raise EestudyError(f"input_shape: missing{tried}; give the shape of one sample, most likely {likely}") from failed
-
-
-class _DoesNotGoThrough(Exception):
-    """The model cannot take an input of that shape."""
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """x (B, ...) -> logits (B, C), checked to be logits, one sample's independent of the others."""
-    try:
-        logits, alone = model(x.clone()), model(x[:1].clone())  # it may change its input in place
-    except Exception as error:
-        raise _DoesNotGoThrough(str(error).strip().split("\n")[0] or type(error).__name__) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise EestudyError(f"model: expected logits of shape (B, C) from its forward, found {found} for B = {len(x)}")
-    if alone.shape != logits[:1].shape:
-        raise EestudyError(
-            f"model: gives {tuple(alone.shape)} for one sample where {tuple(logits[:1].shape)} is needed, as all but "
-            "one may have left; squeeze(dim) or flatten(1) keeps the batch where squeeze() does not"
-        )
-    _check_logits(model, x, logits)
-    if not torch.allclose(logits[:1], alone, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
-        raise EestudyError(
-            "model: what it gives for a sample is random or depends on the others in the batch, so none can leave early"
-        )
-    return logits
-
-
-def _check_logits(model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """EestudyError for probabilities, which a loss and every exit rule would take for logits."""
-    if logits.shape[1] == 1 or logits.min() < 0 or logits.max() > 1:
-        return
-    if torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
-        raise EestudyError("model: gives probabilities that sum to 1; exits need logits: leave the last softmax out")
-    with torch.enable_grad():  # what autograd notes tells a sigmoid from logits that happen to lie between 0 and 1
-        node = model(1 * x.clone().requires_grad_(x.is_floating_point())).grad_fn
-    for _ in range(4):  # behind a view or two
-        if node is not None and node.name().startswith("Sigmoid"):
-            raise EestudyError("model: gives numbers from 0 to 1, of a sigmoid; exits need logits: leave it out")
-        node = node.next_functions[0][0] if node is not None and node.next_functions else None
-
-
-def _likely_shapes(first: nn.Module | None) -> tuple[list[tuple[int, ...]], str]:
-    """Shapes to try for a model with that first layer, and how to write one. A sequence has no usual length."""
-    if isinstance(first, nn.Conv2d):
-        return [(first.in_channels, side, side) for side in SIDES], f"({first.in_channels}, height, width)"
-    if isinstance(first, nn.Conv1d):
-        return [], f"({first.in_channels}, length)"
-    if isinstance(first, nn.Linear):
-        return [(first.in_features,)], f"({first.in_features},) or (tokens, {first.in_features})"
-    return [], "(tokens,)" if isinstance(first, nn.Embedding) else "(channels, height, width)"
-
-
 def _kind(steps: dict[fx.Node, Step], cuts: dict[fx.Node, str], given: str | None) -> str:
     kinds = {**KINDS, **{name: KINDS[kind] for name, kind in CHANNELS_LAST.items()}}
     if given is not None and given not in kinds:
@@ -242,6 +175,8 @@ def _told(shape: tuple[int, ...], made_by: nn.Module | None) -> str | None:
     channels_first, channels_last = {3: ("maps", "maps-last"), 2: ("sequence", "tokens")}[len(shape)]
     widths = {nn.Linear: "out_features", nn.LayerNorm: "normalized_shape", nn.Embedding: "embedding_dim"}
     width = next((getattr(made_by, name) for layer, name in widths.items() if isinstance(made_by, layer)), None)
+    if isinstance(made_by, nn.RNNBase):
+        width = (made_by.proj_size or made_by.hidden_size) * (1 + made_by.bidirectional)
     if width is None:
         return channels_first if made_by else None
     width = width if isinstance(width, int) else width[-1]
@@ -252,21 +187,28 @@ def _told(shape: tuple[int, ...], made_by: nn.Module | None) -> str | None:
 
 def _checked_modules(
     model: nn.Module, tracing: Tracing, steps: dict[fx.Node, Step], cuts: list[fx.Node], x: Tensor, logits: Tensor
-) -> list[fx.GraphModule]:
+) -> list[nn.Module]:
     """The stages and the classifier. Raises EestudyError if their last exit were not the model's own output."""
     states = split(tracing, steps, cuts)
-    *body, output = tracing.graph.nodes
-    ends = [0, *(body.index(cut) for cut in cuts), len(body) - 1]
-    gives = [*(tuple(state) if len(state) > 1 else state[0] for state in states), output.args[0]]
 
-    def modules(changed: list[set[int]]) -> list[fx.GraphModule]:
-        return [
-            cut_out(tracing, body[start + 1 : end + 1], given, result, copied)
-            for start, end, given, result, copied in zip(ends, ends[1:], [body[:1], *states], gives, changed)
-        ]
+    def modules(changed: list[set[int]]) -> list[nn.Module]:
+        parts: list[nn.Module] = [*_parts(tracing, states, changed)]
+        if tracing.trained is not None:
+            there = {node.name: node for node in tracing.trained.graph.nodes}
+            lost = [node.name for state in states for node in state if node.name not in there]
+            if lost:
+                raise EestudyError(
+                    f"model: its steps in training are not those in evaluation: {lost[0]!r} is in one alone"
+                )
+            same = [[there[node.name] for node in state] for state in states]
+            parts = [
+                InBothModes(*both)
+                for both in zip(_parts(tracing, states, changed), _parts(tracing.trained, same, changed))
+            ]
+        return parts
 
     # Heads read a state, and need it again for their gradients: what the next stage changes in place, it copies first.
-    made = modules([set() for _ in gives])
+    made = modules([set() for _ in range(len(states) + 1)])
     changed = _changed_in_place(model, made, x, logits)
     if any(changed):
         made = modules(changed)
@@ -275,8 +217,19 @@ def _checked_modules(
     return made
 
 
+def _parts(tracing: Tracing, states: list[list[fx.Node]], copied: list[set[int]]) -> list[fx.GraphModule]:
+    """The parts between the cuts of one graph; states: what travels over each, the cut's node first."""
+    *body, output = tracing.graph.nodes
+    ends = [0, *(body.index(state[0]) for state in states), len(body) - 1]
+    gives = [*(tuple(state) if len(state) > 1 else state[0] for state in states), output.args[0]]
+    return [
+        cut_out(tracing, body[start + 1 : end + 1], given, result, changed)
+        for start, end, given, result, changed in zip(ends, ends[1:], [body[:1], *states], gives, copied)
+    ]
+
+
 @torch.no_grad()
-def _changed_in_place(model: nn.Module, modules: list[fx.GraphModule], x: Tensor, logits: Tensor) -> list[set[int]]:
+def _changed_in_place(model: nn.Module, modules: list[nn.Module], x: Tensor, logits: Tensor) -> list[set[int]]:
     """Which tensors of its state each module changes in place. In both modes; checks there that they are exact."""
     changed: list[set[int]] = [set() for _ in modules]
     for training in (False, True):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eestudy.config import EestudyError, nearest
-from eestudy.models.cut.tracing import Tracing, Untraceable, trace
+from eestudy.models.cut.tracing import Tracing, Untraceable, Whole, trace
 
 DRY_BATCH = 2  # samples of the runs that find what each node gives
 
@@ -36,15 +36,17 @@ class Step:
 
 # Layers that tell where the channels of what they give stand; see `any_model._told`.
 _LAYERS = (
-    nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.Embedding
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.Embedding,
+    nn.RNNBase,
 )  # fmt: skip
 
 
 class _Recorder(fx.Interpreter):
     """Runs a graph and notes of each node what it gave."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, layers: dict[str, nn.Module]) -> None:
         super().__init__(module)
+        self.layers = layers
         self.given: list[tuple[tuple[int, ...] | None, str, nn.Module | None]] = []
         self.layer: nn.Module | None = None
 
@@ -53,6 +55,8 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        if isinstance(self.layers.get(n.name), _LAYERS):
+            self.layer = self.layers[n.name]
         shape = tuple(value.shape) if isinstance(value, Tensor) else None
         self.given.append((shape, type(value).__name__, self.layer))
         return value
@@ -67,7 +71,7 @@ def record(tracing: Tracing, x: Tensor) -> dict[fx.Node, Step]:
     """
     passes = []
     for inputs in (x, x[:-1]):
-        recorder = _Recorder(tracing.module().eval())
+        recorder = _Recorder(tracing.module().eval(), {node.name: layer for node, layer in tracing.layers.items()})
         hook = nn.modules.module.register_module_forward_hook(recorder.note)
         try:
             recorder.run(inputs.clone())
@@ -82,6 +86,10 @@ def record(tracing: Tracing, x: Tensor) -> dict[fx.Node, Step]:
         rows = (shape[0], fewer[0]) if shape and fewer else None
         steps[node] = Step(shape, type_name, made_by, node in from_input and rows == (len(x), len(x) - 1))
     return steps
+
+
+class CannotCut(EestudyError):
+    """No exit can stand where one was asked for, as torch.fx follows the forward."""
 
 
 class Uncuttable(Exception):
@@ -154,18 +162,19 @@ def cut_out(
     return fx.GraphModule(tracing.attributes, graph)
 
 
-def trace_around(model: nn.Module, names: list[str], x: Tensor) -> Tracing:
+def trace_around(whole: Whole, names: list[str], x: Tensor) -> Tracing:
     """The graph in which all of `names` are nodes: modules around them are opened, all others stay whole.
 
     A name that is no module's must be one of a node when all modules but torch's own are opened. x: as in `trace`.
     """
-    modules = [name for name, _ in model.named_modules() if name]
-    unknown = [name for name in names if name not in modules]
+    modules = [name for name, _ in whole.model.named_modules() if name]
+    unknown = [name for name in names if module_of(name) not in modules]
     if not unknown:
-        parents = {".".join(name.split(".")[:depth]) for name in names for depth in range(name.count(".") + 1)}
-        return _traced(model, frozenset(parents), names, x)
+        inner = [module_of(name) for name in names]
+        parents = {".".join(name.split(".")[:depth]) for name in inner for depth in range(name.count(".") + 1)}
+        return _traced(whole, frozenset(parents), names, x)
     try:
-        tracing = trace(model, None, x)
+        tracing = trace(whole, None, x)
     except Untraceable as error:
         raise EestudyError(f"nodes: unknown name {unknown[0]!r}; {nearest(unknown[0], modules)}") from error
     known = [*modules, *(node.name for node in tracing.graph.nodes)]
@@ -175,27 +184,32 @@ def trace_around(model: nn.Module, names: list[str], x: Tensor) -> Tracing:
     return tracing
 
 
-def _traced(model: nn.Module, opened: frozenset[str], names: list[str], x: Tensor) -> Tracing:
+def module_of(name: str) -> str:
+    """A place such as "block@2", after the second call of a module -> the module's name."""
+    return name.partition("@")[0]
+
+
+def _traced(whole: Whole, opened: frozenset[str], names: list[str], x: Tensor) -> Tracing:
     try:
-        return trace(model, opened, x)
+        return trace(whole, opened, x)
     except Untraceable as error:
         failed, reason = error.name, error
-    why = f"as torch.fx cannot follow the forward of {type(model.get_submodule(failed)).__name__}: {reason}"
+    why = f"as torch.fx cannot follow the forward of {type(whole.model.get_submodule(failed)).__name__}: {reason}"
     if not failed:
-        raise EestudyError(
+        raise CannotCut(
             f"model: {names[0]!r} cannot be cut out of it, {why}; give its parts yourself with Backbone.from_stages"
         ) from reason
     inside = next((name for name in names if name.startswith(f"{failed}.")), None)
     if inside is None:
-        raise EestudyError(
+        raise CannotCut(
             f"model: {names[0]!r} cannot be cut out of it, as torch.fx cannot write down the call of {failed!r}: "
             f"{reason}; give its parts yourself with Backbone.from_stages"
         ) from reason
     # With that module whole, which places are there?
     rest = frozenset(name for name in opened if name != failed and not name.startswith(f"{failed}."))
-    places = list(_traced(model, rest, names, x).outputs)
+    places = list(_traced(whole, rest, names, x).outputs)
     at = places.index(failed) if failed in places else 0
-    raise EestudyError(
+    raise CannotCut(
         f"nodes: {inside!r} cannot be cut out of {failed!r}, {why}; "
         f"nearest: {', '.join(places[max(0, at - 1) : at + 2])}"
     ) from reason
@@ -203,13 +217,23 @@ def _traced(model: nn.Module, opened: frozenset[str], names: list[str], x: Tenso
 
 def find(tracing: Tracing, steps: dict[fx.Node, Step], name: str) -> fx.Node:
     """The node that gives what `name` gives. EestudyError with the nearest that work if no exit can stand there."""
-    calls = tracing.outputs.get(name, [])
+    of, _, number = name.partition("@")
+    calls = tracing.outputs.get(of, [])
+    if number and not (number.isdigit() and 1 <= int(number) <= len(calls)):
+        raise EestudyError(
+            f"nodes: {name!r} is no call of {of!r}; valid: {', '.join(_numbered(of, calls)) or '(none)'}"
+        )
+    if number:
+        calls = [calls[int(number) - 1]]
     nodes = {node.name: node for node in tracing.graph.nodes}
     node = calls[0] if calls else nodes.get(name)
     if node is None:
         wrong = "is not called by itself in the forward pass"
     elif len(calls) > 1:
-        wrong = f"is called {len(calls)} times, so it is not one place"
+        raise EestudyError(
+            f"nodes: {name!r} is called {len(calls)} times, so it is not one place; "
+            f"valid: {', '.join(_numbered(of, calls))}"
+        )
     else:
         if steps[node].type_name == "tuple":  # an exit after it reads what the model goes on with
             node = next((each for each in node.users if each.target is operator.getitem and each.users), node)
@@ -224,7 +248,11 @@ def find(tracing: Tracing, steps: dict[fx.Node, Step], name: str) -> fx.Node:
         raise EestudyError(f"nodes: {name!r} {wrong}; {nearest(name, working)}")
     order = list(tracing.graph.nodes)
     close = sorted(working, key=lambda place: abs(order.index(working[place]) - order.index(node)))[:3]
-    raise EestudyError(f"nodes: {name!r} {wrong}; nearest: {', '.join(close) or '(none)'}")
+    raise CannotCut(f"nodes: {name!r} {wrong}; nearest: {', '.join(close) or '(none)'}")
+
+
+def _numbered(module: str, calls: list[fx.Node]) -> list[str]:
+    return [f"{module}@{number}" for number in range(1, len(calls) + 1)]
 
 
 def why_not(tracing: Tracing, steps: dict[fx.Node, Step], node: fx.Node) -> str:
@@ -234,6 +262,8 @@ def why_not(tracing: Tracing, steps: dict[fx.Node, Step], node: fx.Node) -> str:
         return f"gives a {step.type_name}, not the features of a tensor"
     if not step.of_samples or not 2 <= len(step.shape) <= 4 or node.op == "placeholder":
         return f"gives a tensor of shape {step.shape} for {DRY_BATCH} samples, which no head reads"
+    if tracing.trained is not None and node.name not in {each.name for each in tracing.trained.graph.nodes}:
+        return "is a step of evaluation alone, training has others there"
     try:
         split(tracing, steps, [node])
     except Uncuttable as error:

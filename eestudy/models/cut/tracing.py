@@ -8,23 +8,36 @@ from __future__ import annotations
 
 import copy
 import operator
-from dataclasses import dataclass
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tracing:
-    """The forward pass as a graph, what its targets name, and what each call of a module gave."""
+    """The forward pass as a graph, what its targets name, and what each call of a module gave.
+
+    layers: the module that a node is of, where no hook on a module can tell. trained: the graph in training, if the
+    first one is that of evaluation alone.
+    """
 
     graph: fx.Graph
     attributes: dict[str, Any]
     outputs: dict[str, list[fx.Node]]
+    layers: dict[fx.Node, nn.Module] = field(default_factory=dict)
+    trained: Tracing | None = None
 
     def module(self) -> fx.GraphModule:
         return fx.GraphModule(self.attributes, self.graph)
+
+
+DRAWS = "it draws random numbers, which would be drawn once and for all"
 
 
 class Untraceable(Exception):
@@ -35,15 +48,23 @@ class Untraceable(Exception):
         self.name = name
 
 
-class _Whole(nn.Module):
-    """A model called with its input alone: other arguments of its forward keep their defaults."""
+class Whole(nn.Module):
+    """A model called with its input alone: other arguments of its forward keep their defaults.
 
-    def __init__(self, model: nn.Module) -> None:
+    output: the key, attribute or number of what is taken of its output; None: all of it.
+    """
+
+    def __init__(self, model: nn.Module, output: str | int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.output = model, output
 
     def forward(self, x: Tensor) -> Any:
-        return self.model(x)
+        given = self.model(x)
+        if self.output is None:
+            return given
+        if isinstance(self.output, str) and not isinstance(given, dict) and hasattr(given, self.output):
+            return getattr(given, self.output)
+        return given[self.output]
 
 
 class _Tracer(fx.Tracer):
@@ -57,7 +78,7 @@ class _Tracer(fx.Tracer):
         self.inside: list[str] = []
 
     def path_of_module(self, mod: nn.Module) -> str:
-        return _named(super().path_of_module(mod))
+        return unprefixed(super().path_of_module(mod))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self.opened is None and module_qualified_name:
@@ -65,7 +86,7 @@ class _Tracer(fx.Tracer):
         return bool(module_qualified_name) and module_qualified_name not in (self.opened or ())
 
     def create_node(self, kind: str, target: Any, *others: Any, **more: Any) -> fx.Node:
-        return super().create_node(kind, _named(target) if kind == "get_attr" else target, *others, **more)
+        return super().create_node(kind, unprefixed(target) if kind == "get_attr" else target, *others, **more)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A condition on shapes takes one way only, if it does so for any batch: the steps so far are run on x."""
@@ -75,7 +96,7 @@ class _Tracer(fx.Tracer):
         for node in self.graph.nodes:
             made[node] = graph.node_copy(node, made.__getitem__)
         graph.output(made[obj.node])
-        steps = fx.GraphModule(_attributes(graph, self.model, self.root), graph)
+        steps = fx.GraphModule(attributes_of(graph, self.model, self.root), graph)
         self.running = True
         try:
             with torch.no_grad():
@@ -99,8 +120,8 @@ class _Tracer(fx.Tracer):
         return given
 
 
-def _named(target: str) -> str:
-    """A name inside `_Whole` -> the name inside the model."""
+def unprefixed(target: str) -> str:
+    """A name inside `Whole` -> the name inside the model."""
     return target.removeprefix("model").removeprefix(".")
 
 
@@ -113,45 +134,63 @@ def _of_values(node: fx.Node) -> bool:
     return node.op not in ("call_function", "call_method") or any(map(_of_values, node.all_input_nodes))
 
 
-def trace(model: nn.Module, opened: frozenset[str] | None, x: Tensor) -> Tracing:
+def trace(whole: Whole, opened: frozenset[str] | None, x: Tensor) -> Tracing:
     """The forward pass in training and in evaluation as one graph. Raises Untraceable, naming the module.
 
     x: (B, ...), B at least 2, decides conditions on its shape. Call it in evaluation mode.
     """
-    evaluated, trained = (_traced(model, opened, x, training) for training in (False, True))
+    evaluated, trained = (_traced(whole, opened, x, training) for training in (False, True))
     _join(evaluated.graph, trained.graph)
     if any(node.target == "training" for node in evaluated.graph.nodes if node.op == "get_attr"):
-        evaluated.attributes["training"] = model.training
+        evaluated.attributes["training"] = whole.model.training
     return evaluated
 
 
-def _traced(model: nn.Module, opened: frozenset[str] | None, x: Tensor, training: bool) -> Tracing:
+def _traced(of: Whole, opened: frozenset[str] | None, x: Tensor, training: bool) -> Tracing:
     # A copy is traced: what a forward keeps on `self`, such as its last features, would be left there as a symbol.
-    tracer, whole = _Tracer(opened, model, x), _Whole(copy.deepcopy(model).train(training))
+    tracer, whole = _Tracer(opened, of.model, x), copy.deepcopy(of).train(training)
     before = {name: (buffer, buffer._version) for name, buffer in whole.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         state = torch.get_rng_state()
         try:
-            graph = tracer.trace(whole)
+            with no_draws():
+                graph = tracer.trace(whole)
+        except Untraceable:
+            raise
         except Exception as error:
             module = tracer.inside[-1] if tracer.inside else ""
             raise Untraceable(module, str(error).strip().split("\n")[0]) from error
         if not torch.equal(state, torch.get_rng_state()):
-            raise Untraceable("", "it draws random numbers, which would be drawn once and for all")
+            raise Untraceable("", DRAWS)
     for name, buffer in whole.named_buffers():
         if name not in before or buffer is not before[name][0] or buffer._version != before[name][1]:
-            raise Untraceable("", f"it changes its buffer {_named(name)!r}, which would change once and for all")
-    return Tracing(graph, _attributes(graph, model, whole), tracer.outputs)
+            raise Untraceable("", f"it changes its buffer {unprefixed(name)!r}, which would change once and for all")
+    return Tracing(graph, attributes_of(graph, of.model, whole), tracer.outputs)
 
 
-def _attributes(graph: fx.Graph, model: nn.Module, whole: Any) -> dict[str, Any]:
+@contextmanager
+def no_draws() -> Iterator[None]:
+    """Raises Untraceable if random numbers of Python or numpy are drawn within; they are given back."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+        if random.getstate() != python or str(np.random.get_state()) != str(numpy):
+            raise Untraceable("", DRAWS)
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def attributes_of(graph: fx.Graph, model: nn.Module, whole: Any) -> dict[str, Any]:
     """What the targets of `graph` name: in the model, or else a constant that the tracer keeps in `whole`."""
     found = {}
-    for target in (node.target for node in graph.nodes if node.op in ("call_module", "get_attr")):
-        try:
-            found[target] = operator.attrgetter(target)(model)
-        except AttributeError:
-            found[target] = operator.attrgetter(target)(whole)
+    for target in (str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")):
+        for root, name in ((model, target), (whole, target), (whole, f"model.{target}")):
+            try:
+                found[target] = operator.attrgetter(name)(root)
+                break
+            except AttributeError:
+                continue
     return found
 
 
