@@ -12,9 +12,11 @@ import torch
 
 from eestudy import data
 from eestudy.config import DIGITS, SCHEMA, EestudyError, RunConfig, content_hash, named_seed
+from eestudy.content import code_of
 from eestudy.data.augmentation import check as check_augmentation
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
+from eestudy.models.own_heads import OwnHead
 from eestudy.training.cost import once_flops, step_flops
 from eestudy.training.phase_network import check_phases
 from eestudy.training.phases import Phase, configured, resolve
@@ -164,12 +166,16 @@ def _check_fit(config: RunConfig, network: MultiExit, facts: data.Outline) -> No
 
 
 def fingerprint(model: MultiExit) -> str:
-    """What a user's own network is known by: its modules as they print, its weights bit for bit, what is frozen."""
+    """What a user's own network is known by: its modules as they print, its weights bit for bit, what is frozen.
+
+    Of its own heads also their code and the values they hold, which do not print.
+    """
     content = hashlib.sha256(str(model).encode())
     content.update(" ".join(sorted(frozen_by_user(model))).encode())
     for part in model.modules():
         code = getattr(part, "code", "")  # of a module that torch.fx cut out
         content.update(code.encode() if isinstance(code, str) else b"")
+    content.update("".join(code_of(head) for head in model.heads.values() if isinstance(head, OwnHead)).encode())
     for name, value in model.state_dict().items():
         content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eestudy.config import EestudyError
 from eestudy.models.backbone import Backbone, counted, mode, stage_flops
 from eestudy.models.heads import Head, build_head
+from eestudy.models.own_heads import CLASSIFIER, Heads, own_heads
 
 # Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
 Placement = Iterable[int] | str | Mapping[str, Any]
@@ -28,8 +29,11 @@ Rule = Callable[[list[Tensor]], Tensor]
 class MultiExit(nn.Module):
     """`backbone` with a head after each stage in `exits` (counted from 1); its own classifier is exit K, the last.
 
-    exits: a Placement; head, layers, head_args: see `build_head`. Raises EestudyError for a stage that is not there,
-    for the last one (its exit is the classifier) and for a backbone of one stage, which has no place for a head.
+    exits: a Placement; head, layers, head_args: see `build_head`. head may also be of your own: a function of the shape
+    of a sample's features and the number of classes that gives a torch module, a list of one module an exit, or one
+    module that all exits share, as "classifier" is, the backbone's own. Raises EestudyError for a stage that is not
+    there, for the last one (its exit is the classifier), for a backbone of one stage, which has no place for a head,
+    and for a head that does not give logits (B, C), each sample's by itself.
     last_exit_boost: share of the answer before that comes on top of the classifier's (a boosted network's; 0 without).
     frozen: names of parameters, and of modules with their statistics, that no training changes (`frozen_by_user`).
     """
@@ -38,7 +42,7 @@ class MultiExit(nn.Module):
     frozen: frozenset[str] = frozenset()
 
     def __init__(
-        self, backbone: Backbone, exits: Placement = "all", head: str = "auto", layers: int = 1,
+        self, backbone: Backbone, exits: Placement = "all", head: Heads = "auto", layers: int = 1,
         seed_of_head: Callable[[int], int] | None = None, head_args: Mapping[str, object] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -53,6 +57,12 @@ class MultiExit(nn.Module):
         if head == "auto":
             head = backbone.default_head or head
         self.heads = nn.ModuleDict()
+        if not isinstance(head, str) or head == CLASSIFIER:
+            if layers != 1 or head_args:
+                raise EestudyError("head_layers, head_args: have no effect on heads of your own")
+            made = own_heads(head, backbone, self.exit_stages)
+            self.heads.update({str(stage): each for stage, each in zip(self.exit_stages, made)})
+            return
         for stage in self.exit_stages:
             # A seed for each head: it starts the same whichever other heads there are.
             with torch.random.fork_rng(devices=[], enabled=seed_of_head is not None):
@@ -275,6 +285,7 @@ def exit_costs(model: MultiExit) -> ExitCosts:
     """Counted on one sample, part by part, in eval mode. The model is left as it was."""
     *stages, _ = stage_flops(model.backbone)
     answers, flops, params = [], [], []  # of each exit alone
+    seen: set[int] = set()
     state: Any = model.backbone.dry_input()
     previous: Any = None
     with mode(model, False):
@@ -286,6 +297,8 @@ def exit_costs(model: MultiExit) -> ExitCosts:
             modules = [*(model.backbone.stages[stage - 1] for stage in between), head]
             answers.append(answer)
             flops.append(sum(stages[stage - 1] for stage in between) + answer)
-            params.append(sum(weight.numel() for module in modules for weight in module.parameters()))
+            new = {id(weight): weight.numel() for module in modules for weight in module.parameters()}
+            params.append(sum(size for weight, size in new.items() if weight not in seen))
+            seen |= new.keys()  # of a head that exits share, once
     *heads, classifier = answers
     return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(accumulate(flops)), tuple(accumulate(params)))

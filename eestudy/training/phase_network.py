@@ -153,7 +153,8 @@ def trained_modules(model: MultiExit, phase: Phase) -> dict[str, nn.Module]:
 def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
     """Freezes what the phase does not train, in eval mode (for BatchNorm's statistics); returns what it trains.
 
-    What the user froze in their own network (`MultiExit.frozen`) no phase trains.
+    What the user froze in their own network (`MultiExit.frozen`) no phase trains. Nor does one without the backbone
+    train what a head has in common with it, as the backbone's own classifier.
     """
     for module in model.children():
         module.eval().requires_grad_(False)
@@ -161,6 +162,9 @@ def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
     for module in trained_modules(model, phase).values():
         module.train().requires_grad_(True)
         trained |= {id(parameter): parameter for parameter in module.parameters()}
+    if "backbone" not in phase.trains:
+        model.backbone.eval().requires_grad_(False)
+        trained = {key: parameter for key, parameter in trained.items() if parameter.requires_grad}
     for name, part in model.named_modules():
         if name in model.frozen:
             part.eval()
@@ -179,8 +183,28 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
 
 
 def check_phases(model: MultiExit, phases: Sequence[Phase]) -> None:
-    """EestudyError for a phase that trains only what is frozen, or changes statistics that the backbone lacks."""
+    """EestudyError for a phase that trains only what is frozen, or changes statistics that the backbone lacks.
+
+    Also where it would change a head that an earlier one has trained and it keeps, as exits share it.
+    """
+    answering = [*model.heads.values(), model.backbone.classifier]
+    shared = len({weight for each in answering for weight in each.parameters()}) < sum(
+        len([*each.parameters()]) for each in answering
+    )
+    own = {*model.heads.parameters()} - {*model.backbone.parameters()}
+    taught: set[int] = set()
     for phase in phases:
+        if shared and taught - {*phase_exits(model, phase)}:
+            raise EestudyError(
+                f"head: phase {phase.name!r} trains one exit and leaves those before as they are, but exits share a "
+                "head; joint, mixed and others train them together"
+            )
+        taught |= {*phase_exits(model, phase)} if phase.uses_heads else set()
+        if shared and not own and "backbone" not in phase.trains:
+            raise EestudyError(
+                f"head: phase {phase.name!r} trains heads alone, and they are the backbone's own, which it leaves as it "
+                "is; joint and mixed train both"
+            )
         if model.frozen and not any(name in dict(model.named_parameters()) for name in trained_tensors(model, phase)):
             raise EestudyError(
                 f"model: all that phase {phase.name!r} would train is frozen (requires_grad=False); RunConfig(start="
@@ -200,11 +224,15 @@ def phase_exits(model: MultiExit, phase: Phase) -> list[int]:
 def trained_tensors(model: MultiExit, phase: Phase) -> dict[str, Tensor]:
     """Name -> tensor of everything the phase may change, BatchNorm buffers included."""
     trained = tuple(f"{name}." for name in trained_modules(model, phase))
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if name.startswith(trained) and not {name, name.rpartition(".")[0]} & model.frozen
-    }
+    found: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()  # a tensor that modules share is saved once
+    for name, value in model.state_dict().items():
+        if name.startswith(trained) and not {name, name.rpartition(".")[0]} & model.frozen:
+            place = (value.data_ptr(), value.shape)
+            if place not in seen or not value.numel():
+                found[name] = value
+            seen.add(place)
+    return found
 
 
 @contextmanager
