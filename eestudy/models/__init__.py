@@ -26,4 +26,6 @@ def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **
         raise EestudyError(
             f"architecture: {name} does not take inputs of shape {tuple(input_shape)}; valid: {', '.join(fitting)}"
         )
-    return build(tuple(input_shape), num_classes, **architecture_args)
+    backbone: Backbone = build(tuple(input_shape), num_classes, **architecture_args)
+    backbone.own = False
+    return backbone

@@ -6,7 +6,7 @@ early exit, the count of FLOPs, the cached features of a frozen backbone and exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, cast
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
+from eestudy.environment import say
 from eestudy.models.backbone import Backbone, counted, mode, stage_flops
-from eestudy.models.heads import Head, build_head
+from eestudy.models.heads import LARGEST_SHARE, POOLED_SIZE, Head, affordable_side, build_head
 from eestudy.models.own_heads import CLASSIFIER, Heads, own_heads
 
 # Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
@@ -54,8 +55,10 @@ class MultiExit(nn.Module):
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
         shapes = backbone.feature_shapes()
+        sides: dict[int, int] = {}
         if head == "auto":
             head = backbone.default_head or head
+            sides = _smaller_sides(backbone, self.exit_stages, shapes, head_args or {})
         self.heads = nn.ModuleDict()
         if not isinstance(head, str) or head == CLASSIFIER:
             if layers != 1 or head_args:
@@ -69,7 +72,8 @@ class MultiExit(nn.Module):
                 if seed_of_head:
                     torch.manual_seed(seed_of_head(stage))
                 self.heads[str(stage)] = build_head(
-                    head, backbone.kind, shapes[stage - 1], backbone.num_classes, layers, head_args,
+                    head, backbone.kind, shapes[stage - 1], backbone.num_classes, layers,
+                    {**(head_args or {}), "side": sides[stage]} if stage in sides else head_args,
                     first=stage == self.exit_stages[0],
                 )  # fmt: skip
 
@@ -240,6 +244,28 @@ def exit_stages(exits: Placement, backbone: Backbone) -> tuple[int, ...]:
             f"give 'all' or different stages from 1 to {num_stages - 1} (the last exit is the backbone's classifier)"
         )
     return stages
+
+
+def _smaller_sides(
+    backbone: Backbone, stages: Sequence[int], shapes: Sequence[tuple[int, ...]], head_args: Mapping[str, Any]
+) -> dict[int, int]:
+    """The sides that default heads of a user's backbone pool to where 4 would be too much for it; said on stderr."""
+    if not backbone.own or backbone.default_head or backbone.kind not in ("maps", "sequence") or "side" in head_args:
+        return {}
+    whole, width = sum(weight.numel() for weight in backbone.parameters()), head_args.get("width")
+    sides = {
+        stage: affordable_side(shapes[stage - 1], backbone.num_classes, whole, width)
+        for stage in stages
+        if max(shapes[stage - 1][1:]) > 1
+    }
+    smaller = {stage: side for stage, side in sides.items() if side < min(POOLED_SIZE, max(shapes[stage - 1][1:]))}
+    if smaller:
+        pooled = ", ".join(f"{side} after stage {stage}" for stage, side in smaller.items())
+        say(
+            f"head: pools to a side of {pooled}, as at {POOLED_SIZE} one head would have more than {LARGEST_SHARE:.0%} "
+            f"of the backbone's {whole:,} parameters; head_args={{'side': {POOLED_SIZE}}} does so all the same"
+        )
+    return smaller
 
 
 def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
