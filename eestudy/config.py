@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from eestudy.registry import ARCHITECTURES, COMBINATIONS, DATASETS, HEADS, METHODS, STRATEGIES, WEIGHTINGS
+from eestudy.registry import ARCHITECTURES, DATASETS, HEADS, METHODS, STRATEGIES, WEIGHTINGS
 
 # Raised when a default or a rule changes so that an old result no longer answers for the same settings. A new field
 # leaves every id as it is while it has its default: what is hashed is what differs from the defaults.
@@ -27,7 +27,6 @@ NAMES: dict[str, tuple[str, ...]] = {
     "method": tuple(METHODS),
     "head": ("auto", *HEADS),
     "weighting": tuple(WEIGHTINGS),
-    "gradient_combination": ("sum", *COMBINATIONS),
 }
 # Joined by "+", such as crop+flip; always in this order.
 AUGMENTATIONS = ("shift", "crop", "flip", "cutout", "mixup", "cutmix")
@@ -98,7 +97,6 @@ class RunConfig(BaseModel):
     weighting: str = "equal"
     weights: tuple[float, ...] = ()  # with `weighting: custom`: one for each exit
     gradient_scaling: Literal["none", "equilibrium", "boosting"] = "none"  # of what the exits send into the backbone
-    gradient_combination: str = "sum"  # of the exits' gradients of the backbone
     distillation: Literal["none", "last", "later", "next"] = "none"  # the deeper exits that an exit learns from
     distillation_weight: Share = 0.5  # against the labels
     distillation_temperature: Positive = 3.0  # of sequential-lwf too

@@ -114,12 +114,6 @@ HEADS = Names({
 WEIGHTINGS = Names({
     **dict.fromkeys(("equal", "depth-linear", "custom"), Entry("training.losses:fixed")),
     "sdn-ramp": Entry("training.losses:Ramp"),
-    "adaloss": Entry("training.losses:AdaLoss"),
-    "uncertainty": Entry("training.losses:Uncertainty"),
-})  # fmt: skip
-COMBINATIONS = Names({
-    "pcgrad": Entry("training.combination:pcgrad"),
-    "min-norm": Entry("training.combination:min_norm"),
 })  # fmt: skip
 EXIT_RULES = Names({
     name: Entry(f"evaluation.rules.{name.replace('-', '_')}:RULE")

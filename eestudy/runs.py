@@ -121,7 +121,7 @@ def _as_begun(folder: Folder, phase: Phase, plan: Plan, model: MultiExit, how: E
     if not folder.has("environment.json"):
         settings, samples = phase.settings, plan.outline.train
         steps = settings.epochs * (samples // min(settings.batch_size, samples))
-        compiled = "network" if how.compiles(steps) and settings.gradient_combination == "sum" else "no"
+        compiled = "network" if how.compiles(steps) else "no"
         if fits(model, phase, plan.data, how):
             compiled = "step"
         if how.main:

@@ -32,7 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
     "turns": {**IMAGES, "strategy": "alternating", "exits": (1, 2)},
     "answers kept": {**IMAGES, "strategy": "sequential-lwf", "exits": (1, 2)},
     "weights kept": {**IMAGES, "strategy": "sequential-ewc", "exits": (1, 2)},
-    "gradients combined": {**IMAGES, "strategy": "joint", "gradient_combination": "pcgrad"},
     "gradients scaled, distilled": {
         **IMAGES, "strategy": "mixed", "gradient_scaling": "equilibrium", "distillation": "last",
         "weighting": "sdn-ramp", "batchnorm": "reestimate",

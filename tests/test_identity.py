@@ -94,7 +94,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "head_layers": {"head_layers": 2}, "head_args": {"head_layers": 2, "head_args": {"width": 8}},
     "weighting": {"weighting": "depth-linear"},
     "weights": {"weighting": "custom", "weights": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)},
-    "gradient_scaling": {"gradient_scaling": "equilibrium"}, "gradient_combination": {"gradient_combination": "pcgrad"},
+    "gradient_scaling": {"gradient_scaling": "equilibrium"},
     "distillation": {"distillation": "last"},
     "distillation_weight": {"distillation": "last", "distillation_weight": 0.1},
     "distillation_temperature": {"distillation": "last", "distillation_temperature": 1.0},

@@ -1,4 +1,4 @@
-"""Every weighting, gradient scaling, combination and distillation against a slow reference of its equations."""
+"""Every weighting, gradient scaling and distillation against a slow reference of its equations."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from torch import Tensor
 from eestudy import data
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.batches import Batches
-from eestudy.training.combination import combine, min_norm, pcgrad
 from eestudy.training.execution import Execution
 from eestudy.training.losses import (
     RAMP_START,
-    AdaLoss,
     exit_losses,
     exit_shares,
     soft_losses,
@@ -82,51 +80,9 @@ def test_the_ramp_of_sdn(done):
     coefficients = [min(flops / whole, RAMP_START + done * flops / whole) for flops in spent] + [1.0]
     expected = sum(c * number(loss) for c, loss in zip(coefficients, losses)) / sum(coefficients)
     assert number(objective(model, phase)(losses, losses, losses, losses, done)) == pytest.approx(expected, rel=1e-6)
-    internal = weighting_of(model, replace(phase, exits="internal"), CPU)
-    weights, _ = internal(losses[:2], done)
+    internal = weighting_of(model, replace(phase, exits="internal"))
+    weights = internal(done)
     assert weights.tolist() == pytest.approx([c / sum(coefficients[:2]) for c in coefficients[:2]])
-
-
-@pytest.mark.parametrize("classes", [4, 1])
-def test_learned_uncertainty(classes):
-    """Kendall et al. 2018, equations 7 and 10: L / sigma^2 + log sigma, and L / (2 sigma^2) + log sigma."""
-    made = objective(network(classes=classes), together_phase(1.0).having(weighting="uncertainty"))
-    losses = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    (log_variances,) = made.parameters()
-    start = number(made(losses, losses, losses, losses, 0.0))
-    assert start == pytest.approx(2.0 if classes > 1 else 1.0)
-    with torch.no_grad():
-        log_variances.copy_(torch.tensor([0.5, -1.0, 2.0]))
-    loss = made(losses, losses, losses, losses, 0.0)
-    loss.backward()
-    assert losses.grad is not None
-    assert log_variances.grad is not None
-    half, expected = (1.0 if classes > 1 else 0.5), 0.0
-    for place, s in enumerate((0.5, -1.0, 2.0)):
-        sigma = math.exp(s / 2)
-        value = place + 1.0
-        expected += (half * value / sigma**2 + math.log(sigma)) / 3
-        assert number(losses.grad[place]) == pytest.approx(half / sigma**2 / 3)
-        assert number(log_variances.grad[place]) == pytest.approx((-half * value / sigma**2 + 0.5) / 3)
-    assert number(loss) == pytest.approx(expected)
-
-
-def test_adaloss_weighs_by_the_inverse_running_mean():
-    made = objective(network(), together_phase(1.0).having(weighting="adaloss"))
-    means = [0.0, 0.0, 0.0]
-    for step, seen in enumerate(([1.0, 2.0, 4.0], [2.0, 1.0, 4.0], [0.5, 0.5, 8.0])):
-        losses = torch.tensor(seen, requires_grad=True)
-        loss = made(losses, losses, losses, losses, 0.0)
-        loss.backward()
-        means = seen if step == 0 else [0.99 * m + 0.01 * value for m, value in zip(means, seen)]
-        weights = [1 / m / sum(1 / m for m in means) for m in means]
-        assert losses.grad is not None
-        assert losses.grad.tolist() == pytest.approx(weights)
-        assert number(loss) == pytest.approx(sum(w * value for w, value in zip(weights, seen)))
-    assert made.state()["means"].tolist() == pytest.approx(means)
-    again = AdaLoss(network(), together_phase(1.0), CPU)
-    again.load_state_dict(made.state())
-    assert torch.equal(again.means, made.state()["means"])
 
 
 # Distillation
@@ -238,101 +194,6 @@ def test_gradient_scalings(architecture):
                 place += 1
         for each in range(place, len(flat)):
             torch.testing.assert_close(scaled[each], sum(gradient[each] for gradient in alone))
-
-
-def gram(vectors: Tensor) -> Tensor:
-    return vectors.double() @ vectors.double().T
-
-
-def slow_pcgrad(vectors: Tensor, generator: torch.Generator) -> Tensor:
-    """Yu et al. 2020, algorithm 1, on the vectors themselves."""
-    total = torch.zeros_like(vectors[0])
-    for i in range(len(vectors)):
-        g = vectors[i].clone()
-        for j in torch.randperm(len(vectors), generator=generator).tolist():
-            if j != i and (inner := g @ vectors[j]) < 0:
-                g = g - inner / vectors[j].square().sum() * vectors[j]
-        total += g
-    return total
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_pcgrad(seed):
-    torch.manual_seed(seed)
-    vectors = torch.randn(5, 3, dtype=torch.float64)  # more vectors than dimensions: they conflict
-    factors = pcgrad(gram(vectors), torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(factors @ vectors, slow_pcgrad(vectors, torch.Generator().manual_seed(seed)))
-    agreeing = vectors.abs()
-    torch.testing.assert_close(pcgrad(gram(agreeing), torch.Generator()), torch.ones(5, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_min_norm(seed):
-    torch.manual_seed(seed)
-    a, b, c = torch.randn(3, 4, dtype=torch.float64) * torch.tensor([1.0, 3.0, 0.5]).double()[:, None]
-    two = min_norm(gram(torch.stack([a, b])), torch.Generator()) / 2
-    closed = number(((b - a) @ b / (a - b).square().sum()).clamp(0, 1))  # Sener and Koltun 2018, equation 6
-    assert two.tolist() == pytest.approx([closed, 1 - closed], abs=1e-6)
-    three = torch.stack([a, b, c])
-    shares = min_norm(gram(three), torch.Generator()) / 3
-    assert number(shares.sum()) == pytest.approx(1)
-    assert number(shares.min()) >= 0
-    grid = torch.tensor([(i, j, 100 - i - j) for i in range(101) for j in range(101 - i)], dtype=torch.float64) / 100
-    smallest = number((grid @ three).square().sum(1).min())
-    found = number((shares @ three).square().sum())
-    assert smallest * 0.98 - 1e-3 <= found <= smallest + 1e-12
-    # Optimal: no gradient has less along the combination than the combination itself.
-    assert number((three @ (shares @ three)).min()) >= found - 1e-6
-
-
-def test_min_norm_of_many():
-    torch.manual_seed(0)
-    vectors = torch.randn(16, 40, dtype=torch.float64) + 0.3
-    shares = min_norm(gram(vectors), torch.Generator()) / 16
-    point = shares @ vectors
-    assert number((vectors @ point).min()) >= number(point.square().sum()) * (1 - 1e-6)
-    opposed = torch.stack([vectors[0], -vectors[0]])
-    assert (min_norm(gram(opposed), torch.Generator()) @ opposed).abs().max() < 1e-9
-
-
-@pytest.mark.parametrize("name", ["pcgrad", "min-norm"])
-@pytest.mark.parametrize("weighting", ["depth-linear", "uncertainty"])
-def test_a_combined_step(name, weighting):
-    """The whole way, against a backward pass for each exit's weighted loss on a copy of the network."""
-    model = network("resnet-tiny").eval()
-    x, y = batch(model)
-    phase = together_phase(1.0).having(gradient_combination=name, weighting=weighting)
-    made = objective(model, phase)
-    outputs = phase_logits(model, phase, x)
-    logits = torch.stack([each.detach() for each in outputs]).requires_grad_()
-    loss = made(exit_losses(logits, y), logits, y, x, 0.0)
-    loss.backward()
-    combine(model, outputs, logits.grad, phase, ("s", "combination", 0), CPU)
-
-    slow, count = copy.deepcopy(model), model.num_exits
-    weights = [(k + 1) / sum(range(count + 1)) if weighting == "depth-linear" else 1 / count for k in range(count)]
-    shared, rows, heads = list(slow.backbone.stages.parameters()), [], []
-    others = [*slow.heads.parameters(), *slow.backbone.classifier.parameters()]
-    for k in range(count):
-        term = weights[k] * torch.nn.functional.cross_entropy(slow(x)[k], y)
-        gradients = torch.autograd.grad(term, [*shared, *others], materialize_grads=True)
-        rows.append(torch.cat([g.flatten() for g in gradients[: len(shared)]]).double())
-        heads.append(gradients[len(shared) :])
-    vectors = torch.stack(rows)
-    from eestudy.config import named_seed
-
-    generator = torch.Generator().manual_seed(named_seed("s", "combination", 0))
-    if name == "pcgrad":
-        expected = slow_pcgrad(vectors, generator)
-    else:
-        expected = min_norm(gram(vectors), generator) @ vectors
-    got = [parameter.grad for parameter in model.backbone.stages.parameters()]
-    found = torch.cat([gradient.flatten() for gradient in got if gradient is not None]).double()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    for place, p in enumerate([*model.heads.parameters(), *model.backbone.classifier.parameters()]):
-        torch.testing.assert_close(p.grad, sum(each[place] for each in heads), rtol=1e-4, atol=1e-6)
-    for parameter in made.parameters():
-        assert parameter.grad is not None
 
 
 # What the sequential strategies keep

@@ -69,7 +69,7 @@ RESUMED = {
     "ztw, heads alone": {"method": "ztw", "strategy": "disjoint"},
     "gpf, taught by the next": {"method": "gpf", "strategy": "mixed", "distillation": "next"},
     "l2w by turns, SGD": {"method": "l2w", "strategy": "alternating", "optimizer": "sgd", "epochs": 2},
-    "cgt, PCGrad": {"method": "cgt", "strategy": "separate", "gradient_combination": "pcgrad"},
+    "cgt, exit by exit": {"method": "cgt", "strategy": "separate"},
 }
 
 

@@ -13,7 +13,7 @@ from eestudy.registry import STRATEGIES
 from eestudy.training import loop
 from eestudy.training.cost import once_flops, step_flops
 from eestudy.training.phase_network import batch_norms
-from eestudy.training.phases import Phase, configured, resolve
+from eestudy.training.phases import Phase, resolve
 from eestudy.training.strategies import backbone_phase, phases_of, together_phase
 
 from .phases import check_resumed, trained
@@ -128,14 +128,12 @@ def test_a_phase_trains_what_it_says_and_leaves_the_rest_bit_for_bit(tmp_path, s
     assert planned(config(strategy)) == phases_of(config(strategy), (1, 2, 3))
 
 
-# Every weighting, combination and so on in the place where it keeps something between steps.
+# Every strategy, and settings that make it keep something between steps.
 SETTINGS: dict[str, dict[str, object]] = {
     **{strategy: {"strategy": strategy} for strategy in STRATEGIES},
-    "uncertainty": {"strategy": "joint", "weighting": "uncertainty"},
-    "adaloss": {"strategy": "joint", "weighting": "adaloss", "match": "patience", "patience": 1, "lr": 0.02},
+    "patience": {"strategy": "joint", "match": "patience", "patience": 1, "lr": 0.02},
     "ramp": {"strategy": "mixed", "weighting": "sdn-ramp", "gradient_scaling": "equilibrium"},
-    "pcgrad": {"strategy": "separate", "gradient_combination": "pcgrad", "weighting": "uncertainty"},
-    "min-norm": {"strategy": "alternating", "gradient_combination": "min-norm", "gradient_scaling": "boosting"},
+    "boosting": {"strategy": "alternating", "gradient_scaling": "boosting"},
     "distillation": {"strategy": "disjoint", "distillation": "later"},
     "batchnorm": {"strategy": "mixed", "batchnorm": "reestimate", "warm_start": 0.2, "epochs": 4},
 }
@@ -254,12 +252,6 @@ def test_training_flops_of_slices():
     # Learning without forgetting: the earlier network's forward pass up to its last exit.
     lwf = STRATEGIES["sequential-lwf"](0.5, (1, 2, 3))
     assert step_flops(model, lwf[1]) == step_flops(model, growing[1]) + first + head
-    # Every exit's backward pass by itself: that of exit k goes through the stages before it.
-    config = RunConfig(architecture="mlp", dataset="digits", strategy="joint", gradient_combination="pcgrad")
-    (combined,) = configured(phases_of(config), config, 3)
-    forward = first + second + third + 2 * head + classifier
-    backward = 3 * first + 2 * (2 * second) + 2 * third + 2 * 2 * head + 2 * classifier
-    assert step_flops(model, combined) == forward + backward
     # Importances: forward and backward for two exits on one sample each.
     ewc = STRATEGIES["sequential-ewc"](0.5, (1, 2, 3))[2]
     assert once_flops(model, ewc, 10) == 10 * (first + second + 2 * head + 2 * first + 2 * second + 2 * head)
@@ -272,12 +264,10 @@ def test_training_flops_of_slices():
     ("strategy", "settings", "wanted"),
     [
         ("disjoint", {"phase_split": 0}, "phase_split: 0 leaves the backbone untrained in disjoint"),
-        ("disjoint", {"gradient_combination": "pcgrad"}, "gradient_combination: pcgrad needs a phase in which several"),
-        ("branch-wise", {"gradient_combination": "min-norm"}, "train the backbone together, and branch-wise has none"),
         ("branch-wise", {"gradient_scaling": "equilibrium"}, "gradient_scaling: equilibrium needs a phase in which"),
-        ("sequential-ewc", {"gradient_combination": "pcgrad"}, "and sequential-ewc has none"),
-        ("branch-wise", {"weighting": "uncertainty"}, "weighting: uncertainty needs a phase in which the labels teach"),
-        ("sequential-lwf", {"weighting": "adaloss"}, "weighting: adaloss needs a phase in which the labels teach"),
+        ("sequential-ewc", {"gradient_scaling": "equilibrium"}, "and sequential-ewc has none"),
+        ("branch-wise", {"weighting": "sdn-ramp"}, "weighting: sdn-ramp needs a phase in which the labels teach"),
+        ("sequential-lwf", {"weighting": "sdn-ramp"}, "weighting: sdn-ramp needs a phase in which the labels teach"),
         ("mixed", {"phase_split": 1, "weighting": "sdn-ramp"}, "and mixed at phase_split 1 has none"),
         ("branch-wise", {"distillation": "last"}, "distillation: last needs a phase in which an exit is taught"),
         ("sequential-lwf", {"distillation": "next"}, "and sequential-lwf has none"),
@@ -312,10 +302,7 @@ def test_steps_that_take_turns_need_two(tmp_path):
 def test_a_setting_leaves_phases_alone_that_have_no_use_for_it():
     """So that they are shared with the runs without it."""
     plain = plan("mixed-heads").phase_ids
-    for settings in (
-        {"gradient_scaling": "equilibrium"}, {"gradient_combination": "pcgrad"}, {"weighting": "adaloss"},
-        {"distillation": "last"},
-    ):  # fmt: skip
+    for settings in ({"gradient_scaling": "equilibrium"}, {"weighting": "sdn-ramp"}, {"distillation": "last"}):
         made = plan("mixed-heads", **settings).phase_ids
         assert made[0] == plain[0]
         assert made[1] != plain[1]

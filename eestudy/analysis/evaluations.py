@@ -126,7 +126,7 @@ def ood_table(run: Run) -> pd.DataFrame:
     """
     given = predicted(run)
     if given.regression:
-        return pd.DataFrame([{"outside": "all", "reason": "a regression has no classes to be a stranger to"}])
+        return pd.DataFrame([{"outside": "all", "reason": "a regression has no classes to be outside of"}])
     model, how = run.model(), execution("cpu")
     try:
         rule, reason = run_tables.dynamic_rule(given.validation, given), ""

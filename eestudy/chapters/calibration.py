@@ -151,14 +151,14 @@ def ood_table(ood: pd.DataFrame) -> Table:
         for score in SCORES:
             of_score = own[own["score"] == score]
             row[score] = " / ".join(_hundred(of_score[of_score["part"] == each]["auroc"]) for each in SYSTEMS)
-        row["cost: stranger, own"] = f"{_hundred(cost['cost'])}, {_hundred(cost['cost_inside'])}"
+        row["cost: OOD, own"] = f"{_hundred(cost['cost'])}, {_hundred(cost['cost_inside'])}"
         found[cell, kind] = row
     text = (
-        "AUROC x 100 of telling test samples from strangers: first exit / last exit / dynamic, means over strategies "
-        "and seeds; 50 is chance, below 50 strangers look more familiar. Costs: mean under the dynamic rule, % of the "
-        f"plain backbone.{why(ood, 'auroc')}"
+        "AUROC x 100 of telling test samples from out-of-distribution (OOD) ones: first exit / last exit / dynamic, "
+        "means over strategies and seeds; 50 is chance, below 50 OOD samples look more familiar. Costs: mean under the "
+        f"dynamic rule, % of the plain backbone.{why(ood, 'auroc')}"
     )
-    return table(rows(found, "cell", "stranger"), text, "ood")
+    return table(rows(found, "cell", "OOD samples"), text, "ood")
 
 
 @style.context()
@@ -166,7 +166,7 @@ def ood_plot(ood: pd.DataFrame, kind: str) -> style.Plot:
     """AUROC by exit for one kind of OOD samples, a panel a cell, a line a score, mean over strategies and seeds."""
     chosen = ood[(ood["outside"] == kind) & ood["auroc"].notna()]
     look: dict = {"xlabel": "exit", "ylabel": f"AUROC, {kind}", "dpi": 130, "sharey": True}
-    figure, shown = panels.in_a_row(chosen["cell"], f"AUROC by exit, strangers: {kind}", 3.2, **look)
+    figure, shown = panels.in_a_row(chosen["cell"], f"AUROC by exit, OOD samples: {kind}", 3.2, **look)
     for cell, axes in shown.items():
         here = chosen[(chosen["cell"] == cell) & (chosen["system"] != "dynamic")]
         here = here.assign(x=number_of(here["system"]))

@@ -1,7 +1,7 @@
 """Samples that a network was not trained for, in the shape of its own data: for out-of-distribution detection.
 
 Ours, and simple on purpose: another data set; the test samples inverted, and turned by 180 degrees (lines: read
-backwards), which many networks see as strangers though a turned shirt is still a shirt; and noise.
+backwards), which many networks take for out-of-distribution though a turned shirt is still a shirt; and noise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OTHERS = {
     "digits": "fashion-mnist", "fashion-mnist": "digits", "mnist1d": "digits", "cifar10": "svhn", "cifar100": "svhn",
     "svhn": "cifar10",
 }  # fmt: skip
-"""Data set -> the one whose samples are strangers to it."""
+"""Data set -> the one whose samples are out-of-distribution for it."""
 
 KINDS = ("another data set", "inverted", "turned", "noise")
 SEED = 0
@@ -27,11 +27,11 @@ SEED = 0
 def outside(data: DataSet, samples: int) -> dict[str, tuple[Split | None, str]]:
     """Kind -> at most `samples` inputs as a network for `data` takes them (labels 0), or None and why there are none.
 
-    Images (C, H, W) and lines (C, L) are float32 and normalized like `data`; other inputs have no strangers here.
+    Images (C, H, W) and lines (C, L) are float32 and normalized like `data`; of other inputs there are none here.
     """
     if data.train.dtype == torch.int64 or len(data.input_shape) not in (2, 3):
         what = "token ids" if data.train.dtype == torch.int64 else "no pictures"
-        return dict.fromkeys(KINDS, (None, f"{data.name}: its inputs are {what}, of which no strangers are made"))
+        return dict.fromkeys(KINDS, (None, f"{data.name}: its inputs are {what}, of which no OOD samples are made"))
     own = data.test.inputs(slice(samples))
     low, high = _range(data)
     turned = own.flip(-1) if len(data.input_shape) == 2 else own.flip(-1, -2)

@@ -136,8 +136,6 @@ def refused(config: RunConfig, network: MultiExit) -> str | None:
         return "makes its own heads, and a network of your own has them already"
     if config.head in CASCADING:
         return f"passes states from head to head, and head {config.head} reads logits"
-    if config.gradient_combination != "sum":
-        return f"has a loss that is no exit's, so gradient_combination {config.gradient_combination} would lose it"
     return None
 
 

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.models import MultiExit
 from eestudy.models.backbone import counted
-from eestudy.training.combination import exit_gradients
 from eestudy.training.objective import FISHER_SAMPLES
 from eestudy.training.phase_network import PhaseNetwork, exit_logits, phase_exits, phase_logits, set_trainable
 from eestudy.training.phases import Phase
@@ -26,14 +25,10 @@ def step_flops(model: MultiExit, phase: Phase) -> float:
         each = [step_flops(model, replace(phase, exits=turn, turns=())) for turn in phase.turns]
         return sum(each) / len(each)
     copied = copy.deepcopy(model).cpu()
-    trained = set_trainable(copied, phase)
+    set_trainable(copied, phase)
     x = copied.backbone.dry_input(2)
     with FlopCounterMode(display=False) as counter:
-        if phase.settings.gradient_combination == "sum":
-            PhaseNetwork(copied, phase)(x).float().sum().backward()
-        else:  # every exit's backward pass by itself
-            outputs = phase_logits(copied, phase, x)
-            exit_gradients(outputs, [each.new_ones(each.shape) for each in outputs], trained)
+        PhaseNetwork(copied, phase)(x).float().sum().backward()
         if phase.keeps == "lwf":  # what the earlier exits said before
             set_trainable(copied, replace(phase, trains=()))
             exit_logits(copied, phase_exits(copied, phase)[:-1], x)
@@ -50,7 +45,11 @@ def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
     if phase.keeps == "ewc":
         earlier = tuple(range(1, phase_exits(model, phase)[0]))
         # As a phase that trains all stages up to the last earlier exit, with every exit's backward pass by itself.
-        reached = (1, model.exit_stages[earlier[-1] - 1])
-        alike = Phase("fisher", ("backbone",), earlier, stages=reached).having(gradient_combination="pcgrad")
-        flops += min(samples, FISHER_SAMPLES) * step_flops(model, alike)
+        alike = Phase("fisher", ("backbone",), earlier, stages=(1, model.exit_stages[earlier[-1] - 1]))
+        copied = copy.deepcopy(model).cpu()
+        set_trainable(copied, alike)
+        with FlopCounterMode(display=False) as counter:
+            for logits in phase_logits(copied, alike, copied.backbone.dry_input(2)):
+                logits.float().sum().backward(retain_graph=True)
+        flops += min(samples, FISHER_SAMPLES) * counter.get_total_flops() / 2
     return flops

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.training.batches import Inputs
-from eestudy.training.combination import combine
 from eestudy.training.execution import Execution
 from eestudy.training.losses import exit_hits, exit_losses, is_regression
 from eestudy.training.objective import Objective
-from eestudy.training.phase_network import phase_logits
 from eestudy.training.phases import Phase
 from eestudy.training.resume import State
 
@@ -52,24 +50,13 @@ class EagerStep(Step):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(phase, done)
         turn = phase.turns[state.progress.step % len(phase.turns)] if phase.turns else None
-        combining = phase.settings.gradient_combination != "sum"
         with execution.precision(phase.settings.precision):
-            if combining:  # every exit's gradient by itself, from where its logits are
-                outputs = phase_logits(state.model, phase, x, turn)
-                logits = torch.stack([each.detach() for each in outputs]).requires_grad_()
-            else:
-                logits = self.network(x) if turn is None else self.network(x, turn)
+            logits = self.network(x) if turn is None else self.network(x, turn)
         known = logits[:-1] if phase.frozen_teacher else logits
         losses = exit_losses(known, targets)
         loss = losses.sum() if turn == "last" else objective(losses, logits, targets, x, done)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if combining:
-            seeds = (*objective.seeds, "combination", state.progress.step)
-            combine(state.model, outputs, logits.grad, phase, seeds, execution)
-        for parameter in objective.parameters() if execution.processes > 1 else ():
-            if parameter.grad is not None:  # what is not in the network has a gradient of its own in each process
-                parameter.grad = execution.summed(parameter.grad) / execution.processes
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
         # Where looking costs nothing, a gradient that is short enough is left alone: scaled by 1 it would be the same.

@@ -86,7 +86,7 @@ class Training:
         self.validation = Validation(model, phase, data, execution, cached=self.batches.cache is not None)
         self.total = self.batches.steps_an_epoch * phase.settings.epochs
         self.objective = hooks.objective(model, phase, self.batches, seeds, execution)
-        optimizer = build_optimizer([*parameters, *self.objective.parameters()], phase)
+        optimizer = build_optimizer(parameters, phase)
         sums = torch.zeros(2, len(self.exits), device=device)
         self.state = State(model, phase, optimizer, sums, objective=self.objective)
         self.state.load(folder)
@@ -97,9 +97,8 @@ class Training:
         self.step: Step
         if execution.whole_steps:
             self.step = WholeStep(network, *arguments)
-        else:  # where each exit's gradient is wanted by itself, the network does not run as a whole
-            whole = phase.settings.gradient_combination == "sum"
-            self.step = EagerStep(execution.prepared(network, self.total) if whole else network, *arguments)
+        else:
+            self.step = EagerStep(execution.prepared(network, self.total), *arguments)
         self.saved = time.perf_counter()
         self.began, self.save_every = self.saved - self.progress.seconds, STATE_EVERY
         self.epoch = -1

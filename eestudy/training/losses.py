@@ -2,8 +2,7 @@
 
 Shapes: K exits, B batch, C classes. Targets are labels (B,), int64; or the classes' shares (B, C), as mixup gives them;
 or, in regression with C = 1, real values (B,).
-A weighting is made of (network, phase, execution) and is a module: (values (K,), share of the phase behind) -> weights
-(K,) and what is added to the weighted sum. What it learns or remembers is its state, saved with the phase's.
+A weighting is made of (network, phase) and is a module: share of the phase behind -> weights (K,) that sum to 1.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from eestudy.models import MultiExit
 from eestudy.models.backbone import stage_flops
 from eestudy.registry import WEIGHTINGS
-from eestudy.training.execution import Execution
 from eestudy.training.phases import Phase
 
 # name -> weights (K,) before they are scaled to sum to 1
@@ -93,10 +91,7 @@ def teachers_of(logits: Tensor, teacher: str, temperature: float) -> Tensor:
     return behind / counts[:, None, None]
 
 
-REMEMBERED = 0.99  # of AdaLoss's running means, at every step
 RAMP_START = 0.01
-
-Weighted = tuple[Tensor, Tensor | None]
 
 
 class Fixed(nn.Module):
@@ -108,8 +103,8 @@ class Fixed(nn.Module):
         super().__init__()
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, values: Tensor, done: float) -> Weighted:
-        return self.weights, None
+    def forward(self, done: float) -> Tensor:
+        return self.weights
 
 
 class Ramp(nn.Module):
@@ -121,64 +116,26 @@ class Ramp(nn.Module):
 
     costs: Tensor
 
-    def __init__(self, model: MultiExit, phase: Phase, execution: Execution) -> None:
+    def __init__(self, model: MultiExit, phase: Phase) -> None:
         super().__init__()
         numbers, costs = phase.exit_numbers(model.num_exits), exit_shares(model)
         self.last = numbers[-1] == model.num_exits
         self.register_buffer("costs", torch.tensor([costs[number - 1] for number in numbers]), persistent=False)
 
-    def forward(self, values: Tensor, done: float) -> Weighted:
+    def forward(self, done: float) -> Tensor:
         weights = torch.minimum(self.costs, RAMP_START + self.costs * done)
         if self.last:
             weights[-1] = 1.0
-        return weights / weights.sum(), None
+        return weights / weights.sum()
 
 
-class Uncertainty(nn.Module):
-    """Each exit has a learned variance (Kendall et al. 2018): mean over exits of L exp(-s) + s / 2, s = log variance.
-
-    In regression L exp(-s) / 2 + s / 2. At the start, s = 0, classification's is the plain mean.
-    """
-
-    def __init__(self, model: MultiExit, phase: Phase, execution: Execution) -> None:
-        super().__init__()
-        exits = len(phase.exit_numbers(model.num_exits))
-        self.log_variances = nn.Parameter(torch.zeros(exits))
-        self.scale = (0.5 if model.num_classes == 1 else 1.0) / exits
-
-    def forward(self, values: Tensor, done: float) -> Weighted:
-        return self.scale * torch.exp(-self.log_variances), self.log_variances.mean() / 2
+def weighting_of(model: MultiExit, phase: Phase) -> nn.Module:
+    """The weighting of a phase, for the exits its loss is over."""
+    made: nn.Module = WEIGHTINGS[phase.settings.weighting](model, phase)
+    return made
 
 
-class AdaLoss(nn.Module):
-    """Weights inversely proportional to each loss's running mean (Hu et al. 2019), scaled to sum 1.
-
-    The mean is exponential, 0.99 of it kept at every step, and begins with the first loss; that is ours.
-    """
-
-    means: Tensor
-
-    def __init__(self, model: MultiExit, phase: Phase, execution: Execution) -> None:
-        super().__init__()
-        self.execution = execution
-        self.register_buffer("means", torch.zeros(len(phase.exit_numbers(model.num_exits))))
-
-    def forward(self, values: Tensor, done: float) -> Weighted:
-        seen = self.execution.summed(values.detach()) / self.execution.processes
-        kept = torch.where(self.means == 0, seen, REMEMBERED * self.means + (1 - REMEMBERED) * seen)
-        self.means.copy_(kept)
-        # A loss that is all but 0 would take all the weight.
-        weights = 1 / kept.clamp(min=1e-6)
-        return weights / weights.sum(), None
-
-
-def weighting_of(model: MultiExit, phase: Phase, execution: Execution) -> nn.Module:
-    """The weighting of a phase, for the exits its loss is over, on the device."""
-    made: nn.Module = WEIGHTINGS[phase.settings.weighting](model, phase, execution)
-    return made.to(execution.device)
-
-
-def fixed(model: MultiExit, phase: Phase, execution: Execution) -> Fixed:
+def fixed(model: MultiExit, phase: Phase) -> Fixed:
     """equal, depth-linear or custom."""
     given = phase.settings.weights
     if given:

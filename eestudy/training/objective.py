@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eestudy.config import named_seed
 from eestudy.data import Split
@@ -34,7 +34,7 @@ class Objective:
     ) -> None:
         """model: with the weights it has at the start of the phase. batches: the phase's, for `Penalty` alone."""
         self.phase, self.seeds = phase, seeds
-        self.weighting: nn.Module = weighting_of(model, phase, execution)
+        self.weighting = weighting_of(model, phase).to(execution.device)
         self.answers = Answers(model, phase, execution) if phase.keeps == "lwf" else None
         if self.answers is not None:  # they are weighed already
             self.weighting = Fixed(torch.ones(len(phase.exit_numbers(model.num_exits)), device=execution.device))
@@ -43,16 +43,12 @@ class Objective:
             assert batches is not None
             self.penalty = Penalty(model, phase, batches.split, seeds, execution)
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What the loss itself learns."""
-        return list(self.weighting.parameters())
-
     def state(self) -> dict[str, Tensor]:
         """What a resumed phase needs of it; `restore` takes it back."""
-        return dict(self.weighting.state_dict())
+        return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.weighting.load_state_dict(state)
+        assert not state
 
     def values(self, losses: Tensor, logits: Tensor, targets: Tensor, x: Inputs) -> Tensor:
         """losses (K,) by the labels, logits (K, B, C), after them a frozen teacher's -> what is minimized, (K,)."""
@@ -70,9 +66,7 @@ class Objective:
 
     def __call__(self, losses: Tensor, logits: Tensor, targets: Tensor, x: Inputs, done: float) -> Tensor:
         """The loss of a step, a scalar. Arguments as in `values`; done: share of the phase's steps behind."""
-        values = self.values(losses, logits, targets, x)
-        weights, more = self.weighting(values, done)
-        loss = values @ weights if more is None else values @ weights + more
+        loss = self.values(losses, logits, targets, x) @ self.weighting(done)
         return loss if self.penalty is None else loss + self.penalty()
 
 

@@ -39,7 +39,6 @@ class Settings:
     weighting: str = "equal"
     weights: tuple[float, ...] = ()
     gradient_scaling: str = "none"
-    gradient_combination: str = "sum"
     distillation: str = "none"
     distillation_weight: float = 0.5
     distillation_temperature: float = 3.0
@@ -120,7 +119,6 @@ STABILITY = {"lwf": 1.0, "ewc": 1000.0}
 _NEEDS: tuple[tuple[str, str, str], ...] = (
     ("weighting", "equal", "a phase in which the labels teach several exits at once"),
     ("gradient_scaling", "none", "a phase in which several exits train the backbone together"),
-    ("gradient_combination", "sum", "a phase in which several exits train the backbone together"),
     ("distillation", "none", "a phase in which an exit is taught by labels beside the deeper exit it learns from"),
     ("batchnorm", "train", "a phase that trains the whole backbone after an earlier one did"),
 )
@@ -179,7 +177,6 @@ def _settings(phase: Phase, before: tuple[Phase, ...], config: RunConfig, exits:
         "weighting": labelled,
         "weights": labelled and config.weighting == "custom",
         "gradient_scaling": several and trains_backbone,  # exits meet in the backbone
-        "gradient_combination": several and trains_backbone,
         "distillation": taught,
         "distillation_weight": taught,
         "distillation_temperature": taught or keeps == "lwf",

@@ -91,7 +91,6 @@ def test_the_loss_takes_what_the_heads_left():
     ("settings", "wanted"),
     [
         ({"head": "cascading-vector"}, "passes states from head to head, and head cascading-vector reads logits"),
-        ({"gradient_combination": "pcgrad"}, "has a loss that is no exit's, so gradient_combination pcgrad would lose"),
         ({"method_args": {"witdh": 3}}, "method_args: unknown key 'witdh' for gpf; nearest: width"),
         ({"method_args": {"width": 0}}, "method_args: width: 0 is not valid; it must be a whole number, at least 1"),
         ({"method_args": {"imitation": "much"}}, "method_args: imitation: 'much' is not valid; it must be a number"),

@@ -221,7 +221,7 @@ def test_flops_count_the_imagined_step():
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({"weighting": "adaloss"}, "learns the weights itself; weighting adaloss would weigh twice"),
+        ({"weighting": "sdn-ramp"}, "learns the weights itself; weighting sdn-ramp would weigh twice"),
         ({"distillation": "last"}, "weighs samples by their losses by the labels; distillation last has another one"),
         ({"strategy": "sequential-lwf"}, "weighs the exits of a sample against each other, and sequential-lwf teaches"),
         ({"dataset": "diabetes"}, "needs the probabilities of classes"),

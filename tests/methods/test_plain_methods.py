@@ -44,8 +44,8 @@ def test_the_same_training_is_the_same_phase():
 
 
 def test_a_users_choice_stays():
-    kept = MethodOfRun(config("pbee", weighting="adaloss")).settings("vector")
-    assert kept.weighting == "adaloss"
+    kept = MethodOfRun(config("pbee", weighting="sdn-ramp")).settings("vector")
+    assert kept.weighting == "sdn-ramp"
     assert MethodOfRun(config("msdnet", head="vector")).settings("maps").head == "vector"
 
 

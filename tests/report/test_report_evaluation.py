@@ -78,14 +78,14 @@ def _tables(run: Predicted) -> dict[str, pd.DataFrame]:
     leaving, exits = samples_of.leaving(logits, np.asarray(labels), rule, group)
     agreement = samples_of.exit_agreement([classes, classes]).query("place == 0")
     noise = torch.randn(5, 50, 6, generator=torch.Generator().manual_seed(1)).numpy()
-    strangers = or_reason(lambda: ood_detection(logits, noise, rule), outside="noise")
+    ood = or_reason(lambda: ood_detection(logits, noise, rule), outside="noise")
     pictures = samples_of.examples(samples, exits).assign(
         label_name="coat", majority_name="shirt", shape="1x2x2", reason="", pixels=[np.arange(4)] * 26
     )
     return {
         "allocation": run_tables.allocation(run), "explorer": run_tables.explorer(run), "risk": run_tables.risk(run),
         "draws": run_tables.draws(run), **run_tables.reliability(run),
-        "ood": strangers.assign(cost=0.6, cost_inside=0.5), "samples": samples.assign(group=group, reason=""),
+        "ood": ood.assign(cost=0.6, cost_inside=0.5), "samples": samples.assign(group=group, reason=""),
         "leaving": leaving.assign(reason=""), "agreement": agreement.assign(reason=""), "examples": pictures,
         "curves": pd.DataFrame([{"goal_of": goal, "area": 0.8, "cost": 0.4, "reason": ""} for goal in ("own", "best")]),
     }  # fmt: skip
@@ -97,7 +97,7 @@ FIGURES: dict[str, Shown] = {
     "diagrams": lambda f: calibration.reliability_diagrams(f["bins"], True),
     "ece": lambda f: calibration.by_exit(f["reliability"], "ece"),
     "auroc": lambda f: calibration.by_exit(f["reliability"], "auroc"),
-    "strangers": lambda f: calibration.ood_plot(f["ood"], "noise"),
+    "ood samples": lambda f: calibration.ood_plot(f["ood"], "noise"),
     "nobody": lambda f: calibration.ood_plot(f["ood"], "turned"),
     "agreement": lambda f: difficulty.agreement_plot(f["agreement"]),
     "leaving": lambda f: difficulty.leaving_plot(f["leaving"]),
@@ -108,7 +108,7 @@ TABLES: dict[str, Shown] = {
     "curves": lambda f: thresholds.curve_table(f["curves"]),
     "risk": lambda f: thresholds.risk_table(f["risk"], 0.9),
     "reliability": lambda f: calibration.metric_table(f["reliability"]),
-    "strangers": lambda f: calibration.ood_table(f["ood"]),
+    "ood samples": lambda f: calibration.ood_table(f["ood"]),
     "difficulty": lambda f: difficulty.sizes_table(f["samples"]),
     "depth": lambda f: difficulty.depth_table(f["leaving"]),
 }
