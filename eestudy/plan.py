@@ -18,6 +18,7 @@ from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
 from eestudy.models.own_heads import OwnHead
 from eestudy.training.cost import once_flops, step_flops
+from eestudy.training.own_loss import check_loss
 from eestudy.training.phase_network import check_phases
 from eestudy.training.phases import Phase, configured, resolve
 from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
@@ -54,6 +55,7 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     """Checks that a config's parts fit together, else EestudyError; reads no data but what packages bring along."""
     facts = outline_of(config)
     check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
+    check_loss(config, facts)
     method = MethodOfRun(config)
     network = build_model(method, facts, model)
     chosen = method.settings(network.backbone.kind)

@@ -25,6 +25,7 @@ from eestudy.store import Arrays, Folder, Store
 from eestudy.training.batches import clean_batches
 from eestudy.training.execution import Execution, execution, warn_if_slow
 from eestudy.training.loop import checkpoint_name, train_phase
+from eestudy.training.own_loss import with_criterion
 from eestudy.training.phases import Phase
 from eestudy.training.resume import state_files
 from eestudy.training.whole_step import fits
@@ -43,6 +44,7 @@ def run(
     compile: str = "auto",
     model: MultiExit | None = None,
     data: object = None,
+    criterion: object = None,
 ) -> Run:
     """Trains the run of `config`, or loads what of it is done.
 
@@ -51,6 +53,8 @@ def run(
     trained, from the weights it comes with, which are part of the run's identity; what of it is frozen
     (requires_grad=False) stays as it is. data: your own, for `dataset="own"`: (x, y), a torch Dataset, a data frame, a
     mapping from train, validation and test to these, or a path (`data.own`); their content is part of the identity.
+    criterion: a loss of your own, logits (B, C) of an exit (of a regression predictions (B,)) and targets -> losses (B,)
+    or their mean; its code and the values it holds are part of the identity.
     Raises EestudyError for settings that do not fit together and for a store that cannot be written.
     """
     store = store if isinstance(store, Store) else Store(store)
@@ -59,6 +63,8 @@ def run(
         from eestudy.data.own import given  # seconds of imports that built-in data do not need
 
         config = given(config, data)
+    if criterion is not None:
+        config = with_criterion(config, criterion)
     done = Run(config, store, model)
     how = execution(device, workers, compile)
     store.check_writable()

@@ -26,6 +26,7 @@ from eestudy.training.batches import Inputs, Validation, reestimate, scores, tra
 from eestudy.training.eager_step import EagerStep, Step, build_optimizer, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.objective import Objective
+from eestudy.training.own_loss import with_class_weights
 from eestudy.training.phase_network import PhaseNetwork, phase_exits, set_trainable, trained_tensors
 from eestudy.training.phases import Phase
 from eestudy.training.resume import Progress, State, arrays, state_files
@@ -72,7 +73,7 @@ class Training:
         self, model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seeds: tuple[Any, ...],
         execution: Execution, hooks: Hooks,
     ) -> None:  # fmt: skip
-        device = execution.device
+        device, phase = execution.device, with_class_weights(phase, data.train.y, data.num_classes)
         self.model, self.phase, self.data, self.folder = model.to(device), phase, data, folder
         self.seeds, self.execution, self.before = seeds, execution, hooks.before
         parameters = set_trainable(model, phase)
