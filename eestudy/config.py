@@ -94,7 +94,7 @@ class RunConfig(BaseModel):
     # the training
     # trained: from the weights that a model of one's own comes with, so the phase of the backbone alone is left out.
     start: Literal["scratch", "trained"] = "scratch"
-    # Of each class in the loss, or "balanced": inversely to how often it occurs. Scaled to mean 1 over the training data.
+    # Of each class in the loss, or "balanced": by how rare it is. Scaled to a mean of 1 over the training data.
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] | str = ()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     criterion: str = ""  # what a loss of one's own is known by; eestudy.run(criterion=...) sets it

@@ -14,6 +14,7 @@ from eestudy import data
 from eestudy.config import DIGITS, SCHEMA, EestudyError, RunConfig, content_hash, named_seed
 from eestudy.content import code_of
 from eestudy.data.augmentation import check as check_augmentation
+from eestudy.data.splits import MULTI_LABEL
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
 from eestudy.models.own_heads import OwnHead
@@ -57,6 +58,10 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
     check_loss(config, facts)
     method = MethodOfRun(config)
+    if facts.task == MULTI_LABEL and method.identity:
+        raise EestudyError(
+            f"method: {config.method} works with probabilities of classes, and {facts.name} is multi-label; give sdn"
+        )
     network = build_model(method, facts, model)
     chosen = method.settings(network.backbone.kind)
     phases = phases_of(config, stages_of(network))
@@ -125,6 +130,7 @@ def build_model(method: MethodOfRun, facts: data.Outline, model: MultiExit | Non
             backbone, config.exits, method.settings(backbone.kind).head, config.head_layers,
             lambda stage: named_seed(config.seed, "head", stage), config.head_args,
         )  # fmt: skip
+    network.multi_label = facts.task == MULTI_LABEL
     _check_fit(config, network, facts)
     method.change(network, phases_of(config, stages_of(network)))
     # The layout convolutions are fastest in; set here, so that training and loading see the same bits. Not for a user's

@@ -51,11 +51,22 @@ def check_finite(part: Tensor, whole: Tensor) -> None:
             raise EestudyError(f"logits: must be finite, got {bad} NaN or infinite of {whole.numel()} values")
 
 
-def check_predictions(logits: ArrayLike, labels: ArrayLike, finite: bool = True) -> tuple[Tensor, np.ndarray]:
-    """Logits as in `check_logits` and labels (N,), int64 in 0..C-1, for C = 1 finite float32; else EestudyError."""
+def check_predictions(
+    logits: ArrayLike, labels: ArrayLike, finite: bool = True, several: bool = False
+) -> tuple[Tensor, np.ndarray]:
+    """Logits as in `check_logits` and labels (N,), int64 in 0..C-1, for C = 1 finite float32; else EestudyError.
+
+    several: labels may also be (N, C), each 0 or 1 (multi-label); given back as bool.
+    """
     tensor = check_logits(logits, finite)
     _, num_samples, num_classes = tensor.shape
     array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if is_multi_label(array) and array.shape == (num_samples, num_classes):
+        if not several:
+            raise EestudyError("labels: are several a sample (multi-label); this is defined for one a sample")
+        if not np.isin(array, (0, 1)).all():
+            raise EestudyError("labels: several a sample must be 0 or 1 each")
+        return tensor, array.astype(bool)
     if array.shape != (num_samples,):
         raise EestudyError(f"labels: must have shape ({num_samples},) to match the logits, got {array.shape}")
     if num_classes == 1:
@@ -74,8 +85,15 @@ def check_predictions(logits: ArrayLike, labels: ArrayLike, finite: bool = True)
     return tensor, array.astype(np.int64)
 
 
+def is_multi_label(labels: ArrayLike) -> bool:
+    """Whether labels are (N, C), several a sample."""
+    return np.ndim(labels) == 2
+
+
 def check_classes(logits: ArrayLike, labels: ArrayLike, what: str) -> tuple[Tensor, np.ndarray]:
     """`check_predictions` for what learns from labels of classes: C >= 2, and more than one class among the labels."""
+    if is_multi_label(labels):
+        raise EestudyError(f"{what}: is for one class a sample, and the labels are several a sample (multi-label)")
     tensor, array = check_predictions(logits, labels)
     if tensor.shape[2] == 1:
         raise EestudyError(f"{what}: is for classification, the logits have 1 output, which is a regression")

@@ -36,10 +36,12 @@ class MultiExit(nn.Module):
     there, for the last one (its exit is the classifier), for a backbone of one stage, which has no place for a head,
     and for a head that does not give logits (B, C), each sample's by itself.
     last_exit_boost: share of the answer before that comes on top of the classifier's (a boosted network's; 0 without).
+    multi_label: whether logits (B, C) are of labels, of which a sample may have several, or of classes; None: unknown.
     frozen: names of parameters, and of modules with their statistics, that no training changes (`frozen_by_user`).
     """
 
     last_exit_boost: float = 0.0
+    multi_label: bool | None = None
     frozen: frozenset[str] = frozenset()
 
     def __init__(
@@ -150,6 +152,8 @@ class MultiExit(nn.Module):
             raise EestudyError(f"rule: give a rule, as max_probability(0.9), got {rule!r}")
         if hasattr(rule, "check_exits"):
             rule.check_exits(self.num_exits)
+        if hasattr(rule, "check_answers"):
+            rule.check_answers(self.multi_label)
         x = self._inputs(x)
         if not len(x):
             return x.new_empty(0, self.num_classes, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)

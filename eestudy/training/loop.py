@@ -38,6 +38,8 @@ STATE_EVERY = 15.0
 SAVING_SHARE = 1 / 20
 # Epochs of a phase after which training and validation are measured, at most; every one would cost up to 40 % of a run.
 MEASURED = 20
+# What is measured after an epoch beside the loss, by the task, and how it is shown.
+SCORES = {"classification": ("accuracy", ".1%"), "regression": ("r2", ".3f"), "multi-label": ("exact_match", ".1%")}
 # Steps between two looks at what the device or the other processes have to say, where looking makes them wait.
 LOOK_EVERY = 16
 
@@ -182,7 +184,7 @@ class Training:
             held_out = self.validation.measured()
             set_trainable(self.model, phase)
             train[1] = scores(train, self.data.train.y)
-            score, form = ("accuracy", ".1%") if self.data.task == "classification" else ("r2", ".3f")
+            score, form = SCORES[self.data.task]
             for split, (losses, values) in (("train", train.tolist()), ("validation", held_out.tolist())):
                 for number, loss, value in zip(self.exits, losses, values, strict=True):
                     record = {"epoch": epoch, "exit": number, "split": split, "loss": loss, score: value}

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from eestudy.config import EestudyError, RunConfig, content_hash
 from eestudy.content import code_of
 from eestudy.data import Outline
+from eestudy.data.splits import MULTI_LABEL
 from eestudy.training.phases import Phase
 
-# Logits (B, C) of an exit (of a regression (B,)), targets -> losses (B,), or their mean. Targets as in `losses`.
+# Logits (B, C) of an exit (of a regression (B,)), targets -> losses (B,), or their mean. Targets as in `losses`, but
+# of several labels a sample float.
 Criterion = Callable[[Tensor, Tensor], Tensor]
 _GIVEN: dict[str, Criterion] = {}  # what it is known by -> what was given in this process
 
@@ -25,8 +27,8 @@ def with_criterion(config: RunConfig, criterion: object) -> RunConfig:
     """The config whose loss is `criterion`, known by its code and the values it holds: another one is another run."""
     if not callable(criterion) or isinstance(criterion, type):
         raise EestudyError(
-            f"criterion: {criterion!r} is not valid; give a function of logits (B, C) and targets that gives losses (B,) "
-            "or their mean, such as torch.nn.CrossEntropyLoss()"
+            f"criterion: {criterion!r} is not valid; give a function of logits (B, C) and targets that gives losses "
+            "(B,) or their mean, such as torch.nn.CrossEntropyLoss()"
         )
     if isinstance(criterion, nn.Module) and any(weight.requires_grad for weight in criterion.parameters()):
         raise EestudyError("criterion: has parameters, which nothing would train; make them buffers")
@@ -46,6 +48,15 @@ def criterion_of(known_by: str, device: torch.device) -> Criterion:
 def check_loss(config: RunConfig, facts: Outline) -> None:
     """EestudyError for settings of the loss that do not fit the data, and for a criterion that gives no loss."""
     weights, smoothing = config.class_weights, config.label_smoothing
+    if facts.task == MULTI_LABEL:
+        blends = {"mixup", "cutmix"} & set(config.augmentation.split("+"))
+        for name, mixes in (("augmentation", bool(blends)), ("distillation", config.distillation != "none")):
+            if mixes:
+                raise EestudyError(f"{name}: {getattr(config, name)} is for classes, and {facts.name} is {facts.task}")
+        if config.strategy == "sequential-lwf":
+            raise EestudyError(
+                f"strategy: {config.strategy} compares class probabilities; {facts.name} is {facts.task}"
+            )
     for name, given in (("class_weights", weights), ("label_smoothing", smoothing)):
         if given and config.criterion:
             raise EestudyError(f"{name}: has no effect with a criterion of your own")
@@ -60,14 +71,10 @@ def check_loss(config: RunConfig, facts: Outline) -> None:
 def _check_criterion(criterion: Criterion, config: RunConfig, facts: Outline) -> None:
     generator = torch.Generator().manual_seed(0)
     values: dict[int, Tensor] = {}
-    for count in (4, 1, 8):
-        shape = () if facts.task == "regression" else (facts.num_classes,)
-        logits = torch.randn(min(count, 4), *shape, generator=generator)
-        targets = _targets(len(logits), config, facts)
-        if count == 8:  # the four twice: the mean stays, a sum does not
-            logits, targets = (torch.cat([each, each]) for each in (first, first_targets))
-        elif count == 4:
-            first, first_targets = logits, targets
+    shape = () if facts.task == "regression" else (facts.num_classes,)
+    four, four_targets = torch.randn(4, *shape, generator=generator), _targets(4, config, facts)
+    for count in (4, 1, 8):  # the four twice: the mean stays, a sum does not
+        logits, targets = (torch.cat([each, each])[:count].clone() for each in (four, four_targets))
         given = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} of {targets.dtype}"
         logits.requires_grad_()
         try:
@@ -92,6 +99,8 @@ def _targets(count: int, config: RunConfig, facts: Outline) -> Tensor:
     """Targets as a batch of the run has them."""
     if facts.task == "regression":
         return torch.linspace(-1, 1, count)
+    if facts.task == MULTI_LABEL:
+        return (torch.arange(count * facts.num_classes).view(count, -1) % 3 == 0).float()
     labels = torch.arange(count) % facts.num_classes
     shares = {"mixup", "cutmix"} & set(config.augmentation.split("+"))
     return nn.functional.one_hot(labels, facts.num_classes).float() if shares else labels

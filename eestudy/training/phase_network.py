@@ -202,8 +202,8 @@ def check_phases(model: MultiExit, phases: Sequence[Phase]) -> None:
         taught |= {*phase_exits(model, phase)} if phase.uses_heads else set()
         if shared and not own and "backbone" not in phase.trains:
             raise EestudyError(
-                f"head: phase {phase.name!r} trains heads alone, and they are the backbone's own, which stays as it is; "
-                "joint and mixed train both"
+                f"head: phase {phase.name!r} trains heads alone, and they are the backbone's own, which it leaves "
+                "alone; joint and mixed train both"
             )
         if model.frozen and not any(name in dict(model.named_parameters()) for name in trained_tensors(model, phase)):
             raise EestudyError(
