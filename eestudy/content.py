@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,56 +92,53 @@ def _read(files: list[tuple[str, Path]], key: str) -> str:
 
 
 def code_of(thing: Any, seen: frozenset[int] = frozenset()) -> str:
-    """A function, class or object of one's own as text: its source and that of what it uses, the values it holds.
+    """A function, class or object of one's own as text: its source, what it uses and the values it holds.
 
     What a library defines is known by its name.
     """
-    if id(thing) in seen or isinstance(thing, types.ModuleType):
-        return getattr(thing, "__name__", "")
-    text = functools.partial(code_of, seen=seen | {id(thing)})
+    text, parts = "", []
+    if id(thing) in seen or isinstance(thing, types.ModuleType | types.BuiltinFunctionType) or _of_a_library(thing):
+        return getattr(thing, "__qualname__", getattr(thing, "__name__", ""))
     if isinstance(thing, Mapping):
-        return "{" + ", ".join(f"{name}: {text(value)}" for name, value in thing.items()) + "}"
-    if isinstance(thing, list | tuple | set | frozenset):
-        parts = [text(each) for each in thing]
-        return "[" + ", ".join(sorted(parts) if isinstance(thing, set | frozenset) else parts) + "]"
-    if hasattr(thing, "detach") or hasattr(thing, "tobytes"):
+        parts = [part for item in thing.items() for part in item]
+    elif isinstance(thing, list | tuple):
+        parts = list(thing)
+    elif isinstance(thing, types.FunctionType):
+        found = inspect.getclosurevars(thing)
+        text, parts = _source(thing), [found.globals, found.nonlocals, thing.__defaults__, thing.__kwdefaults__]
+    elif isinstance(thing, type):
+        own = [each for each in vars(thing).values() if isinstance(each, types.FunctionType)]
+        text, parts = _source(thing), [*own, *thing.__bases__]
+    elif isinstance(thing, types.MethodType):
+        parts = [thing.__func__, thing.__self__]
+    elif isinstance(thing, functools.partial):
+        parts = [thing.func, thing.args, thing.keywords]
+    elif hasattr(thing, "detach") or hasattr(thing, "tobytes"):
         values = thing.detach().cpu().double().numpy() if hasattr(thing, "detach") else thing
-        return f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
-    if isinstance(thing, types.CodeType):
-        return f"{thing.co_code.hex()} {thing.co_names} {text(thing.co_consts)}"
-    if isinstance(thing, types.MethodType):
-        return text(thing.__func__) + text(thing.__self__)
-    if isinstance(thing, types.FunctionType | types.BuiltinFunctionType | type):
-        by_name = isinstance(thing, types.BuiltinFunctionType) or _of_a_library(thing)
-        return f"{thing.__module__}.{thing.__qualname__}" if by_name else _source(thing, text) + text(_uses(thing))
-    if isinstance(thing, functools.partial):
-        return text((thing.func, thing.args, thing.keywords))
-    if not hasattr(thing, "__dict__") or (_of_a_library(type(thing)) and not hasattr(thing, "state_dict")):
-        return re.sub(" at 0x[0-9a-f]+", "", repr(thing))
-    held = {name: value for name, value in vars(thing).items() if name[0] != "_" or name in OF_A_MODULE}
-    return text(type(thing)) + text({name: value for name, value in held.items() if name != "training"})
-
-
-OF_A_MODULE = ("_parameters", "_buffers", "_modules")  # where torch keeps what a module is made of
+        text = f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
+    elif hasattr(thing, "__dict__"):
+        hidden = {"training"} | {name for name in vars(thing) if name[0] == "_"} - {
+            "_parameters",
+            "_buffers",
+            "_modules",
+        }
+        parts = [type(thing), {name: value for name, value in vars(thing).items() if name not in hidden}]
+    else:
+        text = re.sub(" at 0x[0-9a-f]+", "", repr(thing))
+    return f"{text}({', '.join(code_of(part, seen | {id(thing)}) for part in parts)})"
 
 
 def _of_a_library(thing: Any) -> bool:
-    root = (getattr(thing, "__module__", None) or "builtins").split(".")[0]
+    if not isinstance(thing, types.FunctionType | type):
+        return False
+    root = thing.__module__.split(".")[0]
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     return root in sys.stdlib_module_names - {"__main__"} or root == "eestudy" or "site-packages" in file
 
 
-def _source(thing: Any, text: Callable[[Any], str]) -> str:
+def _source(thing: Any) -> str:
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):  # typed into an interpreter
-        return text(getattr(thing, "__code__", None))
-
-
-def _uses(thing: Any) -> dict[str, Any]:
-    """What a function finds outside itself; of a class what its functions do, and its bases."""
-    if isinstance(thing, type):
-        own = {name: each for name, each in vars(thing).items() if isinstance(each, types.FunctionType)}
-        return {**own, "bases": thing.__bases__}
-    found = inspect.getclosurevars(thing)
-    return {**found.globals, **found.nonlocals, "defaults": (thing.__defaults__, thing.__kwdefaults__)}
+        code = getattr(thing, "__code__", None)
+        return re.sub(" at 0x[0-9a-f]+", "", f"{code.co_code.hex()} {code.co_names} {code.co_consts}") if code else ""

@@ -39,8 +39,8 @@ __all__ = [
     "ALLOCATIONS", "BUDGETS", "RISKS", "Certified", "ExitRule", "apply_temperatures", "area_under_curve",
     "budget_misses", "calibrate", "calibrated_budgets", "calibrated_curve", "control_risk", "curve_summary", "entropy",
     "every_label", "exit_metrics", "fit_temperatures", "latency", "margin", "max_probability", "ood_detection",
-    "paper_budgets", "paper_sweep", "patience", "per_exit", "reliability_metrics", "reliability_table", "scores", "simulate",
-    "threshold_sweep", "tradeoff_curve",
+    "paper_budgets", "paper_sweep", "patience", "per_exit", "reliability_metrics", "reliability_table", "scores",
+    "simulate", "threshold_sweep", "tradeoff_curve",
 ]  # fmt: skip
 
 

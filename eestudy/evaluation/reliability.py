@@ -30,8 +30,8 @@ TEMPERATURES = (0.01, 100.0)
 REGRESSION_SCORES = ("r2", "pearson", "spearman", "mse")
 """R2 = 1 - mse / variance of the labels; the correlations of Pearson and of Spearman (ranks); mean squared error."""
 LABEL_SCORES = ("exact_match", "macro_f1", "mean_average_precision")
-"""Of several labels a sample: the share with all of them right; the mean over labels of F1 (a label is predicted where its
-probability is above 0.5), and of the average precision, without labels that no sample has."""
+"""Of several labels a sample: the share with all of them right; means over labels of F1 (at probability 0.5) and of the
+average precision, without labels that no sample has."""
 
 
 def exit_metrics(logits: ArrayLike, labels: ArrayLike) -> pd.DataFrame:

@@ -6,7 +6,7 @@ early exit, the count of FLOPs, the cached features of a frozen backbone and exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, cast
@@ -60,7 +60,7 @@ class MultiExit(nn.Module):
         sides: dict[int, int] = {}
         if head == "auto":
             head = backbone.default_head or head
-            sides = _smaller_sides(backbone, self.exit_stages, shapes, head_args or {})
+            sides = _smaller_sides(backbone, {stage: shapes[stage - 1] for stage in self.exit_stages}, head_args or {})
         self.heads = nn.ModuleDict()
         if not isinstance(head, str) or head == CLASSIFIER:
             if layers != 1 or head_args:
@@ -251,23 +251,19 @@ def exit_stages(exits: Placement, backbone: Backbone) -> tuple[int, ...]:
 
 
 def _smaller_sides(
-    backbone: Backbone, stages: Sequence[int], shapes: Sequence[tuple[int, ...]], head_args: Mapping[str, Any]
+    backbone: Backbone, shapes: Mapping[int, tuple[int, ...]], args: Mapping[str, Any]
 ) -> dict[int, int]:
-    """The sides that default heads of a user's backbone pool to where 4 would be too much for it; said on stderr."""
-    if not backbone.own or backbone.default_head or backbone.kind not in ("maps", "sequence") or "side" in head_args:
+    """By stage the side that a default head of a user's backbone pools to where 4 is too much; said on stderr."""
+    if not backbone.own or backbone.default_head or backbone.kind not in ("maps", "sequence") or "side" in args:
         return {}
-    whole, width = sum(weight.numel() for weight in backbone.parameters()), head_args.get("width")
-    sides = {
-        stage: affordable_side(shapes[stage - 1], backbone.num_classes, whole, width)
-        for stage in stages
-        if max(shapes[stage - 1][1:]) > 1
-    }
-    smaller = {stage: side for stage, side in sides.items() if side < min(POOLED_SIZE, max(shapes[stage - 1][1:]))}
+    whole, width = sum(weight.numel() for weight in backbone.parameters()), args.get("width")
+    sides = {stage: affordable_side(shape, backbone.num_classes, whole, width) for stage, shape in shapes.items()}
+    smaller = {stage: side for stage, side in sides.items() if side < min(POOLED_SIZE, max(shapes[stage][1:]))}
     if smaller:
         pooled = ", ".join(f"{side} after stage {stage}" for stage, side in smaller.items())
         say(
-            f"head: pools to a side of {pooled}, as at {POOLED_SIZE} one head would have more than {LARGEST_SHARE:.0%} "
-            f"of the backbone's {whole:,} parameters; head_args={{'side': {POOLED_SIZE}}} does so all the same"
+            f"head: pools to a side of {pooled}, as with {POOLED_SIZE} a head has more than {LARGEST_SHARE:.0%} of "
+            f"the backbone's {whole:,} parameters; head_args={{'side': {POOLED_SIZE}}} pools to {POOLED_SIZE} anyhow"
         )
     return smaller
 

@@ -18,135 +18,77 @@ CLASSIFIER = "classifier"  # the backbone's own, at every exit
 
 
 class OwnHead(Head):
-    """A user's module as a head. copies: it changes in place what it reads, which later stages need."""
+    """A user's module as a head.
 
-    copies = False
+    copies: it changes in place what it reads, which later stages need. moved: it reads channels last.
+    """
+
+    copies = moved = False
 
     def reduce(self, features: Tensor) -> Tensor:
+        features = features.movedim(1, -1) if self.moved else features
         return features.clone() if self.copies else features
-
-    def read(self, reduced: Tensor, previous: Tensor | None = None) -> Tensor:
-        return self[0](reduced)
-
-
-class ClassifierHead(nn.Module):
-    """The backbone's own classifier for what a head reads. moved: there its channels are in front, in a state last."""
-
-    def __init__(self, classifier: nn.Module, moved: bool) -> None:
-        super().__init__()
-        self.classifier, self.moved = classifier, moved
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.classifier(features.movedim(1, -1) if self.moved else features)
 
 
 def own_heads(given: Any, backbone: Backbone, stages: Sequence[int]) -> list[Head]:
-    """A head for each of `stages`, tried on random features (`checked`). EestudyError for what cannot be one."""
+    """A head for each of `stages`, tried on random features; EestudyError where one gives no logits of a sample."""
     shapes, classes = [backbone.feature_shapes()[stage - 1] for stage in stages], backbone.num_classes
-    if isinstance(given, str):
-        made: list[Any] = [ClassifierHead(backbone.classifier, moved) for moved in _moved(backbone, stages)]
-    elif isinstance(given, list | tuple | nn.ModuleList):
-        made = list(given)
-        if len(made) != len(stages):
-            raise EestudyError(f"head: {len(made)} modules are given for {len(stages)} exits before the last")
-    elif isinstance(given, nn.Module):
-        made = [given] * len(stages)
-    elif callable(given):
-        made = [_called(given, shape, classes) for shape in shapes]
-    else:
+    several = isinstance(given, list | tuple | nn.ModuleList)
+    if several and len(given) != len(stages):
+        raise EestudyError(f"head: {len(given)} modules are given for {len(stages)} exits before the last")
+    if not several and not callable(given) and given != CLASSIFIER:
         raise EestudyError(
             f"head: {given!r} is not valid; give a name ({', '.join(('auto', CLASSIFIER, *HEADS))}), a torch module "
             "for all exits, a list of one an exit, or a function of a feature's shape and the number of classes"
         )
-    wrapped: dict[int, Head] = {}  # one module for several exits is one head
-    heads = []
-    for module, shape, stage in zip(made, shapes, stages):
-        where = f"head: {type(module).__name__} after stage {stage}"
+    heads: dict[int, Head] = {}  # one module for several exits is one head
+    made = []
+    for place, (stage, shape) in enumerate(zip(stages, shapes)):
+        where = f"head after stage {stage}"
+        module: Any = backbone.classifier if given == CLASSIFIER else given[place] if several else given
+        if not isinstance(module, nn.Module) and callable(module):
+            try:
+                module = module(shape, classes)
+            except Exception as error:
+                raise EestudyError(f"{where}: it fails for {shape}, {classes} classes: {_reason(error)}") from error
         if not isinstance(module, nn.Module):
-            raise EestudyError(f"{where} is no torch module; one that gives logits (B, {classes}) is needed")
-        head = module if isinstance(module, Head) else wrapped.setdefault(id(module), OwnHead(module))
-        if checked(where, head, torch.randn(3, *shape, device=device_of(backbone)), classes):
-            head = head if isinstance(head, OwnHead) else OwnHead(head)
+            raise EestudyError(
+                f"{where}: {type(module).__name__} is no torch module, which gives logits (B, {classes})"
+            )
+        head = heads.setdefault(id(module), module if isinstance(module, Head) else OwnHead(module))
+        if given == CLASSIFIER:
+            head.moved = getattr(backbone, "channels_last", False)
+        if _changes(where, head.to(device_of(backbone)), shape, classes):
+            head = heads[id(module)] = head if isinstance(head, OwnHead) else OwnHead(head)
             head.copies = True
-        heads.append(head)
-    return heads
-
-
-def _called(make: Callable[[tuple[int, ...], int], Any], shape: tuple[int, ...], classes: int) -> Any:
-    try:
-        return make(shape, classes)
-    except Exception as error:
-        raise EestudyError(
-            f"head: {getattr(make, '__name__', type(make).__name__)}({shape}, {classes}) fails: {_reason(error)}; it "
-            "gets the shape of a sample's features and the number of classes"
-        ) from error
+        made.append(head)
+    return made
 
 
 @torch.no_grad()
-def checked(where: str, head: Head, x: Tensor, classes: int) -> bool:
-    """Whether a head changes features x (3, ...) in place. EestudyError where what it gives are no logits of its own.
-
-    Logits (B, C) are needed for any batch, of each sample whatever the others are, not random, and not probabilities.
-    """
-    head.to(x.device)
+def _changes(where: str, head: Head, shape: tuple[int, ...], classes: int) -> bool:
+    """Whether a head changes features in place; EestudyError where it gives no logits (B, C), each sample's alone."""
     with mode(head, False), torch.random.fork_rng():
-        try:
-            given = x.clone()
-            whole = head(given)
-            parts = [head(x[:1].clone()), head(x[1:].clone())]
-            turned = head(x.flip(0)).flip(0) if isinstance(whole, Tensor) and whole.ndim else None
-        except Exception as error:
-            raise EestudyError(f"{where} does not take features of shape {_shape(x)}: {_reason(error)}") from error
-    for logits, count in zip((whole, *parts), (3, 1, 2)):
-        if not isinstance(logits, Tensor) or logits.shape != (count, classes):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise EestudyError(f"{where} gives {found} for {count} samples; logits {(count, classes)} are needed")
-    if not torch.isfinite(whole).all():
-        raise EestudyError(f"{where} gives NaN or infinity for random features")
-    near = 1e-3 * float(whole.abs().max())
-    for other in (torch.cat(parts), turned):
-        if other is None or not torch.allclose(whole, other, rtol=1e-3, atol=near):
-            raise EestudyError(f"{where}: its logits of a sample are random or depend on the others in the batch")
-    if classes > 1 and whole.min() >= 0 and whole.max() <= 1:
-        with torch.enable_grad():
-            sigmoid = _ends_in_sigmoid(head(x.clone().requires_grad_()))
-        if sigmoid or torch.allclose(whole.sum(1), torch.ones_like(whole[:, 0]), atol=1e-4):
-            raise EestudyError(f"{where} gives probabilities; exits need logits: leave its softmax or sigmoid out")
+        x = torch.randn(3, *shape, device=device_of(head))
+        given = x.clone()
+        found: list[Any] = []
+        for batch in (given, x[:1].clone(), x[1:].clone(), x.flip(0), 1000 * x):
+            try:
+                found.append(head(batch))
+            except Exception as error:
+                needs = f"does not take features (B, {', '.join(map(str, shape))})"
+                raise EestudyError(f"{where}: {needs}: {_reason(error)}") from error
+            if not isinstance(found[-1], Tensor) or found[-1].shape != (len(batch), classes):
+                gives = tuple(found[-1].shape) if isinstance(found[-1], Tensor) else type(found[-1]).__name__
+                raise EestudyError(f"{where}: gives {gives}; logits {(len(batch), classes)} are needed")
+    logits, first, others, turned, large = found
+    near = {"rtol": 1e-3, "atol": 1e-3 * float(logits.abs().max())}
+    if not all(torch.allclose(logits, other, **near) for other in (torch.cat([first, others]), turned.flip(0))):
+        raise EestudyError(f"{where}: its logits of a sample are random, NaN or depend on the others in the batch")
+    both = torch.cat([logits, large])  # logits grow with what they are made of, probabilities do not
+    if classes > 1 and both.any() and both.min() >= 0 and both.max() <= 1:
+        raise EestudyError(f"{where}: gives probabilities; exits need logits: leave the last softmax or sigmoid out")
     return not torch.equal(given, x)
-
-
-def _ends_in_sigmoid(logits: Tensor) -> bool:
-    node: Any = logits.grad_fn
-    for _ in range(4):  # behind a view or two
-        if node is None or node.name().startswith("Sigmoid"):
-            return node is not None
-        node = node.next_functions[0][0] if node.next_functions else None
-    return False
-
-
-@torch.no_grad()
-def _moved(backbone: Backbone, stages: Sequence[int]) -> list[bool]:
-    """Whether what heads read after these stages has the channels moved to the front, which a state has last."""
-    found, state = [], backbone.dry_input(2)
-    with mode(backbone, False):
-        for number, stage in enumerate(backbone.stages, 1):
-            state = stage(state)
-            if number not in stages:
-                continue
-            if not isinstance(state, Tensor):
-                raise EestudyError(
-                    f"head: classifier: the state after stage {number} is a tuple, of which heads read one"
-                )
-            features = backbone.features(state)
-            moved = features.ndim > 2 and features.stride() != state.stride()
-            if not torch.equal(features.movedim(1, -1) if moved else features, state):
-                raise EestudyError(f"head: classifier: heads read another form of the state after stage {number}")
-            found.append(moved)
-    return found
-
-
-def _shape(x: Tensor) -> str:
-    return f"(B, {', '.join(map(str, x.shape[1:]))})"
 
 
 def _reason(error: Exception) -> str:

@@ -47,63 +47,49 @@ def criterion_of(known_by: str, device: torch.device) -> Criterion:
 
 def check_loss(config: RunConfig, facts: Outline) -> None:
     """EestudyError for settings of the loss that do not fit the data, and for a criterion that gives no loss."""
-    weights, smoothing = config.class_weights, config.label_smoothing
+    weights, blends = config.class_weights, {"mixup", "cutmix"} & set(config.augmentation.split("+"))
+    of_classes = {"class_weights": bool(weights), "label_smoothing": config.label_smoothing > 0}
     if facts.task == MULTI_LABEL:
-        blends = {"mixup", "cutmix"} & set(config.augmentation.split("+"))
-        for name, mixes in (("augmentation", bool(blends)), ("distillation", config.distillation != "none")):
-            if mixes:
-                raise EestudyError(f"{name}: {getattr(config, name)} is for classes, and {facts.name} is {facts.task}")
-        if config.strategy == "sequential-lwf":
-            raise EestudyError(
-                f"strategy: {config.strategy} compares class probabilities; {facts.name} is {facts.task}"
-            )
-    for name, given in (("class_weights", weights), ("label_smoothing", smoothing)):
-        if given and config.criterion:
+        of_classes["augmentation"], of_classes["distillation"] = bool(blends), config.distillation != "none"
+        of_classes["strategy"] = config.strategy == "sequential-lwf"
+    for name in (name for name, given in of_classes.items() if given):
+        if facts.task != "classification":
+            raise EestudyError(f"{name}: {getattr(config, name)} is for classes; {facts.name} is {facts.task}")
+        if config.criterion:
             raise EestudyError(f"{name}: has no effect with a criterion of your own")
-        if given and facts.task != "classification":
-            raise EestudyError(f"{name}: is for classification, and {facts.name} is {facts.task}")
     if isinstance(weights, tuple) and weights and len(weights) != facts.num_classes:
         raise EestudyError(f"class_weights: {len(weights)} are given, but {facts.name} has {facts.num_classes} classes")
     if config.criterion:
-        _check_criterion(criterion_of(config.criterion, torch.device("cpu")), config, facts)
+        _check_criterion(criterion_of(config.criterion, torch.device("cpu")), facts, bool(blends))
 
 
-def _check_criterion(criterion: Criterion, config: RunConfig, facts: Outline) -> None:
-    generator = torch.Generator().manual_seed(0)
-    values: dict[int, Tensor] = {}
+def _check_criterion(criterion: Criterion, facts: Outline, blends: bool) -> None:
     shape = () if facts.task == "regression" else (facts.num_classes,)
-    four, four_targets = torch.randn(4, *shape, generator=generator), _targets(4, config, facts)
+    four = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(4) % facts.num_classes
+    # As a batch of the run has them: real values, 0 or 1 a label, the shares of blended classes, or classes.
+    targets = four + 1 if not shape else (four > 0).float() if facts.task == MULTI_LABEL else classes
+    targets = nn.functional.one_hot(classes, facts.num_classes).float() if blends and shape else targets
+    means: list[float] = []
     for count in (4, 1, 8):  # the four twice: the mean stays, a sum does not
-        logits, targets = (torch.cat([each, each])[:count].clone() for each in (four, four_targets))
-        given = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} of {targets.dtype}"
-        logits.requires_grad_()
+        logits, labels = (torch.cat([each, each])[:count].clone() for each in (four, targets))
+        given = f"logits {tuple(logits.shape)} and targets {tuple(labels.shape)} of {labels.dtype}"
         try:
             with torch.random.fork_rng():
-                loss: Any = criterion(logits, targets)
+                loss: Any = criterion(logits.requires_grad_(), labels)
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise EestudyError(f"criterion: fails for {given}: {reason}") from error
-        if not isinstance(loss, Tensor) or loss.shape not in ((), (count,)):
+        if not isinstance(loss, Tensor) or loss.shape not in ((), (count,)) or not loss.isfinite().all():
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise EestudyError(f"criterion: gives {found} for {given}; losses {(count,)} or their mean () are needed")
-        if not loss.isfinite().all():
-            raise EestudyError(f"criterion: gives NaN or infinity for {given}")
-        if not loss.requires_grad or not torch.autograd.grad(loss.sum(), logits)[0].any():
+            raise EestudyError(
+                f"criterion: gives {found} for {given}; finite losses {(count,)} or their mean are needed"
+            )
+        if not loss.requires_grad or (count > 1 and not torch.autograd.grad(loss.sum(), logits)[0].any()):
             raise EestudyError("criterion: its loss has no gradient with respect to the logits")
-        values[count] = loss.detach()
-    if not values[4].ndim and torch.isclose(values[8], 2 * values[4]) and values[4].abs() > 1e-6:
-        raise EestudyError("criterion: gives the sum over the batch; its mean or losses (B,) are needed")
-
-
-def _targets(count: int, config: RunConfig, facts: Outline) -> Tensor:
-    """Targets as a batch of the run has them."""
-    if facts.task == "regression":
-        return torch.linspace(-1, 1, count)
-    if facts.task == MULTI_LABEL:
-        return (torch.arange(count * facts.num_classes).view(count, -1) % 3 == 0).float()
-    labels = torch.arange(count) % facts.num_classes
-    shares = {"mixup", "cutmix"} & set(config.augmentation.split("+"))
-    return nn.functional.one_hot(labels, facts.num_classes).float() if shares else labels
+        means.append(float(loss.detach().mean()))
+    if not loss.ndim and means[0] and abs(means[2] - 2 * means[0]) < 1e-4 * abs(means[0]):
+        raise EestudyError("criterion: gives the sum over the batch; losses (B,) or their mean are needed")
 
 
 def with_class_weights(phase: Phase, y: Tensor, classes: int) -> Phase:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rule import OfOneExit, logistic_steps
+from .rule import OfOneExit
 
 
 class EveryLabel(OfOneExit):
@@ -21,9 +21,6 @@ class EveryLabel(OfOneExit):
 
     def sweep(self, num_exits: int, num_classes: int) -> np.ndarray:
         return np.linspace(0.5, 1.0, 100)
-
-    def sequence(self, num_exits: int, num_classes: int) -> np.ndarray:
-        return logistic_steps(0.5)
 
 
 RULE = EveryLabel()
