@@ -20,7 +20,7 @@ from eestudy.data.splits import MULTI_LABEL
 from eestudy.environment import describe, say
 from eestudy.evaluation.reliability import LABEL_SCORES, REGRESSION_SCORES
 from eestudy.methods import MethodOfRun
-from eestudy.models import MultiExit, exit_costs
+from eestudy.models import MultiExit, check_network, exit_costs
 from eestudy.plan import Plan, build_model, fingerprint, load_data, outline_of, prepare, stages_of
 from eestudy.registry import METHODS
 from eestudy.store import Arrays, Folder, Store
@@ -86,9 +86,8 @@ def run(
 def _check_types(config: object, model: object) -> None:
     if not isinstance(config, RunConfig):
         raise EestudyError(f"config: give a RunConfig, got {type(config).__name__}; RunConfig(**fields) makes one")
-    if model is not None and not isinstance(model, MultiExit):
-        hint = "eestudy.add_exits(model, after=[...]) makes one"
-        raise EestudyError(f"model: give a MultiExit, got {type(model).__name__}; {hint}")
+    if model is not None:
+        check_network(model)
 
 
 @contextmanager

@@ -28,7 +28,12 @@ def check_logits(logits: ArrayLike, finite: bool = True) -> Tensor:
     """
     if isinstance(logits, np.ndarray) and not logits.flags.writeable:
         logits = logits.copy()  # torch warns about read-only memory
-    tensor = torch.as_tensor(logits).detach().to("cpu", torch.float32).contiguous()
+    try:
+        each = isinstance(logits, list | tuple) and bool(logits) and isinstance(logits[0], Tensor)  # as a network gives
+        tensor = (torch.stack(list(logits)) if each else torch.as_tensor(logits)).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise EestudyError(f"logits: {type(logits).__name__} is not one array (exits, samples, classes)") from None
+    tensor = tensor.to("cpu", torch.float32).contiguous()
     if tensor.ndim != 3:
         raise EestudyError(f"logits: must have shape (exits, samples, classes), got {tuple(tensor.shape)}")
     num_exits, num_samples, num_classes = tensor.shape

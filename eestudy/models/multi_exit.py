@@ -54,6 +54,11 @@ class MultiExit(nn.Module):
                 f"backbone: give a Backbone, got {type(backbone).__name__}; add_exits(model, after=[...]) makes a "
                 "network with exits from any model"
             )
+        if exits != "all" and not isinstance(exits, Mapping):
+            given: list[Any] = [exits] if isinstance(exits, str) or not isinstance(exits, Iterable) else list(exits)
+            exits = given
+            if not all(isinstance(stage, int | np.integer) for stage in given):
+                raise EestudyError(f"exits: {given} is not valid; give 'all', or stages counted from 1, such as [2, 4]")
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
         shapes = backbone.feature_shapes()
@@ -205,8 +210,8 @@ class MultiExit(nn.Module):
             except (TypeError, ValueError, RuntimeError, IndexError) as error:
                 reason = str(error).strip().split("\n")[0]
                 raise EestudyError(f"x: {type(x).__name__} cannot be made one tensor of samples ({reason})") from None
-        if x.dtype == torch.float64 and wanted == torch.float32 and self._precision != torch.float64:
-            x = x.float()
+        if x.is_floating_point() and wanted.is_floating_point:
+            x = x.to(self._precision)
         if x.ndim != len(self.input_shape) + 1:
             hint = "; give one sample as x[None]" if x.ndim == len(self.input_shape) else ""
             raise EestudyError(f"x: {self._wanted(x)}{hint}")
@@ -285,6 +290,13 @@ def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
     return tuple(sorted(taken))
 
 
+def check_network(model: object, name: str = "model") -> None:
+    """EestudyError, in which it has this name, for anything but a MultiExit."""
+    if not isinstance(model, MultiExit):
+        hint = "eestudy.add_exits(model, after=[...]) makes one"
+        raise EestudyError(f"{name}: give a MultiExit, got {type(model).__name__}; {hint}")
+
+
 @dataclass(frozen=True)
 class ExitCosts:
     """FLOPs of one sample (torch's count: a multiply and an add are two) and parameters; exits counted from 1.
@@ -309,6 +321,7 @@ class ExitCosts:
 @torch.no_grad()
 def exit_costs(model: MultiExit) -> ExitCosts:
     """Counted on one sample, part by part, in eval mode. The model is left as it was."""
+    check_network(model)
     *stages, _ = stage_flops(model.backbone)
     answers, flops, params = [], [], []  # of each exit alone
     seen: set[int] = set()

@@ -55,8 +55,8 @@ def own_heads(given: Any, backbone: Backbone, stages: Sequence[int]) -> list[Hea
             raise EestudyError(
                 f"{where}: {type(module).__name__} is no torch module, which gives logits (B, {classes})"
             )
-        head = heads.setdefault(id(module), module if isinstance(module, Head) else OwnHead(module))
-        if given == CLASSIFIER:
+        head: Head = heads.setdefault(id(module), module if isinstance(module, Head) else OwnHead(module))
+        if given == CLASSIFIER and isinstance(head, OwnHead):
             head.moved = getattr(backbone, "channels_last", False)
         if _changes(where, head.to(device_of(backbone)), shape, classes):
             head = heads[id(module)] = head if isinstance(head, OwnHead) else OwnHead(head)
@@ -82,8 +82,8 @@ def _changes(where: str, head: Head, shape: tuple[int, ...], classes: int) -> bo
                 gives = tuple(found[-1].shape) if isinstance(found[-1], Tensor) else type(found[-1]).__name__
                 raise EestudyError(f"{where}: gives {gives}; logits {(len(batch), classes)} are needed")
     logits, first, others, turned, large = found
-    near = {"rtol": 1e-3, "atol": 1e-3 * float(logits.abs().max())}
-    if not all(torch.allclose(logits, other, **near) for other in (torch.cat([first, others]), turned.flip(0))):
+    near = 1e-3 * float(logits.abs().max())
+    if not all(torch.allclose(logits, each, 1e-3, near) for each in (torch.cat([first, others]), turned.flip(0))):
         raise EestudyError(f"{where}: its logits of a sample are random, NaN or depend on the others in the batch")
     both = torch.cat([logits, large])  # logits grow with what they are made of, probabilities do not
     if classes > 1 and both.any() and both.min() >= 0 and both.max() <= 1:
