@@ -98,7 +98,7 @@ def code_of(thing: Any, seen: frozenset[int] = frozenset()) -> str:
     """
     text, parts = "", []
     if id(thing) in seen or isinstance(thing, types.ModuleType | types.BuiltinFunctionType) or _of_a_library(thing):
-        return getattr(thing, "__qualname__", getattr(thing, "__name__", ""))
+        return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', getattr(thing, '__name__', ''))}"
     if isinstance(thing, Mapping):
         parts = [part for item in thing.items() for part in item]
     elif isinstance(thing, list | tuple):
@@ -131,7 +131,7 @@ def code_of(thing: Any, seen: frozenset[int] = frozenset()) -> str:
 def _of_a_library(thing: Any) -> bool:
     if not isinstance(thing, types.FunctionType | type):
         return False
-    root = thing.__module__.split(".")[0]
+    root = (thing.__module__ or "").split(".")[0]
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     return root in sys.stdlib_module_names - {"__main__"} or root == "eestudy" or "site-packages" in file
 
@@ -140,5 +140,10 @@ def _source(thing: Any) -> str:
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):  # typed into an interpreter
-        code = getattr(thing, "__code__", None)
-        return re.sub(" at 0x[0-9a-f]+", "", f"{code.co_code.hex()} {code.co_names} {code.co_consts}") if code else ""
+        return _compiled(getattr(thing, "__code__", None))
+
+
+def _compiled(code: Any) -> str:
+    if not isinstance(code, types.CodeType):
+        return repr(code)
+    return f"{code.co_code.hex()} {code.co_names} {list(map(_compiled, code.co_consts))}"

@@ -21,7 +21,7 @@ Predictions = tuple[ArrayLike, ArrayLike]
 Costs = Sequence[float] | ArrayLike
 
 
-def check_logits(logits: ArrayLike, finite: bool = True) -> Tensor:
+def check_logits(logits: ArrayLike | Sequence[Tensor], finite: bool = True) -> Tensor:
     """Logits (K, N, C) as a contiguous float32 tensor on the CPU.
 
     Raises EestudyError unless K >= 1, N >= 1, C >= 1 (1: regression) and, if `finite`, every value is.
