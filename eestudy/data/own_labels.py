@@ -7,8 +7,6 @@ import numpy as np
 from eestudy.config import EestudyError
 from eestudy.data.splits import MULTI_LABEL
 
-SAY_SO = "dataset_args: {task: multi-label}"
-
 
 def several_labels(
     labels: dict[str, np.ndarray], task: str, target: str
@@ -22,29 +20,21 @@ def several_labels(
     if task not in ("", MULTI_LABEL):
         raise EestudyError(f"data: train labels of shape {train.shape} for {task}, which needs one a sample")
     for name, y in labels.items():
+        shape = f"data: {name} labels of shape {y.shape}"
         if y.ndim != 2 or y.shape[1:] != train.shape[1:]:
-            raise EestudyError(
-                f"data: {name} labels of shape {y.shape}, those of train {train.shape}; several labels are (N, C)"
-            )
-        wrong = ~np.isin(y, (0, 1)) if y.dtype.kind in "biuf" else np.ones(y.shape, dtype=bool)
+            raise EestudyError(f"{shape}, those of train {train.shape}; several labels are (N, C)")
+        wrong = ~np.isin(y, (0, 1)) | (y.dtype.kind not in "biuf")
         if wrong.any():
-            raise EestudyError(
-                f"data: {name} labels of shape {y.shape} must be 0 or 1 each, found {y[wrong][0]}; a class or a real "
-                "number a sample has labels of shape (N,)"
-            )
+            found = y[wrong][0]
+            raise EestudyError(f"{shape} must be 0 or 1 each, found {found}; one class or number a sample is (N,)")
     if not task and all((y.sum(axis=1) == 1).all() for y in labels.values()):
         raise EestudyError(
             f"data: every sample has exactly one of {train.shape[1]} labels: give classes, y.argmax(1), or, if that is "
-            f"by chance, {SAY_SO}"
+            "by chance, dataset_args: {task: multi-label}"
         )
-    names = (
-        tuple(name.strip() for name in target.split(",")) if "," in target else tuple(map(str, range(train.shape[1])))
-    )
-    share = train.mean(axis=0, dtype=np.float64)
-    constant = np.isin(share, (0, 1))
-    if constant.any():
-        raise EestudyError(
-            f"data: label {names[constant.argmax()]!r} is {share[constant.argmax()]:g} for all {len(train)} training "
-            "samples; leave it out, there is nothing to learn"
-        )
+    told = [name.strip() for name in target.split(",")] if "," in target else range(train.shape[1])
+    names, share = tuple(map(str, told)), train.mean(axis=0, dtype=np.float64)
+    for name, each in zip(names, share):
+        if each in (0, 1):
+            raise EestudyError(f"data: label {name!r} is {each:g} for all {len(train)} training samples; leave it out")
     return names, {name: y.astype(bool) for name, y in labels.items()}

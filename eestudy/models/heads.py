@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from eestudy.config import MOST_HEAD_LAYERS, EestudyError, check_name, nearest
 
 POOLED_SIZE = 4  # each side of what an SDN head pools to
-LARGEST_SHARE = 0.1  # of a backbone's parameters that the last layer of one default head may have
 
 
 class Head(nn.Sequential):
@@ -231,18 +230,6 @@ def build_head(
     if name in CASCADING and not first:
         head[-1] = Cascade(cast(nn.Linear, head[-1]).in_features, num_classes)
     return head
-
-
-def affordable_side(feature_shape: tuple[int, ...], num_classes: int, parameters: int, width: int | None = None) -> int:
-    """The side that a default head pools to: 4, less where its last layer would outweigh the backbone's `parameters`.
-
-    The largest of 4, 2 and 1 with at most LARGEST_SHARE of them, else 1.
-    """
-    channels = width or feature_shape[0]
-    for side in (POOLED_SIZE, 2):
-        if channels * prod(min(side, each) for each in feature_shape[1:]) * num_classes <= LARGEST_SHARE * parameters:
-            return side
-    return 1
 
 
 def check_args(field: str, name: str, parameters: Iterable[inspect.Parameter], args: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.models.backbone import Backbone, counted, mode, stage_flops
-from eestudy.models.heads import LARGEST_SHARE, POOLED_SIZE, Head, affordable_side, build_head
+from eestudy.models.heads import POOLED_SIZE, Head, build_head
 from eestudy.models.own_heads import CLASSIFIER, Heads, own_heads
 
 # Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
 Placement = Iterable[int] | str | Mapping[str, Any]
+LARGEST_SHARE = 0.1  # of the parameters of a backbone of one's own that a default head's last layer may have
 # Gets the logits (b, C) of exits 1..k of the samples still inside; says who leaves at exit k, bool (b,).
 Rule = Callable[[list[Tensor]], Tensor]
 
@@ -258,17 +260,22 @@ def exit_stages(exits: Placement, backbone: Backbone) -> tuple[int, ...]:
 def _smaller_sides(
     backbone: Backbone, shapes: Mapping[int, tuple[int, ...]], args: Mapping[str, Any]
 ) -> dict[int, int]:
-    """By stage the side that a default head of a user's backbone pools to where 4 is too much; said on stderr."""
+    """By stage the side of 2 or 1 that a user's default head pools to, where its last layer would be too large at 4."""
     if not backbone.own or backbone.default_head or backbone.kind not in ("maps", "sequence") or "side" in args:
         return {}
-    whole, width = sum(weight.numel() for weight in backbone.parameters()), args.get("width")
-    sides = {stage: affordable_side(shape, backbone.num_classes, whole, width) for stage, shape in shapes.items()}
-    smaller = {stage: side for stage, side in sides.items() if side < min(POOLED_SIZE, max(shapes[stage][1:]))}
+    most = LARGEST_SHARE * sum(weight.numel() for weight in backbone.parameters())
+    smaller = {}
+    for stage, (channels, *sides) in shapes.items():
+        width = args.get("width", channels) * backbone.num_classes
+        sizes = {side: width * prod(min(side, each) for each in sides) for side in (POOLED_SIZE, 2, 1)}
+        side = next((side for side, size in sizes.items() if size <= most), 1)
+        if sizes[side] < sizes[POOLED_SIZE]:
+            smaller[stage] = side
     if smaller:
         pooled = ", ".join(f"{side} after stage {stage}" for stage, side in smaller.items())
         say(
-            f"head: pools to a side of {pooled}, as with {POOLED_SIZE} a head has more than {LARGEST_SHARE:.0%} of "
-            f"the backbone's {whole:,} parameters; head_args={{'side': {POOLED_SIZE}}} pools to {POOLED_SIZE} anyhow"
+            f"head: pools to a side of {pooled}, as with {POOLED_SIZE} a head has more than {LARGEST_SHARE:.0%} of the "
+            f"backbone's parameters; head_args={{'side': {POOLED_SIZE}}} pools to {POOLED_SIZE} anyhow"
         )
     return smaller
 

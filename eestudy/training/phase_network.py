@@ -153,8 +153,7 @@ def trained_modules(model: MultiExit, phase: Phase) -> dict[str, nn.Module]:
 def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
     """Freezes what the phase does not train, in eval mode (for BatchNorm's statistics); returns what it trains.
 
-    What the user froze in their own network (`MultiExit.frozen`) no phase trains. Nor does one without the backbone
-    train what a head has in common with it, as the backbone's own classifier.
+    What the user froze in their own network (`MultiExit.frozen`) no phase trains.
     """
     for module in model.children():
         module.eval().requires_grad_(False)
@@ -162,9 +161,6 @@ def set_trainable(model: MultiExit, phase: Phase) -> list[nn.Parameter]:
     for module in trained_modules(model, phase).values():
         module.train().requires_grad_(True)
         trained |= {id(parameter): parameter for parameter in module.parameters()}
-    if "backbone" not in phase.trains:
-        model.backbone.eval().requires_grad_(False)
-        trained = {key: parameter for key, parameter in trained.items() if parameter.requires_grad}
     for name, part in model.named_modules():
         if name in model.frozen:
             part.eval()
@@ -185,26 +181,21 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
 def check_phases(model: MultiExit, phases: Sequence[Phase]) -> None:
     """EestudyError for a phase that trains only what is frozen, or changes statistics that the backbone lacks.
 
-    Also where it would change a head that an earlier one has trained and it keeps, as exits share it.
+    Also for one that would change an exit that it is to leave as it is, by weights that exits share.
     """
-    answering = [*model.heads.values(), model.backbone.classifier]
-    shared = len({weight for each in answering for weight in each.parameters()}) < sum(
-        len([*each.parameters()]) for each in answering
-    )
-    own = {*model.heads.parameters()} - {*model.backbone.parameters()}
     taught: set[int] = set()
     for phase in phases:
-        if shared and taught - {*phase_exits(model, phase)}:
+        kept: list[nn.Module] = [] if "backbone" in phase.trains else [model.backbone]
+        for exit in taught - {*phase_exits(model, phase)}:
+            last = exit == model.num_exits
+            kept.append(model.backbone.classifier if last else model.head(model.exit_stages[exit - 1]))
+        trained = {weight for module in trained_modules(model, phase).values() for weight in module.parameters()}
+        if not trained.isdisjoint(weight for module in kept for weight in module.parameters()):
             raise EestudyError(
-                f"head: phase {phase.name!r} trains one exit and leaves those before as they are, but exits share a "
-                "head; joint, mixed and others train them together"
+                f"head: phase {phase.name!r} leaves some exits as they are, but they share weights with a head that it "
+                "trains; joint, mixed and others train them together"
             )
-        taught |= {*phase_exits(model, phase)} if phase.uses_heads else set()
-        if shared and not own and "backbone" not in phase.trains:
-            raise EestudyError(
-                f"head: phase {phase.name!r} trains heads alone, and they are the backbone's own, which it leaves "
-                "alone; joint and mixed train both"
-            )
+        taught |= {*phase_exits(model, phase)}
         if model.frozen and not any(name in dict(model.named_parameters()) for name in trained_tensors(model, phase)):
             raise EestudyError(
                 f"model: all that phase {phase.name!r} would train is frozen (requires_grad=False); RunConfig(start="
@@ -224,15 +215,14 @@ def phase_exits(model: MultiExit, phase: Phase) -> list[int]:
 def trained_tensors(model: MultiExit, phase: Phase) -> dict[str, Tensor]:
     """Name -> tensor of everything the phase may change, BatchNorm buffers included."""
     trained = tuple(f"{name}." for name in trained_modules(model, phase))
-    found: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()  # a tensor that modules share is saved once
-    for name, value in model.state_dict().items():
-        if name.startswith(trained) and not {name, name.rpartition(".")[0]} & model.frozen:
-            place = (value.data_ptr(), value.shape)
-            if place not in seen or not value.numel():
-                found[name] = value
-            seen.add(place)
-    return found
+    named = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.startswith(trained) and not {name, name.rpartition(".")[0]} & model.frozen
+    }
+    # What modules share is saved once, under its first name.
+    first = {(value.data_ptr(), value.shape): name for name, value in reversed(named.items())}
+    return {name: value for name, value in named.items() if name in first.values() or not value.numel()}
 
 
 @contextmanager
