@@ -72,7 +72,7 @@ def _changes(where: str, head: Head, shape: tuple[int, ...], classes: int) -> bo
         x = torch.randn(3, *shape, device=device_of(head))
         given = x.clone()
         found: list[Any] = []
-        for batch in (given, x[:1].clone(), x[1:].clone(), x.flip(0), 1000 * x):
+        for batch in (given, x[:1].clone(), x[1:].clone(), x.flip(0), -1000 * x):
             try:
                 found.append(head(batch))
             except Exception as error:
