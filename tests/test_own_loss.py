@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import eestudy
 from eestudy.content import code_of
+from eestudy.study import load_study
 from eestudy.training.losses import exit_losses
 from eestudy.training.own_loss import with_class_weights
 from eestudy.training.phases import Phase, Settings
@@ -150,6 +151,14 @@ def test_a_criterion_that_is_not_here_is_asked_for(tmp_path):
     config = eestudy.RunConfig(architecture="mlp", dataset="digits", strategy="joint", criterion="abc")
     with pytest.raises(eestudy.EestudyError, match="criterion: abc was not given in this process"):
         eestudy.run(config, store=tmp_path)
+
+
+def test_weights_of_classes_in_a_yaml_are_one_value(tmp_path):
+    (tmp_path / "one.yaml").write_text(
+        "architecture: mlp\ndataset: digits\nstrategy: joint\nclass_weights: [1, 2, 3]\n"
+    )
+    (only,) = load_study(tmp_path / "one.yaml").configs
+    assert only.class_weights == (1, 2, 3)
 
 
 def test_old_settings_keep_their_identity():
