@@ -44,6 +44,34 @@ class Other(Attending):
         return super().forward(x.relu())
 
 
+class Mixed(nn.Module):
+    """Tokens whose channels come last; heads see them first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix, self.more, self.out = (
+            nn.Embedding(20, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.more(self.mix(self.table(x)).relu()).mean(1))
+
+
+class Pair(nn.Module):
+    """Hands on two tensors, of which heads read the first."""
+
+    def forward(self, x: Any) -> tuple[Tensor, Tensor]:
+        return x if isinstance(x, tuple) else (x, x > 0)
+
+
+class Product(nn.Module):
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+        return x[0] * x[1]
+
+
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.5)
@@ -112,6 +140,9 @@ def test_the_classifier_as_head_is_the_classifier():
     assert sum(weight.numel() for weight in network.parameters()) == sum(
         weight.numel() for weight in cnn().parameters()
     )
+    tokens = eestudy.add_exits(Mixed(), ["mix"], (6,), kind="sequence-last", head="classifier").eval()
+    x = torch.randint(0, 20, (3, 6))
+    assert torch.equal(tokens(x)[0], tokens.backbone.classifier(tokens.backbone.stages[0](x)))
     vit = eestudy.MultiExit(build_backbone("vit1d", (1, 40), 10), head="classifier").eval()
     x = torch.randn(3, 1, 40)
     assert torch.equal(vit(x)[0], vit.backbone.classifier(vit.backbone.stages[0](x)))
@@ -178,6 +209,12 @@ def test_a_head_that_starts_at_zero_is_none_of_probabilities():
     nn.init.zeros_(head[2].weight)
     nn.init.zeros_(head[2].bias)
     assert with_heads(head).num_exits == 3
+
+
+def test_a_classifier_of_more_than_heads_read_is_refused():
+    backbone = eestudy.Backbone.from_stages([Pair(), Pair()], Product(), (5,))
+    with pytest.raises(eestudy.EestudyError, match=r"gives \(5,\); logits \(3, 5\) are needed"):
+        eestudy.MultiExit(backbone, head="classifier")
 
 
 def test_settings_of_built_in_heads_have_no_effect_on_ones_own():

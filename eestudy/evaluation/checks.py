@@ -66,7 +66,7 @@ def check_predictions(
     tensor = check_logits(logits, finite)
     _, num_samples, num_classes = tensor.shape
     array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-    if is_multi_label(array) and array.shape == (num_samples, num_classes):
+    if is_multi_label(array) and array.shape == (num_samples, num_classes) and num_classes > 1:
         if not several:
             raise EestudyError("labels: are several a sample (multi-label); this is defined for one a sample")
         if not np.isin(array, (0, 1)).all():
