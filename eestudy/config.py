@@ -35,8 +35,8 @@ MOST_HEAD_LAYERS = 5
 OF_THE_MODEL = ("exits", "head", "head_layers", "head_args", "architecture_args")
 
 # How pydantic names limits, and what they say.
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most"}
-OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal")
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -94,6 +94,10 @@ class RunConfig(BaseModel):
     # the training
     # trained: from the weights that a model of one's own comes with, so the phase of the backbone alone is left out.
     start: Literal["scratch", "trained"] = "scratch"
+    # Of each class in the loss, or "balanced": by how rare it is. Scaled to a mean of 1 over the training data.
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | str = ()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    criterion: str = ""  # what a loss of one's own is known by; eestudy.run(criterion=...) sets it
     weighting: str = "equal"
     weights: tuple[float, ...] = ()  # with `weighting: custom`: one for each exit
     gradient_scaling: Literal["none", "equilibrium", "boosting"] = "none"  # of what the exits send into the backbone
@@ -184,6 +188,15 @@ class RunConfig(BaseModel):
             if not 0 < strength < float("inf") or (pixels and strength != int(strength)):
                 kind = "a whole number of pixels above 0" if pixels else "a number above 0"
                 raise ValueError(f"{name}: {strength!r} is not valid; it must be {kind}")
+        return value
+
+    @field_validator("class_weights")
+    @classmethod
+    def _class_weights(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "balanced":
+            raise ValueError(f"{value!r} is not valid; give 'balanced', or a list with the weight of each class")
+        if not isinstance(value, str) and value and not any(value):
+            raise ValueError(f"{list(value)} is not valid; at least one is above 0")
         return value
 
     @field_validator("weights")

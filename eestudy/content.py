@@ -1,10 +1,17 @@
-"""What files of one's own are known by: their content, whatever folder they lie in. No torch here."""
+"""What files and code of one's own are known by: their content, wherever they lie. No torch here."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import os
+import re
+import sys
+import types
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from eestudy.config import DIGITS, EestudyError, RunConfig
 
@@ -82,3 +89,61 @@ def _read(files: list[tuple[str, Path]], key: str) -> str:
     except OSError:
         pass
     return found
+
+
+def code_of(thing: Any, seen: frozenset[int] = frozenset()) -> str:
+    """A function, class or object of one's own as text: its source, what it uses and the values it holds.
+
+    What a library defines is known by its name.
+    """
+    text, parts = "", []
+    if id(thing) in seen or isinstance(thing, types.ModuleType | types.BuiltinFunctionType) or _of_a_library(thing):
+        return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', getattr(thing, '__name__', ''))}"
+    if isinstance(thing, Mapping):
+        parts = [part for item in thing.items() for part in item]
+    elif isinstance(thing, list | tuple):
+        parts = list(thing)
+    elif isinstance(thing, types.FunctionType):
+        found = inspect.getclosurevars(thing)
+        text, parts = _source(thing), [found.globals, found.nonlocals, thing.__defaults__, thing.__kwdefaults__]
+    elif isinstance(thing, type):
+        own = [each for each in vars(thing).values() if isinstance(each, types.FunctionType)]
+        text, parts = _source(thing), [*own, *thing.__bases__]
+    elif isinstance(thing, types.MethodType):
+        parts = [thing.__func__, thing.__self__]
+    elif isinstance(thing, functools.partial):
+        parts = [thing.func, thing.args, thing.keywords]
+    elif hasattr(thing, "detach") or hasattr(thing, "tobytes"):
+        values = thing.detach().cpu().double().numpy() if hasattr(thing, "detach") else thing
+        text = f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
+    elif hasattr(thing, "__dict__"):
+        hidden = {"training"} | {name for name in vars(thing) if name[0] == "_"} - {
+            "_parameters",
+            "_buffers",
+            "_modules",
+        }
+        parts = [type(thing), {name: value for name, value in vars(thing).items() if name not in hidden}]
+    else:
+        text = re.sub(" at 0x[0-9a-f]+", "", repr(thing))
+    return f"{text}({', '.join(code_of(part, seen | {id(thing)}) for part in parts)})"
+
+
+def _of_a_library(thing: Any) -> bool:
+    if not isinstance(thing, types.FunctionType | type):
+        return False
+    root = (thing.__module__ or "").split(".")[0]
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return root in sys.stdlib_module_names - {"__main__"} or root == "eestudy" or "site-packages" in file
+
+
+def _source(thing: Any) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):  # typed into an interpreter
+        return _compiled(getattr(thing, "__code__", None))
+
+
+def _compiled(code: Any) -> str:
+    if not isinstance(code, types.CodeType):
+        return repr(code)
+    return f"{code.co_code.hex()} {code.co_names} {list(map(_compiled, code.co_consts))}"

@@ -12,10 +12,14 @@ import torch
 
 from eestudy import data
 from eestudy.config import DIGITS, SCHEMA, EestudyError, RunConfig, content_hash, named_seed
+from eestudy.content import code_of
 from eestudy.data.augmentation import check as check_augmentation
+from eestudy.data.splits import MULTI_LABEL
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, build_backbone
+from eestudy.models.own_heads import OwnHead
 from eestudy.training.cost import once_flops, step_flops
+from eestudy.training.own_loss import check_loss
 from eestudy.training.phase_network import check_phases
 from eestudy.training.phases import Phase, configured, resolve
 from eestudy.training.strategies import BY_EXIT, phases_of, together_phase
@@ -52,7 +56,12 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     """Checks that a config's parts fit together, else EestudyError; reads no data but what packages bring along."""
     facts = outline_of(config)
     check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
+    check_loss(config, facts)
     method = MethodOfRun(config)
+    if facts.task == MULTI_LABEL and method.identity:
+        raise EestudyError(
+            f"method: {config.method} works with probabilities of classes, and {facts.name} is multi-label; give sdn"
+        )
     network = build_model(method, facts, model)
     chosen = method.settings(network.backbone.kind)
     phases = phases_of(config, stages_of(network))
@@ -121,6 +130,7 @@ def build_model(method: MethodOfRun, facts: data.Outline, model: MultiExit | Non
             backbone, config.exits, method.settings(backbone.kind).head, config.head_layers,
             lambda stage: named_seed(config.seed, "head", stage), config.head_args,
         )  # fmt: skip
+    network.multi_label = facts.task == MULTI_LABEL
     _check_fit(config, network, facts)
     method.change(network, phases_of(config, stages_of(network)))
     # The layout convolutions are fastest in; set here, so that training and loading see the same bits. Not for a user's
@@ -164,12 +174,16 @@ def _check_fit(config: RunConfig, network: MultiExit, facts: data.Outline) -> No
 
 
 def fingerprint(model: MultiExit) -> str:
-    """What a user's own network is known by: its modules as they print, its weights bit for bit, what is frozen."""
+    """What a user's own network is known by: its modules as they print, its weights bit for bit, what is frozen.
+
+    Of its own heads also their code and the values they hold, which do not print.
+    """
     content = hashlib.sha256(str(model).encode())
     content.update(" ".join(sorted(frozen_by_user(model))).encode())
     for part in model.modules():
         code = getattr(part, "code", "")  # of a module that torch.fx cut out
         content.update(code.encode() if isinstance(code, str) else b"")
+    content.update("".join(code_of(head) for head in model.heads.values() if isinstance(head, OwnHead)).encode())
     for name, value in model.state_dict().items():
         content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

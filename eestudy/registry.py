@@ -115,6 +115,8 @@ WEIGHTINGS = Names({
     **dict.fromkeys(("equal", "depth-linear", "custom"), Entry("training.losses:fixed")),
     "sdn-ramp": Entry("training.losses:Ramp"),
 })  # fmt: skip
+# Of several labels a sample, where those of EXIT_RULES, of classes, say nothing.
+LABEL_RULES = Names({"every-label": Entry("evaluation.rules.every_label:RULE")})
 EXIT_RULES = Names({
     name: Entry(f"evaluation.rules.{name.replace('-', '_')}:RULE")
     for name in ("max-probability", "entropy", "margin", "patience")

@@ -16,15 +16,18 @@ import torch
 
 from eestudy import data, evaluation
 from eestudy.config import EestudyError, RunConfig, check_name
+from eestudy.data.splits import MULTI_LABEL
 from eestudy.environment import describe, say
+from eestudy.evaluation.reliability import LABEL_SCORES, REGRESSION_SCORES
 from eestudy.methods import MethodOfRun
-from eestudy.models import MultiExit, exit_costs
+from eestudy.models import MultiExit, check_network, exit_costs
 from eestudy.plan import Plan, build_model, fingerprint, load_data, outline_of, prepare, stages_of
 from eestudy.registry import METHODS
 from eestudy.store import Arrays, Folder, Store
 from eestudy.training.batches import clean_batches
 from eestudy.training.execution import Execution, execution, warn_if_slow
 from eestudy.training.loop import checkpoint_name, train_phase
+from eestudy.training.own_loss import with_criterion
 from eestudy.training.phases import Phase
 from eestudy.training.resume import state_files
 from eestudy.training.whole_step import fits
@@ -43,6 +46,7 @@ def run(
     compile: str = "auto",
     model: MultiExit | None = None,
     data: object = None,
+    criterion: object = None,
 ) -> Run:
     """Trains the run of `config`, or loads what of it is done.
 
@@ -51,6 +55,8 @@ def run(
     trained, from the weights it comes with, which are part of the run's identity; what of it is frozen
     (requires_grad=False) stays as it is. data: your own, for `dataset="own"`: (x, y), a torch Dataset, a data frame, a
     mapping from train, validation and test to these, or a path (`data.own`); their content is part of the identity.
+    criterion: a loss of your own, logits (B, C) of an exit (regression: (B,)) and targets -> losses (B,) or their mean;
+    its code and the values it holds are part of the identity.
     Raises EestudyError for settings that do not fit together and for a store that cannot be written.
     """
     store = store if isinstance(store, Store) else Store(store)
@@ -59,6 +65,8 @@ def run(
         from eestudy.data.own import given  # seconds of imports that built-in data do not need
 
         config = given(config, data)
+    if criterion is not None:
+        config = with_criterion(config, criterion)
     done = Run(config, store, model)
     how = execution(device, workers, compile)
     store.check_writable()
@@ -78,9 +86,8 @@ def run(
 def _check_types(config: object, model: object) -> None:
     if not isinstance(config, RunConfig):
         raise EestudyError(f"config: give a RunConfig, got {type(config).__name__}; RunConfig(**fields) makes one")
-    if model is not None and not isinstance(model, MultiExit):
-        hint = "eestudy.add_exits(model, after=[...]) makes one"
-        raise EestudyError(f"model: give a MultiExit, got {type(model).__name__}; {hint}")
+    if model is not None:
+        check_network(model)
 
 
 @contextmanager
@@ -230,7 +237,7 @@ class Run:
         return load_data(self.config)
 
     def history(self) -> pd.DataFrame:
-        """Training curves: run, phase, epoch, exit, split, loss, accuracy. Regression: r2 in its place, score "r2"."""
+        """Training curves: run, phase, epoch, exit, split, loss, accuracy; else r2 or exact_match, named in `score`."""
         frames = [
             pd.DataFrame(self._store.folder("phases", phase).records()).assign(phase=f"{number}-{phase.split('-')[0]}")
             for number, phase in enumerate(self.phases, 1)
@@ -239,6 +246,8 @@ class Run:
         columns = ["run", "phase", "epoch", "exit", "split", "loss"]
         if self.task == "classification":
             return frame[[*columns, "accuracy"]]
+        if self.task == MULTI_LABEL:
+            return frame[[*columns, "exact_match"]].assign(score="exact_match")
         # The training loop may call its one score of an exit by either name.
         frame["r2"] = frame["r2"] if "r2" in frame else frame["accuracy"]
         return frame[[*columns, "r2"]].assign(score="r2")
@@ -246,7 +255,8 @@ class Run:
     def exits(self) -> pd.DataFrame:
         """Test metrics by exit: run, exit, stage, flops, params (both cumulative), accuracy, nll, ece.
 
-        Regression: r2, pearson, spearman, mse in place of the last three, and score "r2".
+        Regression: r2, pearson, spearman, mse in place of the last three, and score "r2"; of several labels a sample
+        exact_match, macro_f1, mean_average_precision, and score "exact_match".
         """
         frame = self.folder.frame("exits.parquet")
         frame.insert(0, "run", self.id)
@@ -264,13 +274,16 @@ class Run:
 
     @property
     def task(self) -> str:
-        """ "classification", or "regression": one output."""
+        """ "classification", "regression": one output, or "multi-label": several labels a sample."""
+        if self._predictions["test.labels"].ndim == 2:
+            return MULTI_LABEL
         return "regression" if self._predictions["test.logits"].shape[2] == 1 else "classification"
 
     @property
     def exit_rule(self) -> str:
-        """The rule its budgets are reported with: the method's; in regression patience, which needs no classes."""
-        return "patience" if self.task == "regression" else METHODS[self.config.method].exit_rule
+        """The rule its budgets are reported with: the method's; for other tasks than classification theirs."""
+        others = {"regression": "patience", MULTI_LABEL: "every-label"}
+        return others.get(self.task) or METHODS[self.config.method].exit_rule
 
     @cached_property
     def costs(self) -> np.ndarray:
@@ -300,7 +313,7 @@ class Run:
         """Accuracy and mean cost at each budget: run, protocol, rule, allocation, budget, accuracy, flops.
 
         NaN: not reachable. allocation: how the thresholds of the exits share the budget, of `evaluation.ALLOCATIONS`.
-        Regression: r2 in place of accuracy; pearson, spearman, mse and score "r2" come after.
+        Other tasks: their first score in place of accuracy; the others and its name, `score`, come after.
         """
         return budgets([self], protocol, rule, allocation)
 
@@ -357,8 +370,9 @@ def budgets(
 
 
 def _scored(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The `columns` of a table. In regression r2 takes the place of accuracy, the other scores and `score` follow."""
-    if "r2" not in frame:
+    """The `columns` of a table. For other tasks their first score stands for accuracy, the rest and `score` follow."""
+    scores = [name for name in (*REGRESSION_SCORES, *LABEL_SCORES) if name in frame]
+    if not scores:
         return frame[columns]
-    own = ["r2" if name == "accuracy" else name for name in columns if name not in ("nll", "ece")]
-    return frame.assign(score="r2")[[*own, "pearson", "spearman", "mse", "score"]]
+    own = [scores[0] if name == "accuracy" else name for name in columns if name not in ("nll", "ece")]
+    return frame.assign(score=scores[0])[[*own, *scores[1:], "score"]]

@@ -16,7 +16,7 @@ from eestudy.config import EestudyError, RunConfig, content_hash, nearest
 from eestudy.content import settled
 from eestudy.registry import STRATEGIES
 
-LISTS = ("exits", "checkpoints", "weights")  # fields whose lists are one value
+LISTS = ("exits", "checkpoints", "weights", "class_weights")  # fields whose lists are one value
 
 
 @dataclass(frozen=True)

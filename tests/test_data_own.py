@@ -205,7 +205,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "whole real labels": ((X, Y.astype(float)), {}, "task: the labels are real numbers that are all whole"),
     "no whole label": ((X, Y + 0.5), {"task": "classification"}, "data: train label 0.5 is no class"),
     "constant labels": ((X, 0.5 + 0 * X[:, 0, 0, 0]), {}, "data: all train labels are 0.5"),
-    "one hot": ((X, np.eye(4)[Y]), {}, r"data: train labels of shape \(120, 4\); one a sample is needed"),
+    "one hot": ((X, np.eye(4)[Y]), {}, "data: every sample has exactly one of 4 labels: give classes"),
     "a column of labels": ((X, Y[:, None]), {}, r"data: train labels of shape \(120, 1\); give \(120,\)"),
     "objects": (([object()] * 4, [0, 1, 0, 1]), {}, "data: train inputs: object, which are no numbers"),
     "different shapes": (([[1, 2], [1]], [0, 1]), {}, "data: train inputs: samples of different shapes"),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import eestudy
-from eestudy import evaluation, export
+from eestudy import dynamics, evaluation, export
+from eestudy.models import exit_costs
 
 
 def mlp(*end: nn.Module) -> nn.Sequential:
@@ -168,12 +169,27 @@ def test_what_cannot_be_cut_says_why():
 NETWORK = eestudy.add_exits(mlp(), after=["2"], input_shape=(1, 8, 8)).eval()
 X = torch.randn(5, 1, 8, 8)
 STOP = evaluation.max_probability(0.3)
+PAIRS = [(X, torch.tensor([0, 1, 2, 3, 0]))]
 
 
-@pytest.mark.parametrize("given", [X.numpy(), X.double(), list(X), list(X.numpy()), X.numpy().astype(float)])
+SAFE = [
+    X.numpy(),
+    X.double(),
+    X.half(),
+    X.bfloat16(),
+    list(X),
+    tuple(X),
+    list(X.numpy()),
+    X.numpy().astype(float),
+    X.tolist(),
+]
+
+
+@pytest.mark.parametrize("given", SAFE)
 def test_what_is_safe_is_converted(given):
     logits, exits = NETWORK.predict(given, STOP)
-    wanted = NETWORK.predict(X, STOP)
+    rounded = given.float() if isinstance(given, Tensor) else X
+    wanted = NETWORK.predict(rounded, STOP)
     assert torch.equal(logits, wanted[0])
     assert torch.equal(exits, wanted[1])
 
@@ -195,6 +211,12 @@ def test_what_would_need_a_guess_is_refused(given, line):
     refused(lambda: NETWORK.predict(given, STOP), line)
 
 
+def test_what_a_network_gives_is_what_simulation_takes():
+    answers = [each.detach() for each in NETWORK(X)]
+    assert (evaluation.simulate(answers, STOP) == NETWORK.predict(X, STOP)[1].numpy()).all()
+    assert eestudy.MultiExit(NETWORK.backbone, exits=1).exit_stages == (1,)
+
+
 def test_an_empty_batch_is_none_that_is_wrong():
     assert len(NETWORK.predict(X[:0], STOP)[0]) == 0
 
@@ -209,6 +231,20 @@ def test_an_empty_batch_is_none_that_is_wrong():
         (lambda c: eestudy.add_exits(np.tanh, after=["a"]), "model: give a torch.nn.Module, got ufunc"),
         (lambda c: eestudy.add_exits(mlp(), after=None), r"nodes: \[None\] is not valid"),
         (lambda c: eestudy.add_exits(mlp(), after=[]), "nodes: the list is empty"),
+        (lambda c: exit_costs(mlp()), "model: give a MultiExit, got Sequential; eestudy.add_exits"),
+        (lambda c: dynamics.gradient_dominance(mlp(), PAIRS), "model: give a MultiExit, got Sequential"),
+        (lambda c: dynamics.stage_ranks(mlp(), PAIRS), "model: give a MultiExit, got Sequential"),
+        (lambda c: dynamics.landscape(mlp(), PAIRS, points=3), "model: give a MultiExit, got Sequential"),
+        (lambda c: dynamics.linear_path(NETWORK, mlp(), PAIRS), "model_b: give a MultiExit, got Sequential"),
+        (lambda c: dynamics.distance(mlp(), NETWORK), "model_a: give a MultiExit, got Sequential"),
+        (lambda c: evaluation.latency(mlp(), STOP, X), "model: give a MultiExit, got Sequential"),
+        (
+            lambda c: eestudy.MultiExit(NETWORK.backbone, exits="1"),
+            r"exits: \['1'\] is not valid; give 'all', or stages",
+        ),
+        (lambda c: eestudy.MultiExit(NETWORK.backbone, exits=[1.5]), r"exits: \[1.5\] is not valid"),
+        (lambda c: evaluation.simulate("logits", STOP), "logits: str is not one array"),
+        (lambda c: evaluation.simulate([X, X[:2]], STOP), "logits: list is not one array"),
         (lambda c: eestudy.add_exits(mlp(), after=[2]), r"nodes: \[2\] is not valid"),
     ],
 )

@@ -127,6 +127,8 @@ def ood_table(run: Run) -> pd.DataFrame:
     given = predicted(run)
     if given.regression:
         return pd.DataFrame([{"outside": "all", "reason": "a regression has no classes to be outside of"}])
+    if run.task != "classification":
+        return pd.DataFrame([{"outside": "all", "reason": f"the scores are of classes, and {run.task} has none"}])
     model, how = run.model(), execution("cpu")
     try:
         rule, reason = run_tables.dynamic_rule(given.validation, given), ""
@@ -164,7 +166,7 @@ def curves(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         given = predicted(run)
         best = max(last[other.id] for other in runs if other.config.seed == run.config.seed)
-        rule = "patience" if given.regression else "max-probability"
+        rule = given.rules[0]
         summary = partial(curve_summary, given.test, given.costs, rule, given.validation)
         for goal_of, reference in (("own", last[run.id]), ("best", best)):
             table = or_reason(partial(summary, reference), run=run.id, goal_of=goal_of)
@@ -180,7 +182,7 @@ def _last_exit(run: Run) -> float:
         metrics = exit_metrics(*run.predictions("validation"))
     except EestudyError:
         return -math.inf
-    return float(metrics["r2" if "r2" in metrics else "accuracy"].iloc[-1])
+    return float(metrics.iloc[-1, 1])
 
 
 def difficulty_tables(runs: Sequence[Run]) -> Tables:

@@ -15,7 +15,8 @@ from eestudy.runs import Run
 from eestudy.store import Store
 
 NAMES = ("architecture", "dataset", "strategy", "method", "seed", "epochs")
-ALLOCATIONS = {"classification": ("shared", "optimized", "geometric"), "regression": ("shared", "optimized")}
+EVERY = ("shared", "optimized", "geometric")
+ALLOCATIONS = {"classification": EVERY, "multi-label": EVERY, "regression": ("shared", "optimized")}
 
 
 def record_of(run: Run, store: Store) -> Record:
@@ -68,8 +69,13 @@ def budget_table(run: Run) -> pd.DataFrame:
     validation_accuracy (validation_r2), validation_flops: of the data that the thresholds were fitted to.
     """
     tables = [_budgets(run, rule, way) for rule in rules_of(run) for way in ALLOCATIONS[run.task]]
-    frame = pd.concat(tables, ignore_index=True)
-    return frame.assign(score="r2") if run.task == "regression" else frame
+    return _named(run, pd.concat(tables, ignore_index=True))
+
+
+def _named(run: Run, frame: pd.DataFrame) -> pd.DataFrame:
+    """With a column `score`, what stands for accuracy in other tasks than classification."""
+    scores = {"regression": "r2", "multi-label": "exact_match"}
+    return frame.assign(score=scores[run.task]) if run.task in scores else frame
 
 
 def _budgets(run: Run, rule: str, allocation: str) -> pd.DataFrame:
@@ -89,4 +95,4 @@ def sweep_table(run: Run) -> pd.DataFrame:
     ]
     frame = pd.concat(sweeps, ignore_index=True)
     frame.insert(0, "rule", frame.pop("rule"))
-    return frame.assign(score="r2") if run.task == "regression" else frame
+    return _named(run, frame)

@@ -22,11 +22,12 @@ import torch
 from eestudy.config import DIGITS, EestudyError, RunConfig, check_name
 from eestudy.content import content_of, settled
 from eestudy.data.own_folder import ImageFolder
+from eestudy.data.own_labels import several_labels
 from eestudy.data.own_sources import SPLITS, Pair, parts_of, read_file
 from eestudy.data.own_splits import NORMALIZATIONS, check_counts, normalized, split_off
-from eestudy.data.splits import DataSet, Split
+from eestudy.data.splits import MULTI_LABEL, DataSet, Split
 
-TASKS = ("classification", "regression")
+TASKS = ("classification", "regression", MULTI_LABEL)
 NOTHING = "data: dataset is 'own'; give eestudy.run(config, data=...), or dataset_args: {path: ...}"
 _GIVEN: dict[str, dict[str, Pair]] = {}  # content -> what was given in this process
 
@@ -60,8 +61,9 @@ def own(
 ) -> DataSet:  # fmt: skip
     """The data set that lies at `path`, or was given in this process and has this `content`.
 
-    target: a data frame's column of labels; features: those of inputs, separated by commas (all others). task:
-    "classification" or "regression"; read off the labels where they leave no doubt. classes: how many there are, where
+    target: a data frame's column of labels, or several, separated by commas; features: those of inputs (all others).
+    task: "classification", "regression" or "multi-label" (labels (N, C) of 0 and 1); read off the labels where they
+    leave no doubt. classes: how many there are, where
     labels 0 to C - 1 do not all occur. size: side of the square that images are resized and cut to (their own where all
     have one, else 224). normalization: by mean and deviation of each channel or feature of the training split, "none",
     "unit" (pixels / 255), or "imagenet". tokens: 1 if whole numbers are token ids. validation, test: how many are
@@ -84,18 +86,23 @@ def own(
         raise EestudyError(NOTHING)
     else:
         raise EestudyError(f"data: what was given with content {content} is not in this process; give data= again")
-    return _in_memory(parts, task, classes, normalization, bool(tokens), validation, test)
+    return _in_memory(parts, task, target, classes, normalization, bool(tokens), validation, test)
 
 
 def _in_memory(
-    parts: dict[str, Pair], task: str, classes: int, normalization: str, tokens: bool, validation: int, test: int
-) -> DataSet:
+    parts: dict[str, Pair], task: str, target: str, classes: int, normalization: str, tokens: bool, validation: int,
+    test: int,
+) -> DataSet:  # fmt: skip
     for name, (x, y) in parts.items():
         _check_inputs(x, y, name)
-    task = task or _task_of(parts["train"][1])
     names: tuple[str, ...] = ()
     labels = {name: y for name, (_, y) in parts.items()}
-    if task == "classification":
+    told = task
+    several = any(y.ndim == 2 for y in labels.values()) or task == MULTI_LABEL
+    task = MULTI_LABEL if several else task or _task_of(parts["train"][1])
+    if several:
+        names, labels = several_labels(labels, told, target)
+    elif task == "classification":
         names, labels = _classes(labels, classes)
     else:
         labels = {name: _real(y, name) for name, y in labels.items()}
@@ -128,10 +135,8 @@ def _check_inputs(x: np.ndarray, y: np.ndarray, name: str) -> None:
         raise EestudyError(f"data: {len(x)} {name} inputs but {len(y)} labels")
     if y.ndim == 2 and y.shape[1] == 1:
         raise EestudyError(f"data: {name} labels of shape {y.shape}; give {(len(y),)}, one a sample")
-    if y.ndim != 1:
-        raise EestudyError(
-            f"data: {name} labels of shape {y.shape}; one a sample is needed (several labels are not supported)"
-        )
+    if y.ndim not in (1, 2):
+        raise EestudyError(f"data: {name} labels of shape {y.shape}; one a sample (N,) is needed, or several (N, C)")
     for what, values in (("inputs", x), ("labels", y)):
         if values.dtype.kind == "f":
             bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)

@@ -84,11 +84,14 @@ def _is_image(sample: Any) -> bool:
 
 
 def _columns(frame: pd.DataFrame, target: str, features: str) -> Pair:
-    if target not in frame:
-        raise EestudyError(
-            f"dataset_args: target: {target!r} is no column of the data frame; columns: {', '.join(map(str, frame))}"
-        )
-    names = [name.strip() for name in features.split(",")] if features else [name for name in frame if name != target]
+    targets = [target] if target in frame else [name.strip() for name in target.split(",")]
+    for each in targets:
+        if each not in frame:
+            raise EestudyError(
+                f"dataset_args: target: {each!r} is no column of the data frame; columns: {', '.join(map(str, frame))}"
+            )
+    named = [name.strip() for name in features.split(",")] if features else frame
+    names = [name for name in named if features or name not in targets]
     for name in names:
         check_name("dataset_args: features", name, frame)
         if not (pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name])):
@@ -98,7 +101,8 @@ def _columns(frame: pd.DataFrame, target: str, features: str) -> Pair:
             )
     if not names:
         raise EestudyError(f"data: no column beside the target {target!r}")
-    return frame[names].to_numpy(np.float32), _array(frame[target].to_numpy(), f"column {target!r}")
+    labels = frame[targets if len(targets) > 1 else target].to_numpy()
+    return frame[names].to_numpy(np.float32), _array(labels, f"column {target!r}")
 
 
 def read_file(path: Path) -> Any:

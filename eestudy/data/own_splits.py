@@ -42,7 +42,7 @@ def split_off(
                 raise EestudyError(f"dataset_args: {name}: {count} would be split off, but a {name} split is given")
             continue
         y = labels["train"]
-        strata, classes = (None, 1) if task == "regression" else (y, len(np.unique(y)))
+        strata, classes = (y, len(np.unique(y))) if task == "classification" else (None, 1)
         count = count or max(classes, -(-len(y) // SHARES[name]))
         if not classes <= count <= len(y) - classes:
             raise EestudyError(

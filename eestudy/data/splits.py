@@ -15,6 +15,7 @@ from torch import Tensor
 from eestudy.config import EestudyError
 
 SPLIT_SEED = 42
+MULTI_LABEL = "multi-label"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Split:
-    """Labels y (N,), int64 (float32 for regression), and inputs x (N, ...).
+    """Labels y (N,), int64 (float32 for regression; several a sample: bool (N, C)), and inputs x (N, ...).
 
     x is float32 and normalized already; or uint8 images, for which `normalization` is given; or int64 token ids.
     """
@@ -79,7 +80,7 @@ class Split:
 class DataSet:
     """Facts and tensors of a data set. Only `train` is ever augmented.
 
-    task: "classification", or "regression" with num_classes 1 and real labels.
+    task: "classification", "regression" with num_classes 1 and real labels, or "multi-label", several 0 or 1 a sample.
     """
 
     name: str
@@ -163,8 +164,8 @@ def channel_normalization(x: Tensor) -> Normalization:
 
 def check_train_size(size: int, have: int, name: str, num_classes: int, task: str) -> None:
     """EestudyError where a training split of `have` samples has no subset of `size` with every class in it."""
-    if not num_classes <= size <= have:
-        classes = "" if task == "regression" else f"{num_classes} classes and "
+    if not (num_classes if task == "classification" else 1) <= size <= have:
+        classes = f"{num_classes} classes and " if task == "classification" else ""
         raise EestudyError(
             f"train_size: {size} is not valid for {name}; it has {classes}"
             f"{have} training samples after validation was split off"
@@ -178,8 +179,8 @@ def subset(data: DataSet, train_size: int) -> DataSet:
     if train_size == have:
         return data
     # A class could be missed by the stratified draw when fewer samples are left out than there are classes.
-    left_out = max(have - train_size, data.num_classes)
-    strata = None if data.task == "regression" else data.train.y.numpy()
+    left_out = max(have - train_size, data.num_classes) if data.task == "classification" else have - train_size
+    strata = data.train.y.numpy() if data.task == "classification" else None
     kept, _ = train_test_split(np.arange(have), test_size=left_out, random_state=SPLIT_SEED, stratify=strata)
     missing = np.setdiff1d(np.arange(have), kept)[: train_size - len(kept)]
     chosen = np.sort(np.concatenate([kept, missing]))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eestudy.config import EestudyError, named_seed
 from eestudy.data import Split
-from eestudy.models import MultiExit
+from eestudy.models import MultiExit, check_network
 from eestudy.models.backbone import mode
 
 Activations = Tensor | np.ndarray
@@ -32,6 +32,7 @@ def probe_batches(split: Split, samples: int, model: MultiExit, batch_size: int 
     first `skip`. A last batch of one sample is left out too: BatchNorm has no statistics of it.
     Raises EestudyError for fewer than 2 samples.
     """
+    check_network(model)
     if samples < 2 or batch_size < 1:
         raise EestudyError(f"samples: {samples} in batches of {batch_size} is not valid; at least 2 are needed")
     if not 0 <= skip <= len(split) - 2:
@@ -59,6 +60,7 @@ def stage_activations(
     and labels (B,) on the model's device.
     Raises EestudyError for a stage that is not there, and for activations that are not finite.
     """
+    check_network(model)
     valid = range(1, len(model.backbone.stages) + 1)
     wanted = list(valid) if stages is None else list(stages)
     if not wanted or not set(wanted) <= set(valid):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from eestudy.config import EestudyError, check_name
 from eestudy.dynamics.activations import Batches
-from eestudy.models import MultiExit
+from eestudy.models import MultiExit, check_network
 from eestudy.models.backbone import mode
 from eestudy.training.losses import FIXED, exit_losses, exit_weights
 
@@ -101,6 +101,7 @@ def gradient_grams(model: MultiExit, batches: Batches, weighting: str = "equal",
     replaces it. A parameter that several stages share counts in the first of them.
     """
     check_name("weighting", weighting, FIXED)
+    check_network(model)
     if not len(batches):
         raise EestudyError("batches: there are none; gradients need at least one")
     names = stage_parameters(model)

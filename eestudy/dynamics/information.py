@@ -150,7 +150,7 @@ def _quantities(samples: Tensor, labels: Tensor, noises: list[float], directions
     """quantity, noise, value of one stage's samples (N, m)."""
     sweep = information_sweep(samples, noises)
     rows = [(name, row.noise, getattr(row, name)) for row in sweep.itertuples() for name in sweep.columns[1:]]
-    if not is_regression(labels):
+    if labels.ndim == 1 and not is_regression(labels):  # of one class a sample
         rows.append(("usable", math.nan, usable_information(samples, labels, directions)))
     return pd.DataFrame(rows, columns=["quantity", "noise", "value"])
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from eestudy.config import EestudyError, named_seed
 from eestudy.dynamics.weight_space import Data, Tensors, framed, split_rows, splits_of, tensors_of
-from eestudy.models import MultiExit
+from eestudy.models import MultiExit, check_network
 from eestudy.models.backbone import mode
 
 
@@ -29,6 +29,7 @@ def landscape(model: MultiExit, data: Data, span: float = 1.0, points: int = 21)
         )
     if not span > 0:
         raise EestudyError(f"span: {span:g} is not valid; it must be above 0")
+    check_network(model)
     splits = splits_of(data)
     own = tensors_of(model)
     first, second = (filter_directions(model, named_seed(0, "landscape", axis)) for axis in ("x", "y"))

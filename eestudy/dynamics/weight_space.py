@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from eestudy.config import EestudyError, check_name
 from eestudy.dynamics.activations import Batches
-from eestudy.models import MultiExit
+from eestudy.models import MultiExit, check_network
 from eestudy.training.losses import exit_hits, exit_losses, is_regression
 from eestudy.training.phase_network import batch_norms, gathering
 
@@ -74,6 +74,8 @@ def tensors_of(network: nn.Module) -> Tensors:
 
 def points_of(models: Sequence[MultiExit], heads: str = "all") -> list[Tensors]:
     """The points where `models` stand. EestudyError that names the first tensor in which they are not alike."""
+    for letter, model in zip("abcdefgh", models):
+        check_network(model, f"model_{letter}")
     points = [tensors_of(network_of(model, heads)) for model in models]
     for letter, model, point in zip("bcdefgh", models[1:], points[1:]):
         for name in dict.fromkeys([*points[0], *point]):

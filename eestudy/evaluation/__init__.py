@@ -18,7 +18,7 @@ from .budgets import (
     paper_sweep,
 )
 from .curves import area_under_curve, curve_summary, threshold_sweep, tradeoff_curve
-from .exit_rules import ExitRule, entropy, margin, max_probability, patience, per_exit, scores, simulate
+from .exit_rules import ExitRule, entropy, every_label, margin, max_probability, patience, per_exit, scores, simulate
 from .reliability import (
     apply_temperatures,
     exit_metrics,
@@ -38,9 +38,9 @@ _LATER = {"latency": "clock", **dict.fromkeys(("RISKS", "Certified", "control_ri
 __all__ = [
     "ALLOCATIONS", "BUDGETS", "RISKS", "Certified", "ExitRule", "apply_temperatures", "area_under_curve",
     "budget_misses", "calibrate", "calibrated_budgets", "calibrated_curve", "control_risk", "curve_summary", "entropy",
-    "exit_metrics", "fit_temperatures", "latency", "margin", "max_probability", "ood_detection", "paper_budgets",
-    "paper_sweep", "patience", "per_exit", "reliability_metrics", "reliability_table", "scores", "simulate",
-    "threshold_sweep", "tradeoff_curve",
+    "every_label", "exit_metrics", "fit_temperatures", "latency", "margin", "max_probability", "ood_detection",
+    "paper_budgets", "paper_sweep", "patience", "per_exit", "reliability_metrics", "reliability_table", "scores",
+    "simulate", "threshold_sweep", "tradeoff_curve",
 ]  # fmt: skip
 
 

@@ -23,14 +23,23 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError, check_name
-from eestudy.registry import EXIT_RULES
 from eestudy.sweeps import paper_budgets_of_sweeps
 
 from .allocation import Fitter, geometric_fitter, optimized_fitter, shared_fitter
-from .checks import ArrayLike, Costs, Predictions, check_alike, check_classes, check_costs, check_predictions, is_number
-from .curves import RULE, squared_errors, threshold_sweep
-from .exit_rules import leave_at, rule_for, score_table, scores
-from .reliability import REGRESSION_SCORES, regression_scores
+from .checks import (
+    ArrayLike,
+    Costs,
+    Predictions,
+    check_alike,
+    check_classes,
+    check_costs,
+    check_predictions,
+    is_multi_label,
+    is_number,
+)
+from .curves import RULE, right, squared_errors, threshold_sweep
+from .exit_rules import check_rule, leave_at, rule_for, score_table, scores
+from .reliability import LABEL_SCORES, REGRESSION_SCORES, label_scores, regression_scores
 from .rules.patience import TOO_EARLY
 from .rules.rule import predictions as classes_of
 
@@ -102,7 +111,7 @@ def budgets_of_both(
     """
     limits, fit = named_limits(BUDGETS, backbone_flops), fitter(validation, costs, rule, method)
     own, table = (_applied(fit, validation, split, costs, rule, limits) for split in (validation, test))
-    score = score_names(np.shape(test[0])[2])[0]
+    score = score_names(*test)[0]
     return table.assign(**{f"validation_{name}": own[name] for name in (score, "flops")})
 
 
@@ -143,7 +152,7 @@ def budget_misses(
     cost = check_costs(costs, len(validation[0]))
     spent = frame["validation_flops"] if method == "optimized" else frame["limit"]
     frame["reason"] = [_reason(limit, cost, each) for limit, each in zip(frame["limit"], spent)]
-    scores = score_names(np.shape(validation[0])[2])
+    scores = score_names(*validation)
     return frame[["budget", "limit", "validation_flops", "flops", "miss", *scores, "reason"]]
 
 
@@ -161,8 +170,8 @@ def _applied(
     fit: Fitter, validation: Predictions, test: Predictions, costs: Costs, rule: str, limits: dict
 ) -> pd.DataFrame:
     """The one place where thresholds meet test data: fitted before, applied once."""
-    tensor, labels = check_predictions(*test)
-    check_alike(check_predictions(*validation)[0], tensor)
+    tensor, labels = check_predictions(*test, several=True)
+    check_alike(check_predictions(*validation, several=True)[0], tensor)
     cost = check_costs(costs, len(tensor))
     score, _ = score_table(tensor, rule)
     rows = []
@@ -172,16 +181,16 @@ def _applied(
             continue
         index = leave_at(score, fit(limit)) - 1
         rows.append({"budget": budget, **measured(tensor, labels, index), "flops": cost[index].mean()})
-    return pd.DataFrame(rows, columns=["budget", *score_names(tensor.shape[2]), "flops"])
+    return pd.DataFrame(rows, columns=["budget", *score_names(tensor, labels), "flops"])
 
 
 def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None) -> Fitter:
     """Checks the validation data once and returns budget in FLOPs, from the first exit's on -> thresholds (K,)."""
-    check_name("rule", rule, EXIT_RULES)
+    tensor, labels = check_predictions(*validation, several=True)
+    check_rule(rule, is_multi_label(labels))
     if method is None:
         method = "shared" if rule == "patience" else "geometric"
     check_name("method", method, ALLOCATIONS)
-    tensor, labels = check_predictions(*validation)
     regression = tensor.shape[2] == 1
     cost = check_costs(costs, len(tensor))
     score, predicted = score_table(tensor, rule)
@@ -198,8 +207,11 @@ def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None)
     elif regression:
         fit_score = optimized_fitter(score, -squared_errors(tensor, labels), cost, (shared,))
     else:
-        check_classes(tensor, labels, "method optimized")
-        fit_score = optimized_fitter(score, predicted == labels, cost, (shared, geometric_fitter(score, cost)))
+        if not is_multi_label(labels):
+            check_classes(tensor, labels, "method optimized")
+        fit_score = optimized_fitter(
+            score, right(tensor, predicted, labels), cost, (shared, geometric_fitter(score, cost))
+        )
 
     @cache
     def fit(budget: float) -> np.ndarray:
@@ -218,12 +230,12 @@ def paper_sweep(test: Predictions, costs: Costs, rule: str = RULE) -> pd.DataFra
     then come 100 evenly spaced differences from the run's own largest change to 0.
     Raises EestudyError for shapes that do not match, bad costs and an unknown rule.
     """
-    tensor, labels = check_predictions(*test)
+    tensor, labels = check_predictions(*test, several=True)
     num_exits, _, num_classes = tensor.shape
     if num_classes > 1:
         values = rule_for(rule, num_classes).sweep(num_exits, num_classes)
         accuracy, cost = threshold_sweep(tensor, labels, costs, values, rule)
-        table = pd.DataFrame({"accuracy": accuracy, "flops": cost})
+        table = pd.DataFrame({score_names(tensor, labels)[0]: accuracy, "flops": cost})
     else:
         found, flops = scores(tensor, rule), check_costs(costs, num_exits)
         largest = found[found > TOO_EARLY].min(initial=0.0)  # minus the largest change; 0 with too few exits for any
@@ -250,7 +262,7 @@ def paper_budgets(
     limits = named_limits(BUDGETS, backbone_flops)
     if not predictions:
         raise EestudyError("predictions: paper_budgets needs those of at least one run, got none")
-    shapes = [tuple(check_predictions(*pair)[0].shape) for pair in predictions]
+    shapes = [tuple(check_predictions(*pair, several=True)[0].shape) for pair in predictions]
     if len({(shape[0], shape[2]) for shape in shapes}) > 1:
         raise EestudyError(f"predictions: the runs of a cell must have equal exits and classes, got {shapes}")
     frame = paper_budgets_of_sweeps([paper_sweep(pair, costs, rule) for pair in predictions], limits)
@@ -260,14 +272,18 @@ def paper_budgets(
 # ---------------------------------------------------------------- what both protocols use
 
 
-def score_names(num_classes: int) -> tuple[str, ...]:
-    """The columns that say how good predictions are."""
-    return REGRESSION_SCORES if num_classes == 1 else ("accuracy",)
+def score_names(logits: ArrayLike, labels: ArrayLike) -> tuple[str, ...]:
+    """The columns that say how good predictions are: logits (K, N, C), labels (N,) or (N, C)."""
+    if is_multi_label(labels):
+        return LABEL_SCORES
+    return REGRESSION_SCORES if np.shape(logits)[2] == 1 else ("accuracy",)
 
 
 def measured(tensor: Tensor, labels: np.ndarray, index: np.ndarray) -> dict[str, float]:
     """How good checked logits (K, N, C) are when sample n leaves at exit index[n], from 0."""
     left = tensor[torch.from_numpy(index), torch.arange(len(index))]
+    if is_multi_label(labels):
+        return label_scores(left.numpy(), labels)
     if tensor.shape[2] == 1:
         return regression_scores(left[:, 0].numpy(), labels)
     return {"accuracy": (classes_of(left).numpy() == labels).mean()}

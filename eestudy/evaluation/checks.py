@@ -21,14 +21,19 @@ Predictions = tuple[ArrayLike, ArrayLike]
 Costs = Sequence[float] | ArrayLike
 
 
-def check_logits(logits: ArrayLike, finite: bool = True) -> Tensor:
+def check_logits(logits: ArrayLike | Sequence[Tensor], finite: bool = True) -> Tensor:
     """Logits (K, N, C) as a contiguous float32 tensor on the CPU.
 
     Raises EestudyError unless K >= 1, N >= 1, C >= 1 (1: regression) and, if `finite`, every value is.
     """
     if isinstance(logits, np.ndarray) and not logits.flags.writeable:
         logits = logits.copy()  # torch warns about read-only memory
-    tensor = torch.as_tensor(logits).detach().to("cpu", torch.float32).contiguous()
+    try:
+        each = isinstance(logits, list | tuple) and bool(logits) and isinstance(logits[0], Tensor)  # as a network gives
+        tensor = (torch.stack(list(logits)) if each else torch.as_tensor(logits)).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise EestudyError(f"logits: {type(logits).__name__} is not one array (exits, samples, classes)") from None
+    tensor = tensor.to("cpu", torch.float32).contiguous()
     if tensor.ndim != 3:
         raise EestudyError(f"logits: must have shape (exits, samples, classes), got {tuple(tensor.shape)}")
     num_exits, num_samples, num_classes = tensor.shape
@@ -51,11 +56,22 @@ def check_finite(part: Tensor, whole: Tensor) -> None:
             raise EestudyError(f"logits: must be finite, got {bad} NaN or infinite of {whole.numel()} values")
 
 
-def check_predictions(logits: ArrayLike, labels: ArrayLike, finite: bool = True) -> tuple[Tensor, np.ndarray]:
-    """Logits as in `check_logits` and labels (N,), int64 in 0..C-1, for C = 1 finite float32; else EestudyError."""
+def check_predictions(
+    logits: ArrayLike, labels: ArrayLike, finite: bool = True, several: bool = False
+) -> tuple[Tensor, np.ndarray]:
+    """Logits as in `check_logits` and labels (N,), int64 in 0..C-1, for C = 1 finite float32; else EestudyError.
+
+    several: labels may also be (N, C), each 0 or 1 (multi-label); given back as bool.
+    """
     tensor = check_logits(logits, finite)
     _, num_samples, num_classes = tensor.shape
     array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if is_multi_label(array) and array.shape == (num_samples, num_classes) and num_classes > 1:
+        if not several:
+            raise EestudyError("labels: are several a sample (multi-label); this is defined for one a sample")
+        if not np.isin(array, (0, 1)).all():
+            raise EestudyError("labels: several a sample must be 0 or 1 each")
+        return tensor, array.astype(bool)
     if array.shape != (num_samples,):
         raise EestudyError(f"labels: must have shape ({num_samples},) to match the logits, got {array.shape}")
     if num_classes == 1:
@@ -74,8 +90,15 @@ def check_predictions(logits: ArrayLike, labels: ArrayLike, finite: bool = True)
     return tensor, array.astype(np.int64)
 
 
+def is_multi_label(labels: ArrayLike) -> bool:
+    """Whether labels are (N, C), several a sample."""
+    return np.ndim(labels) == 2
+
+
 def check_classes(logits: ArrayLike, labels: ArrayLike, what: str) -> tuple[Tensor, np.ndarray]:
     """`check_predictions` for what learns from labels of classes: C >= 2, and more than one class among the labels."""
+    if is_multi_label(labels):
+        raise EestudyError(f"{what}: is for one class a sample, and the labels are several a sample (multi-label)")
     tensor, array = check_predictions(logits, labels)
     if tensor.shape[2] == 1:
         raise EestudyError(f"{what}: is for classification, the logits have 1 output, which is a regression")

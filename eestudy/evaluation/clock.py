@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError
-from eestudy.models import MultiExit, exit_costs
+from eestudy.models import MultiExit, check_network, exit_costs
 from eestudy.models.multi_exit import Rule
 
 COLUMNS = [
@@ -92,6 +92,7 @@ def timed(
     model: MultiExit, rules: Mapping[str, Rule], x: Tensor, size: int, repeats: int = 7, seconds: float = 60.0
 ) -> dict[str, Times]:
     """Times of each rule and of the plain backbone (PLAIN), batch by batch in turn: what disturbs one disturbs all."""
+    check_network(model)
     batches = cut(model, x, size)
     costs = exit_costs(model)
     calls: dict[str, Callable[[Tensor], Any]] = {PLAIN: model.backbone}

@@ -19,8 +19,17 @@ from torch import Tensor
 
 from eestudy.config import EestudyError
 
-from .checks import ArrayLike, Costs, Predictions, check_alike, check_costs, check_logits, check_predictions
-from .exit_rules import score_table
+from .checks import (
+    ArrayLike,
+    Costs,
+    Predictions,
+    check_alike,
+    check_costs,
+    check_logits,
+    check_predictions,
+    is_multi_label,
+)
+from .exit_rules import check_rule, score_table
 
 RULE = "max-probability"
 SHARE = 0.99  # of the backbone's accuracy: what counts as nearly as good
@@ -108,19 +117,26 @@ def _moves(score: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return value, source, target, gain
 
 
+def right(logits: Tensor, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Who is right (K, N): predicted classes (K, N), or, of several labels a sample, all whose logit is above 0."""
+    return ((logits > 0).numpy() == labels).all(axis=2) if is_multi_label(labels) else predicted == labels
+
+
 def squared_errors(logits: Tensor, labels: np.ndarray) -> np.ndarray:
     """Checked logits (K, N, 1) and labels (N,) of a regression -> float64 (K, N)."""
     return (logits[:, :, 0].numpy().astype(np.float64) - labels) ** 2
 
 
 def _curve(logits: ArrayLike, labels: ArrayLike, costs: Costs, rule: str) -> tuple[StepCurve, dict[str, np.ndarray]]:
-    """The curve and its columns (T,): accuracy, for regression r2 and mse; cost."""
-    tensor, label_array = check_predictions(logits, labels, finite=False)  # `score_table` looks
+    """The curve and its columns (T,): accuracy, of several labels exact_match, for regression r2 and mse; cost."""
+    tensor, label_array = check_predictions(logits, labels, finite=False, several=True)  # `score_table` looks
+    check_rule(rule, is_multi_label(label_array))
     cost_array = check_costs(costs, len(tensor))
     score, predicted = score_table(tensor, rule, last=False)
     if tensor.shape[2] > 1:
-        curve = step_curve(score, predicted == label_array)
-        return curve, {"accuracy": curve.mean(), "cost": curve.cost(cost_array)}
+        curve = step_curve(score, right(tensor, predicted, label_array))
+        name = "exact_match" if is_multi_label(label_array) else "accuracy"
+        return curve, {name: curve.mean(), "cost": curve.cost(cost_array)}
     curve = step_curve(score, squared_errors(tensor, label_array))
     variance = label_array.var(dtype=np.float64)
     r2 = 1 - curve.mean() / variance if variance > 0 else np.full(len(curve.total), np.nan)
@@ -141,15 +157,15 @@ def threshold_sweep(
         raise EestudyError(f"thresholds: must be a list of numbers, got {thresholds!r}")
     curve, columns = _curve(logits, labels, costs, rule)
     rows = np.searchsorted(curve.thresholds, wanted, side="right") - 1
-    return columns["r2" if "r2" in columns else "accuracy"][rows], columns["cost"][rows]
+    return next(iter(columns.values()))[rows], columns["cost"][rows]
 
 
 def tradeoff_curve(logits: ArrayLike, labels: ArrayLike, costs: Costs, rule: str = RULE) -> pd.DataFrame:
     """The whole curve of one shared threshold: one row for every threshold at which something changes.
 
     Columns: threshold (on the score; the row holds from it up to the next row's; the first is -inf),
-    accuracy (regression: r2, mse), cost (mean, FLOPs a sample), share_1 .. share_K (fraction of the samples that
-    leave at each exit). Raises EestudyError as `threshold_sweep` does.
+    accuracy (several labels: exact_match; regression: r2, mse), cost (mean, FLOPs a sample), share_1 .. share_K
+    (fraction of the samples that leave at each exit). Raises EestudyError as `threshold_sweep` does.
     """
     curve, columns = _curve(logits, labels, costs, rule)
     # In place: nobody else has this curve, and fresh memory would take as long as the scores of an exit.
@@ -197,7 +213,7 @@ def curve_summary(
     if validation is not None:
         check_alike(check_logits(validation[0]), check_logits(test[0]))
     chosen = tradeoff_curve(*(test if validation is None else validation), costs, rule)
-    score = "r2" if "r2" in chosen else "accuracy"
+    score = str(chosen.columns[1])
     thresholds, known = chosen["threshold"].to_numpy(), chosen[score].to_numpy()
     accuracy, flops = threshold_sweep(*test, costs, thresholds, rule)
     reference = float(known[-1]) if reference is None else float(reference)

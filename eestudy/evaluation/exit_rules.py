@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from eestudy.config import EestudyError, check_name
-from eestudy.registry import EXIT_RULES
+from eestudy.registry import EXIT_RULES, LABEL_RULES
 
 from .checks import ArrayLike, check_finite, check_logits, is_number
 from .rules.patience import Steadiness
@@ -34,6 +34,8 @@ def rule_for(name: str, num_classes: int, k: int | None = None) -> Rule:
 
     Raises EestudyError for another rule in regression, and for a k without it.
     """
+    if name in LABEL_RULES and k is None:
+        return LABEL_RULES[name]
     if num_classes > 1:
         if k is not None:
             raise EestudyError(
@@ -46,6 +48,14 @@ def rule_for(name: str, num_classes: int, k: int | None = None) -> Rule:
             "with a difference: patience(k, difference=...)"
         )
     return Steadiness(1 if k is None else check_whole("k", k))
+
+
+def check_rule(name: str, several: bool) -> None:
+    """EestudyError for a rule that is unknown, or of classes where a sample has several labels, or of labels else."""
+    answers, valid = ("several labels a sample", LABEL_RULES) if several else ("classes", EXIT_RULES)
+    if name not in valid and name in (*EXIT_RULES, *LABEL_RULES):
+        raise EestudyError(f"rule: {name} is not for logits of {answers}; valid: {', '.join(valid)}")
+    check_name("rule", name, valid)
 
 
 def check_number(name: str, value: Any) -> None:
@@ -102,6 +112,11 @@ class ExitRule:
             )
         return rule_for(self.name, num_classes, self.k)
 
+    def check_answers(self, multi_label: bool | None) -> None:
+        """EestudyError when it is of classes where a sample has several labels, or the other way; None: not known."""
+        if multi_label is not None:
+            check_rule(self.name, multi_label)
+
     def check_exits(self, num_exits: int) -> None:
         """EestudyError when it has thresholds for another number of exits."""
         if isinstance(self.thresholds, tuple) and len(self.thresholds) != num_exits:
@@ -126,6 +141,11 @@ def _bounded(name: str, value: Any, low: float, high: float) -> float:
 def max_probability(t: float) -> ExitRule:
     """Leave when the largest softmax probability is strictly greater than t in [0, 1]."""
     return ExitRule("max-probability", _bounded("max-probability threshold t", t, 0.0, 1.0))
+
+
+def every_label(t: float) -> ExitRule:
+    """Several labels a sample: leave when max(p, 1 - p) of each is strictly greater than t in [0.5, 1], by sigmoid."""
+    return ExitRule("every-label", _bounded("every-label threshold t", t, 0.5, 1.0))
 
 
 def entropy(h: float) -> ExitRule:

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import mean_squared_error, r2_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, mean_squared_error, r2_score, roc_auc_score
 from torch import Tensor
 
 from eestudy.config import EestudyError
 
-from .checks import ArrayLike, check_alike, check_classes, check_logits, check_predictions
+from .checks import ArrayLike, check_alike, check_classes, check_logits, check_predictions, is_multi_label
 from .exit_rules import ExitRule, score_table, simulate
 
 BINS = 15
@@ -29,15 +29,22 @@ TEMPERATURES = (0.01, 100.0)
 """Range of T. An exit that is never wrong on validation data has the least loss at T = 0: it gets the lower end."""
 REGRESSION_SCORES = ("r2", "pearson", "spearman", "mse")
 """R2 = 1 - mse / variance of the labels; the correlations of Pearson and of Spearman (ranks); mean squared error."""
+LABEL_SCORES = ("exact_match", "macro_f1", "mean_average_precision")
+"""Of several labels a sample: the share with all of them right; means over labels of F1 (at probability 0.5) and of the
+average precision, without labels that no sample has."""
 
 
 def exit_metrics(logits: ArrayLike, labels: ArrayLike) -> pd.DataFrame:
     """One row an exit: exit (from 1), accuracy, nll (mean, nats), ece; every sample counted at every exit.
 
-    In regression (C = 1): exit and `REGRESSION_SCORES`.
+    In regression (C = 1): exit and `REGRESSION_SCORES`; of several labels a sample, labels (N, C): `LABEL_SCORES`.
     logits (K, N, C), labels (N,). Raises EestudyError for shapes that do not match, labels out of range, NaN.
     """
-    tensor, label_array = check_predictions(logits, labels)
+    tensor, label_array = check_predictions(logits, labels, several=True)
+    if is_multi_label(label_array):
+        return pd.DataFrame(
+            [{"exit": k, **label_scores(each, label_array)} for k, each in enumerate(tensor.numpy(), 1)]
+        )
     if tensor.shape[2] == 1:
         values = enumerate(tensor[:, :, 0].numpy(), 1)
         return pd.DataFrame([{"exit": k, **regression_scores(predicted, label_array)} for k, predicted in values])
@@ -189,6 +196,18 @@ def regression_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, fl
         "pearson": float(stats.pearsonr(labels, predicted).statistic) if varied else math.nan,
         "spearman": float(stats.spearmanr(labels, predicted).statistic) if varied else math.nan,
         "mse": float(mean_squared_error(labels, predicted)),
+    }
+
+
+def label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The `LABEL_SCORES` of logits (N, C) and labels (N, C), bool. NaN where no sample has a label."""
+    predicted, there = logits > 0, labels.any(axis=0)
+    f1 = f1_score(labels, predicted, average="macro", zero_division=np.nan) if (labels | predicted).any() else math.nan
+    precision = average_precision_score(labels[:, there], logits[:, there], average=None) if there.any() else math.nan
+    return {
+        "exact_match": float((predicted == labels).all(axis=1).mean()),
+        "macro_f1": float(f1),
+        "mean_average_precision": float(np.mean(precision)),
     }
 
 

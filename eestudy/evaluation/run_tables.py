@@ -14,12 +14,19 @@ import numpy as np
 import pandas as pd
 
 from eestudy.config import EestudyError
-from eestudy.registry import EXIT_RULES
+from eestudy.registry import EXIT_RULES, LABEL_RULES
 
 from .budgets import ALLOCATIONS, budget_misses, calibrate, fitter, measured
-from .checks import Predictions, check_predictions
+from .checks import Predictions, check_predictions, is_multi_label
 from .exit_rules import ExitRule, leave_at, per_exit, score_table
-from .reliability import apply_temperatures, fit_temperatures, reliability_metrics, reliability_table
+from .reliability import (
+    LABEL_SCORES,
+    REGRESSION_SCORES,
+    apply_temperatures,
+    fit_temperatures,
+    reliability_metrics,
+    reliability_table,
+)
 from .risk import control_risk
 
 STEPS = 60
@@ -48,6 +55,13 @@ class Predicted(NamedTuple):
     def regression(self) -> bool:
         return np.shape(self.test[0])[2] == 1
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The exit rules that apply; the first stands for all."""
+        if is_multi_label(self.test[1]):
+            return tuple(LABEL_RULES)
+        return ("patience",) if self.regression else tuple(EXIT_RULES)
+
 
 def or_reason(make: Callable[[], pd.DataFrame], **facts: object) -> pd.DataFrame:
     """What `make` gives, with `facts` and a column reason; or, where it refuses, one row that says why."""
@@ -68,16 +82,14 @@ def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _scored(frame: pd.DataFrame) -> pd.DataFrame:
-    if "r2" not in frame:
-        return frame
-    return frame.drop(columns=["pearson", "spearman", "mse"]).assign(score="r2")
+    scores = [name for name in (*REGRESSION_SCORES, *LABEL_SCORES) if name in frame]
+    return frame.drop(columns=scores[1:]).assign(score=scores[0]) if scores else frame
 
 
 def allocation(run: Predicted) -> pd.DataFrame:
     """`budget_misses` for every exit rule and way to share out the budget: rule, allocation (its name), budget, ..."""
-    rules = ["patience"] if run.regression else list(EXIT_RULES)
     missed = partial(budget_misses, run.validation, run.test, run.costs, run.backbone_flops)
-    pairs = [(rule, method) for rule in rules for method in ALLOCATIONS]
+    pairs = [(rule, method) for rule in run.rules for method in ALLOCATIONS]
     return _scored(stacked([or_reason(partial(missed, *pair), rule=pair[0], allocation=pair[1]) for pair in pairs]))
 
 
@@ -85,13 +97,13 @@ def explorer(run: Predicted) -> pd.DataFrame:
     """What STEPS budgets buy on test, by allocation: budget and cost (shares of the backbone), accuracy, exits.
 
     left_1 .. left_K: how many samples leave at each exit; threshold_1 .. threshold_{K-1}: on the score of the rule,
-    max-probability (regression: patience).
+    the first that applies: max-probability, patience (regression) or every-label (several labels a sample).
     """
-    rule = "patience" if run.regression else "max-probability"
+    rule = run.rules[0]
 
     def explored(method: str) -> pd.DataFrame:
         fit = fitter(run.validation, run.costs, rule, method)
-        tensor, labels = check_predictions(*run.test)
+        tensor, labels = check_predictions(*run.test, several=True)
         score, _ = score_table(tensor, rule)
         rows = []
         for budget in np.linspace(run.costs[0], run.costs[-1], STEPS):

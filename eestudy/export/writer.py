@@ -131,6 +131,7 @@ def _check(model: MultiExit, rule: ExitRule, folder: Path) -> None:
     if not isinstance(rule, ExitRule):
         raise EestudyError(f"rule: {rule!r} cannot be written down; give one of eestudy.evaluation's, as per_exit(...)")
     rule.check_exits(model.num_exits)
+    rule.check_answers(model.multi_label)
     rule.rule_for(model.num_classes)
     other = {str(tensor.dtype) for tensor in model.parameters() if tensor.dtype != torch.float32}
     if other:

@@ -53,7 +53,7 @@ class Gated(Objective):
         known = logits[: len(losses)]  # behind them a frozen teacher's
         weights = gated_weights(known.detach(), targets, self.gate, self.threshold)
         # Times K: the weighting, 1/K each if it is none, belongs to the sum over exits here.
-        gated = len(losses) * (weights * sample_losses(known, targets)).mean(1)
+        gated = len(losses) * (weights * sample_losses(known, targets, self.phase.settings)).mean(1)
         return super().values(gated, logits, targets, x)
 
 

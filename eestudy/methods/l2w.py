@@ -53,10 +53,10 @@ from eestudy.training.batches import Inputs
 from eestudy.training.eager_step import build_optimizer, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.loop import Hooks
-from eestudy.training.losses import sample_losses
+from eestudy.training.losses import PLAIN, sample_losses
 from eestudy.training.objective import Objective
 from eestudy.training.phase_network import PhaseNetwork, set_trainable
-from eestudy.training.phases import Phase
+from eestudy.training.phases import Phase, Settings
 from eestudy.training.resume import State
 
 HIDDEN = 500
@@ -89,7 +89,7 @@ class WeighedSamples(Objective):
         self.optimizer = torch.optim.Adam(self.weigher.parameters(), lr=args["meta_lr"])
 
     def values(self, losses: Tensor, logits: Tensor, targets: Tensor, x: Inputs) -> Tensor:
-        each = sample_losses(logits, targets)
+        each = sample_losses(logits, targets, self.phase.settings)
         with torch.no_grad():
             weights = self.weigher(each.T)
         return super().values((weights.T * each).mean(1), logits, targets, x)
@@ -144,14 +144,14 @@ def meta_loss(
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     start = {name: p.detach().requires_grad_() for name, p in trained.items()}
 
-    losses = sample_losses(_called(module, start, first, turn), targets[:half])
+    losses = sample_losses(_called(module, start, first, turn), targets[:half], phase.settings)
     with torch.autocast(targets.device.type, enabled=False):
         weights = objective.weigher(losses.detach().T)
     gradients = torch.autograd.grad(
         (weights.T * losses).mean(), list(start.values()), create_graph=True, allow_unused=True
     )
     moved = looked_ahead(optimizer, trained, start, dict(zip(start, gradients, strict=True)), lr, phase.settings.clip)
-    return allotted_loss(_called(module, moved, second, turn), targets[half:], objective.args["p"])
+    return allotted_loss(_called(module, moved, second, turn), targets[half:], objective.args["p"], phase.settings)
 
 
 def _called(module: nn.Module, weights: Mapping[str, Tensor], x: Inputs, turn: str | None) -> Tensor:
@@ -199,9 +199,9 @@ def _adamw(weight: Tensor, gradient: Tensor, lr: float, group: dict[str, Any], s
     return weight * (1 - lr * group["weight_decay"]) - lr / (1 - beta1**step) * mean / (root + group["eps"])
 
 
-def allotted_loss(logits: Tensor, targets: Tensor, p: int) -> Tensor:
+def allotted_loss(logits: Tensor, targets: Tensor, p: int, settings: Settings = PLAIN) -> Tensor:
     """Sum over exits of the mean loss of the samples allotted to them. logits: (K, B, C)."""
-    losses = sample_losses(logits, targets)
+    losses = sample_losses(logits, targets, settings)
     confidence = logits.detach().float().softmax(2).amax(2)
     places = allotted(confidence, target_shares(len(logits), p))
     return torch.stack([losses[exit, chosen].mean() for exit, chosen in enumerate(places) if len(chosen)]).sum()

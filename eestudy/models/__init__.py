@@ -7,10 +7,10 @@ import inspect
 from eestudy.config import EestudyError, check_name
 from eestudy.models.backbone import Backbone
 from eestudy.models.heads import HEADS, check_args
-from eestudy.models.multi_exit import ExitCosts, MultiExit, exit_costs
+from eestudy.models.multi_exit import ExitCosts, MultiExit, check_network, exit_costs
 from eestudy.registry import ARCHITECTURES
 
-__all__ = ["HEADS", "Backbone", "ExitCosts", "MultiExit", "build_backbone", "exit_costs"]
+__all__ = ["HEADS", "Backbone", "ExitCosts", "MultiExit", "build_backbone", "check_network", "exit_costs"]
 
 
 def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **architecture_args: object) -> Backbone:
@@ -26,4 +26,6 @@ def build_backbone(name: str, input_shape: tuple[int, ...], num_classes: int, **
         raise EestudyError(
             f"architecture: {name} does not take inputs of shape {tuple(input_shape)}; valid: {', '.join(fitting)}"
         )
-    return build(tuple(input_shape), num_classes, **architecture_args)
+    backbone: Backbone = build(tuple(input_shape), num_classes, **architecture_args)
+    backbone.own = False
+    return backbone

@@ -25,6 +25,8 @@ class Backbone(nn.Module):
     """
 
     default_head: str | None = None
+    # Whether it is a user's, whose default heads may not outweigh it; those by name keep their published heads.
+    own: bool = True
     # Of what the first stage takes: torch.int64 for token ids.
     input_dtype: torch.dtype = torch.float32
 

@@ -78,13 +78,13 @@ class Reader(nn.Module):
 class SDNPool(Reader):
     """a * maxpool + (1 - a) * avgpool with a learned share a (Kaya et al. 2019, SDN).
 
-    (B, C, L) -> (B, C * size), (B, C, H, W) -> (B, C * size^2), with size at most 4. Features that are no larger than
-    that have nothing to pool, and no share.
+    (B, C, L) -> (B, C * size), (B, C, H, W) -> (B, C * size^2), with size at most `side`. Features that are no larger
+    than that have nothing to pool, and no share.
     """
 
-    def __init__(self, feature_shape: tuple[int, ...]) -> None:
+    def __init__(self, feature_shape: tuple[int, ...], side: int = POOLED_SIZE) -> None:
         super().__init__()
-        self.size = tuple(min(POOLED_SIZE, side) for side in feature_shape[1:])
+        self.size = tuple(min(side, each) for each in feature_shape[1:])
         self.share = nn.Parameter(torch.tensor(0.5)) if self.size != tuple(feature_shape[1:]) else None
 
     def reduce(self, x: Tensor) -> Tensor:
@@ -133,12 +133,14 @@ class Cascade(nn.Module):
         return self.linear(torch.cat([x, self.norm(previous.detach())], 1))
 
 
-def pooled(feature_shape: tuple[int, ...], num_classes: int, layers: int, width: int | None = None) -> Head:
+def pooled(
+    feature_shape: tuple[int, ...], num_classes: int, layers: int, width: int | None = None, side: int = POOLED_SIZE
+) -> Head:
     """SDN pooling, then linear; layers - 1 3-wide convolutions with BatchNorm and ReLU in front (Kaya et al. 2019).
 
-    width: channels of the convolutions; default: as many as the features have.
+    width: channels of the convolutions; default: as many as the features have. side: of what is pooled to, at most.
     """
-    pool = SDNPool(feature_shape)
+    pool = SDNPool(feature_shape, side)
     channels = [feature_shape[0]] + [width or feature_shape[0]] * (layers - 1)
     # Made first: what the weights start as depends on the order.
     last = nn.Linear(channels[-1] * prod(pool.size), num_classes)
@@ -208,7 +210,7 @@ def build_head(
     """The head `name` for features of `kind` and shape (without the batch). "auto" takes the one made for the kind.
 
     layers: how many with weights, 1 to 5; of msdnet's, those after its convolutions. head_args: `width` of the hidden
-    layers. first: whether it is the network's first exit.
+    layers; `side` that pooled heads pool to, 4. first: whether it is the network's first exit.
     Raises EestudyError for an unknown name or argument, a head that cannot read the kind, layers out of range, and a
     width where nothing is hidden.
     """
@@ -222,7 +224,7 @@ def build_head(
     head_args = head_args or {}
     check_args("head_args", name, list(inspect.signature(build).parameters.values())[3:], head_args)
     for key, value in head_args.items():
-        if layers == 1:
+        if layers == 1 and key == "width":
             raise EestudyError(f"head_args: {key}: {value} has no effect on one layer; set head_layers to 2 or more")
     head = build(feature_shape, num_classes, layers, **head_args)
     if name in CASCADING and not first:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
+from eestudy.environment import say
 from eestudy.models.backbone import Backbone, counted, mode, stage_flops
-from eestudy.models.heads import Head, build_head
+from eestudy.models.heads import POOLED_SIZE, Head, build_head
+from eestudy.models.own_heads import CLASSIFIER, Heads, own_heads
 
 # Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
 Placement = Iterable[int] | str | Mapping[str, Any]
+LARGEST_SHARE = 0.1  # of the parameters of a backbone of one's own that a default head's last layer may have
 # Gets the logits (b, C) of exits 1..k of the samples still inside; says who leaves at exit k, bool (b,).
 Rule = Callable[[list[Tensor]], Tensor]
 
@@ -28,17 +32,22 @@ Rule = Callable[[list[Tensor]], Tensor]
 class MultiExit(nn.Module):
     """`backbone` with a head after each stage in `exits` (counted from 1); its own classifier is exit K, the last.
 
-    exits: a Placement; head, layers, head_args: see `build_head`. Raises EestudyError for a stage that is not there,
-    for the last one (its exit is the classifier) and for a backbone of one stage, which has no place for a head.
+    exits: a Placement; head, layers, head_args: see `build_head`. head may also be of your own: a function of the shape
+    of a sample's features and the number of classes that gives a torch module, a list of one module an exit, or one
+    module that all exits share, as "classifier" is, the backbone's own. Raises EestudyError for a stage that is not
+    there, for the last one (its exit is the classifier), for a backbone of one stage, which has no place for a head,
+    and for a head that does not give logits (B, C), each sample's by itself.
     last_exit_boost: share of the answer before that comes on top of the classifier's (a boosted network's; 0 without).
+    multi_label: whether logits (B, C) are of labels, of which a sample may have several, or of classes; None: unknown.
     frozen: names of parameters, and of modules with their statistics, that no training changes (`frozen_by_user`).
     """
 
     last_exit_boost: float = 0.0
+    multi_label: bool | None = None
     frozen: frozenset[str] = frozenset()
 
     def __init__(
-        self, backbone: Backbone, exits: Placement = "all", head: str = "auto", layers: int = 1,
+        self, backbone: Backbone, exits: Placement = "all", head: Heads = "auto", layers: int = 1,
         seed_of_head: Callable[[int], int] | None = None, head_args: Mapping[str, object] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -47,19 +56,33 @@ class MultiExit(nn.Module):
                 f"backbone: give a Backbone, got {type(backbone).__name__}; add_exits(model, after=[...]) makes a "
                 "network with exits from any model"
             )
+        if exits != "all" and not isinstance(exits, Mapping):
+            given: list[Any] = [exits] if isinstance(exits, str) or not isinstance(exits, Iterable) else list(exits)
+            exits = given
+            if not all(isinstance(stage, int | np.integer) for stage in given):
+                raise EestudyError(f"exits: {given} is not valid; give 'all', or stages counted from 1, such as [2, 4]")
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
         shapes = backbone.feature_shapes()
+        sides: dict[int, int] = {}
         if head == "auto":
             head = backbone.default_head or head
+            sides = _smaller_sides(backbone, {stage: shapes[stage - 1] for stage in self.exit_stages}, head_args or {})
         self.heads = nn.ModuleDict()
+        if not isinstance(head, str) or head == CLASSIFIER:
+            if layers != 1 or head_args:
+                raise EestudyError("head_layers, head_args: have no effect on heads of your own")
+            made = own_heads(head, backbone, self.exit_stages)
+            self.heads.update({str(stage): each for stage, each in zip(self.exit_stages, made)})
+            return
         for stage in self.exit_stages:
             # A seed for each head: it starts the same whichever other heads there are.
             with torch.random.fork_rng(devices=[], enabled=seed_of_head is not None):
                 if seed_of_head:
                     torch.manual_seed(seed_of_head(stage))
                 self.heads[str(stage)] = build_head(
-                    head, backbone.kind, shapes[stage - 1], backbone.num_classes, layers, head_args,
+                    head, backbone.kind, shapes[stage - 1], backbone.num_classes, layers,
+                    {**(head_args or {}), "side": sides[stage]} if stage in sides else head_args,
                     first=stage == self.exit_stages[0],
                 )  # fmt: skip
 
@@ -136,6 +159,8 @@ class MultiExit(nn.Module):
             raise EestudyError(f"rule: give a rule, as max_probability(0.9), got {rule!r}")
         if hasattr(rule, "check_exits"):
             rule.check_exits(self.num_exits)
+        if hasattr(rule, "check_answers"):
+            rule.check_answers(self.multi_label)
         x = self._inputs(x)
         if not len(x):
             return x.new_empty(0, self.num_classes, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
@@ -187,8 +212,8 @@ class MultiExit(nn.Module):
             except (TypeError, ValueError, RuntimeError, IndexError) as error:
                 reason = str(error).strip().split("\n")[0]
                 raise EestudyError(f"x: {type(x).__name__} cannot be made one tensor of samples ({reason})") from None
-        if x.dtype == torch.float64 and wanted == torch.float32 and self._precision != torch.float64:
-            x = x.float()
+        if x.is_floating_point() and wanted.is_floating_point:
+            x = x.to(self._precision)
         if x.ndim != len(self.input_shape) + 1:
             hint = "; give one sample as x[None]" if x.ndim == len(self.input_shape) else ""
             raise EestudyError(f"x: {self._wanted(x)}{hint}")
@@ -232,6 +257,29 @@ def exit_stages(exits: Placement, backbone: Backbone) -> tuple[int, ...]:
     return stages
 
 
+def _smaller_sides(
+    backbone: Backbone, shapes: Mapping[int, tuple[int, ...]], args: Mapping[str, Any]
+) -> dict[int, int]:
+    """By stage the side of 2 or 1 that a user's default head pools to, where its last layer would be too large at 4."""
+    if not backbone.own or backbone.default_head or backbone.kind not in ("maps", "sequence") or "side" in args:
+        return {}
+    most = LARGEST_SHARE * sum(weight.numel() for weight in backbone.parameters())
+    smaller = {}
+    for stage, (channels, *sides) in shapes.items():
+        width = args.get("width", channels) * backbone.num_classes
+        sizes = {side: width * prod(min(side, each) for each in sides) for side in (POOLED_SIZE, 2, 1)}
+        side = next((side for side, size in sizes.items() if size <= most), 1)
+        if sizes[side] < sizes[POOLED_SIZE]:
+            smaller[stage] = side
+    if smaller:
+        pooled = ", ".join(f"{side} after stage {stage}" for stage, side in smaller.items())
+        say(
+            f"head: pools to a side of {pooled}, as with {POOLED_SIZE} a head has more than {LARGEST_SHARE:.0%} of the "
+            f"backbone's parameters; head_args={{'side': {POOLED_SIZE}}} pools to {POOLED_SIZE} anyhow"
+        )
+    return smaller
+
+
 def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
     """For each per cent of the backbone's FLOPs the stage after which nearest to it is spent (Kaya et al. 2019)."""
     *stages, classifier = stage_flops(backbone)
@@ -247,6 +295,13 @@ def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
             )
         taken[stage] = share
     return tuple(sorted(taken))
+
+
+def check_network(model: object, name: str = "model") -> None:
+    """EestudyError, in which it has this name, for anything but a MultiExit."""
+    if not isinstance(model, MultiExit):
+        hint = "eestudy.add_exits(model, after=[...]) makes one"
+        raise EestudyError(f"{name}: give a MultiExit, got {type(model).__name__}; {hint}")
 
 
 @dataclass(frozen=True)
@@ -273,8 +328,10 @@ class ExitCosts:
 @torch.no_grad()
 def exit_costs(model: MultiExit) -> ExitCosts:
     """Counted on one sample, part by part, in eval mode. The model is left as it was."""
+    check_network(model)
     *stages, _ = stage_flops(model.backbone)
     answers, flops, params = [], [], []  # of each exit alone
+    seen: set[int] = set()
     state: Any = model.backbone.dry_input()
     previous: Any = None
     with mode(model, False):
@@ -286,6 +343,8 @@ def exit_costs(model: MultiExit) -> ExitCosts:
             modules = [*(model.backbone.stages[stage - 1] for stage in between), head]
             answers.append(answer)
             flops.append(sum(stages[stage - 1] for stage in between) + answer)
-            params.append(sum(weight.numel() for module in modules for weight in module.parameters()))
+            new = {id(weight): weight.numel() for module in modules for weight in module.parameters()}
+            params.append(sum(size for weight, size in new.items() if weight not in seen))
+            seen |= new.keys()  # of a head that exits share, once
     *heads, classifier = answers
     return ExitCosts(tuple(stages), classifier, tuple(heads), tuple(accumulate(flops)), tuple(accumulate(params)))

@@ -166,7 +166,7 @@ class Validation:
                 continue
             with execution.precision(phase.settings.precision):
                 logits = self.network(x)[:exits]  # behind them a frozen teacher's
-            sums[0] += exit_losses(logits, labels) * len(labels)
+            sums[0] += exit_losses(logits, labels, phase.settings) * len(labels)
             if not labels.is_floating_point():
                 sums[1] += exit_hits(logits, labels) * len(labels)
         means = execution.summed(sums) / len(self.split)

@@ -53,7 +53,7 @@ class EagerStep(Step):
         with execution.precision(phase.settings.precision):
             logits = self.network(x) if turn is None else self.network(x, turn)
         known = logits[:-1] if phase.frozen_teacher else logits
-        losses = exit_losses(known, targets)
+        losses = exit_losses(known, targets, phase.settings)
         loss = losses.sum() if turn == "last" else objective(losses, logits, targets, x, done)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

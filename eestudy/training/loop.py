@@ -26,6 +26,7 @@ from eestudy.training.batches import Inputs, Validation, reestimate, scores, tra
 from eestudy.training.eager_step import EagerStep, Step, build_optimizer, learning_rate
 from eestudy.training.execution import Execution
 from eestudy.training.objective import Objective
+from eestudy.training.own_loss import with_class_weights
 from eestudy.training.phase_network import PhaseNetwork, phase_exits, set_trainable, trained_tensors
 from eestudy.training.phases import Phase
 from eestudy.training.resume import Progress, State, arrays, state_files
@@ -37,6 +38,8 @@ STATE_EVERY = 15.0
 SAVING_SHARE = 1 / 20
 # Epochs of a phase after which training and validation are measured, at most; every one would cost up to 40 % of a run.
 MEASURED = 20
+# What is measured after an epoch beside the loss, by the task, and how it is shown.
+SCORES = {"classification": ("accuracy", ".1%"), "regression": ("r2", ".3f"), "multi-label": ("exact_match", ".1%")}
 # Steps between two looks at what the device or the other processes have to say, where looking makes them wait.
 LOOK_EVERY = 16
 
@@ -72,7 +75,7 @@ class Training:
         self, model: MultiExit, phase: Phase, data: DataSet, folder: Folder, seeds: tuple[Any, ...],
         execution: Execution, hooks: Hooks,
     ) -> None:  # fmt: skip
-        device = execution.device
+        device, phase = execution.device, with_class_weights(phase, data.train.y, data.num_classes)
         self.model, self.phase, self.data, self.folder = model.to(device), phase, data, folder
         self.seeds, self.execution, self.before = seeds, execution, hooks.before
         parameters = set_trainable(model, phase)
@@ -181,7 +184,7 @@ class Training:
             held_out = self.validation.measured()
             set_trainable(self.model, phase)
             train[1] = scores(train, self.data.train.y)
-            score, form = ("accuracy", ".1%") if self.data.task == "classification" else ("r2", ".3f")
+            score, form = SCORES[self.data.task]
             for split, (losses, values) in (("train", train.tolist()), ("validation", held_out.tolist())):
                 for number, loss, value in zip(self.exits, losses, values, strict=True):
                     record = {"epoch": epoch, "exit": number, "split": split, "loss": loss, score: value}

@@ -1,7 +1,7 @@
 """The losses of a multi-exit network's exits, and their weights, which may change during a phase.
 
 Shapes: K exits, B batch, C classes. Targets are labels (B,), int64; or the classes' shares (B, C), as mixup gives them;
-or, in regression with C = 1, real values (B,).
+or, in regression with C = 1, real values (B,); or of several labels a sample those it has, bool (B, C).
 A weighting is made of (network, phase) and is a module: share of the phase behind -> weights (K,) that sum to 1.
 """
 
@@ -13,35 +13,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eestudy.config import EestudyError
 from eestudy.models import MultiExit
 from eestudy.models.backbone import stage_flops
 from eestudy.registry import WEIGHTINGS
-from eestudy.training.phases import Phase
+from eestudy.training.own_loss import criterion_of
+from eestudy.training.phases import Phase, Settings
 
 # name -> weights (K,) before they are scaled to sum to 1
 FIXED: dict[str, Callable[[int], Tensor]] = {
     "equal": torch.ones,  # Kubaty et al. 2025: the plain mean
     "depth-linear": lambda exits: torch.arange(1.0, exits + 1),  # PABEE, Zhou et al. 2020
 }
+PLAIN = Settings()
 
 
-def exit_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each exit, or mean squared error for real targets: (K,), float32. logits: (K, B, C)."""
-    return sample_losses(logits, targets).mean(1)
+def exit_losses(logits: Tensor, targets: Tensor, settings: Settings = PLAIN) -> Tensor:
+    """Cross-entropy of each exit, or mean squared error for real targets: (K,), float32. logits: (K, B, C).
+
+    Of several labels a sample the mean over labels of the binary cross-entropy.
+    settings: of the phase, whose class weights are numbers (`with_class_weights`); or whose criterion is the loss.
+    """
+    if settings.criterion:
+        return torch.stack([each.mean() for each in _by_criterion(logits, targets, settings)])
+    return sample_losses(logits, targets, settings).mean(1)
 
 
-def sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
+def sample_losses(logits: Tensor, targets: Tensor, settings: Settings = PLAIN) -> Tensor:
     """Those of every sample: (K, B), float32. logits: (K, B, C)."""
+    if settings.criterion:
+        losses = torch.stack(_by_criterion(logits, targets, settings))
+        if losses.ndim < 2:
+            raise EestudyError(
+                "criterion: gives the mean of a batch, and the method needs the loss of each sample (B,)"
+            )
+        return losses
     exits, _, classes = logits.shape
     logits = logits.float()
     if is_regression(targets):
         return (logits[:, :, 0] - targets).square()
+    if targets.dtype == torch.bool:
+        each = F.binary_cross_entropy_with_logits(logits, targets.float().expand_as(logits), reduction="none")
+        return each.mean(2)
     repeated = targets.repeat(exits, *[1] * (targets.ndim - 1))
-    return F.cross_entropy(logits.reshape(-1, classes), repeated, reduction="none").view(exits, -1)
+    weights = torch.tensor(settings.class_weights, device=logits.device) if settings.class_weights else None
+    return F.cross_entropy(
+        logits.reshape(-1, classes), repeated, weights, reduction="none", label_smoothing=settings.label_smoothing
+    ).view(exits, -1)
+
+
+def _by_criterion(logits: Tensor, targets: Tensor, settings: Settings) -> list[Tensor]:
+    """What the user's own loss gives for each exit: losses (B,) or their mean.
+
+    Of a regression it gets predictions (B,), as (B, 1) and targets (B,) would be broadcast to (B, B).
+    """
+    criterion, logits = criterion_of(settings.criterion, logits.device), logits.float()
+    targets = targets.float() if targets.dtype == torch.bool else targets
+    return [criterion(each, targets) for each in (logits[:, :, 0] if is_regression(targets) else logits)]
 
 
 def exit_hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Share of samples whose likeliest class is the (mostly) right one: (K,). Not for regression. logits: (K, B, C)."""
+    """Share of samples whose likeliest class is the (mostly) right one: (K,). Not for regression. logits: (K, B, C).
+
+    Of several labels: whose labels, those with a logit above 0, are all right.
+    """
+    if targets.dtype == torch.bool:
+        return ((logits > 0) == targets).all(2).float().mean(1)
     labels = targets if targets.ndim == 1 else targets.argmax(1)
     return (logits.argmax(2) == labels).float().mean(1)
 

@@ -179,8 +179,23 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
 
 
 def check_phases(model: MultiExit, phases: Sequence[Phase]) -> None:
-    """EestudyError for a phase that trains only what is frozen, or changes statistics that the backbone lacks."""
+    """EestudyError for a phase that trains only what is frozen, or changes statistics that the backbone lacks.
+
+    Also for one that would change an exit that it is to leave as it is, by weights that exits share.
+    """
+    taught: set[int] = set()
     for phase in phases:
+        kept: list[nn.Module] = [] if "backbone" in phase.trains else [model.backbone]
+        for exit in taught - {*phase_exits(model, phase)}:
+            last = exit == model.num_exits
+            kept.append(model.backbone.classifier if last else model.head(model.exit_stages[exit - 1]))
+        trained = {weight for module in trained_modules(model, phase).values() for weight in module.parameters()}
+        if not trained.isdisjoint(weight for module in kept for weight in module.parameters()):
+            raise EestudyError(
+                f"head: phase {phase.name!r} leaves some exits as they are, but they share weights with a head that it "
+                "trains; joint, mixed and others train them together"
+            )
+        taught |= {*phase_exits(model, phase)}
         if model.frozen and not any(name in dict(model.named_parameters()) for name in trained_tensors(model, phase)):
             raise EestudyError(
                 f"model: all that phase {phase.name!r} would train is frozen (requires_grad=False); RunConfig(start="
@@ -200,11 +215,14 @@ def phase_exits(model: MultiExit, phase: Phase) -> list[int]:
 def trained_tensors(model: MultiExit, phase: Phase) -> dict[str, Tensor]:
     """Name -> tensor of everything the phase may change, BatchNorm buffers included."""
     trained = tuple(f"{name}." for name in trained_modules(model, phase))
-    return {
+    named = {
         name: value
         for name, value in model.state_dict().items()
         if name.startswith(trained) and not {name, name.rpartition(".")[0]} & model.frozen
     }
+    # What modules share is saved once, under its first name.
+    first = {(value.data_ptr(), value.shape): name for name, value in reversed(named.items())}
+    return {name: value for name, value in named.items() if name in first.values() or not value.numel()}
 
 
 @contextmanager

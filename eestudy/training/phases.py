@@ -36,6 +36,9 @@ class Settings:
     augmentation_args: dict[str, float] = field(default_factory=dict)
     precision: str = "float32"
     checkpoints: tuple[int, ...] = (0, 5, 10, 25, 50, 75, 100)
+    class_weights: tuple[float, ...] | str = ()
+    label_smoothing: float = 0.0
+    criterion: str = ""
     weighting: str = "equal"
     weights: tuple[float, ...] = ()
     gradient_scaling: str = "none"
