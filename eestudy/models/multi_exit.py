@@ -6,6 +6,7 @@ early exit, the count of FLOPs, the cached features of a frozen backbone and exp
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from eestudy.config import EestudyError
 from eestudy.models.backbone import Backbone, counted, mode, stage_flops
 from eestudy.models.heads import Head, build_head
+from eestudy.models.placement import Placement, exit_stages
+from eestudy.models.times import REPEATS, SECONDS, UNITS, ExitTimes, check_unit, part_times
+from eestudy.registry import imported
 
-# Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
-Placement = Iterable[int] | str | Mapping[str, Any]
 # Gets the logits (b, C) of exits 1..k of the samples still inside; says who leaves at exit k, bool (b,).
 Rule = Callable[[list[Tensor]], Tensor]
 
@@ -109,6 +111,38 @@ class MultiExit(nn.Module):
         if not self.last_exit_boost or previous is None:
             return logits
         return logits + self.last_exit_boost * previous.detach()
+
+    def keeping(self, exits: Iterable[int]) -> MultiExit:
+        """The same modules with these exits alone, numbered anew: the heads of the others are never computed.
+
+        exits: counted from 1; the last stays in any case. What later heads would miss is for the caller to know.
+        """
+        kept, wanted = copy.copy(self), set(exits)
+        kept.exit_stages = tuple(stage for exit, stage in enumerate(self.exit_stages, 1) if exit in wanted)
+        kept._modules = {**self._modules, "heads": nn.ModuleDict({str(at): self.head(at) for at in kept.exit_stages})}
+        return kept
+
+    def costs(
+        self, unit: str = "flops", batch_size: int = 1, rule: Rule | None = None, repeats: int = REPEATS,
+        seconds: float = SECONDS,
+    ) -> ExitCosts | ExitTimes:  # fmt: skip
+        """What each part costs, and leaving at each exit: "flops" counts (ExitCosts), "ms" measures (ExitTimes).
+
+        Milliseconds are those of one sample in a batch of batch_size, where the weights are: each of `repeats` times,
+        or fewer where `seconds` have passed, the input is copied to the device and goes through all stages and heads in
+        turn. With a rule its time is in the head's. Raises EestudyError for another unit.
+        """
+        if unit == "flops":
+            return exit_costs(self)
+        check_unit(unit, UNITS)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise EestudyError(f"batch_size: {batch_size!r} is not valid; give a whole number from 1 on")
+        return part_times(self, batch_size, rule, repeats, seconds)
+
+    def deploy(self, budget: float, unit: str = "%", validation: Any = None, **settings: Any) -> Any:
+        """Thresholds, temperatures and the exits worth having for a budget: `eestudy.export.deploy`, see there."""
+        # By name, as the registry's are: models know nothing of what stands on them.
+        return imported("export.deployed:deploy")(self, budget, unit, validation, **settings)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, *input_shape) -> K logits (B, C), one an exit."""
@@ -209,44 +243,6 @@ def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     final, index = torch.empty_like(logits), torch.empty_like(exit_index)
     final[order], index[order] = logits, exit_index
     return final, index
-
-
-def exit_stages(exits: Placement, backbone: Backbone) -> tuple[int, ...]:
-    """The stages that get a head, checked against those there are."""
-    num_stages = len(backbone.stages)
-    if num_stages < 2:
-        raise EestudyError(f"exits: the backbone has {num_stages} stage, so there is no place for an early exit")
-    if isinstance(exits, Mapping) and "flops" in exits:
-        return _at_flops(exits["flops"], backbone)
-    if isinstance(exits, Mapping):
-        stages = tuple(range(exits["every"], num_stages, exits["every"]))
-    else:
-        stages = tuple(range(1, num_stages)) if exits == "all" else tuple(sorted(int(stage) for stage in exits))
-    wrong = [stage for stage in stages if not 1 <= stage < num_stages]
-    if wrong or not stages or len(set(stages)) < len(stages):
-        shown = dict(exits) if isinstance(exits, Mapping) else list(stages)
-        raise EestudyError(
-            f"exits: {shown} is not valid for {num_stages} stages; "
-            f"give 'all' or different stages from 1 to {num_stages - 1} (the last exit is the backbone's classifier)"
-        )
-    return stages
-
-
-def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
-    """For each per cent of the backbone's FLOPs the stage after which nearest to it is spent (Kaya et al. 2019)."""
-    *stages, classifier = stage_flops(backbone)
-    whole = sum(stages) + classifier
-    spent = [100 * sum(stages[:number]) / whole for number in range(1, len(stages))]
-    taken: dict[int, float] = {}
-    for share in shares:
-        stage = 1 + min(range(len(spent)), key=lambda index: abs(spent[index] - share))
-        if stage in taken:
-            raise EestudyError(
-                f"exits: flops: {taken[stage]:g} % and {share:g} % both fall on stage {stage} "
-                f"({spent[stage - 1]:.1f} %); leave one of them out"
-            )
-        taken[stage] = share
-    return tuple(sorted(taken))
 
 
 @dataclass(frozen=True)
