@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ class ExitRule:
     name: str
     thresholds: float | tuple[float, ...]
     k: int | None = None
-    temperatures: tuple[float, ...] | None = field(default=None, repr=False)
+    temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         rule = rule_for(self.name, 2 if self.k is None else 1, self.k)

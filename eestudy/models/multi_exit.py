@@ -20,7 +20,7 @@ from eestudy.config import EestudyError
 from eestudy.models.backbone import Backbone, counted, mode, stage_flops
 from eestudy.models.heads import Head, build_head
 from eestudy.models.placement import Placement, exit_stages
-from eestudy.models.times import REPEATS, SECONDS, UNITS, ExitTimes, check_unit, part_times
+from eestudy.models.times import UNITS, ExitTimes, check_unit, exit_times
 from eestudy.registry import imported
 
 # Gets the logits (b, C) of exits 1..k of the samples still inside; says who leaves at exit k, bool (b,).
@@ -123,21 +123,17 @@ class MultiExit(nn.Module):
         return kept
 
     def costs(
-        self, unit: str = "flops", batch_size: int = 1, rule: Rule | None = None, repeats: int = REPEATS,
-        seconds: float = SECONDS,
-    ) -> ExitCosts | ExitTimes:  # fmt: skip
+        self, unit: str = "flops", batch_size: int = 1, rule: Rule | None = None, repeats: int = 30
+    ) -> ExitCosts | ExitTimes:
         """What each part costs, and leaving at each exit: "flops" counts (ExitCosts), "ms" measures (ExitTimes).
 
-        Milliseconds are those of one sample in a batch of batch_size, where the weights are: each of `repeats` times,
-        or fewer where `seconds` have passed, the input is copied to the device and goes through all stages and heads in
-        turn. With a rule its time is in the head's. Raises EestudyError for another unit.
+        Milliseconds are of one sample in a batch of `batch_size`, on the device where the weights are: `repeats` times,
+        fewer after 20 seconds, the input is copied there and goes through all stages and heads in turn. With a rule,
+        asking it counts with the head. Raises EestudyError for another unit, and a batch size that is no number.
         """
-        if unit == "flops":
+        if check_unit(unit, UNITS) == "flops":
             return exit_costs(self)
-        check_unit(unit, UNITS)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise EestudyError(f"batch_size: {batch_size!r} is not valid; give a whole number from 1 on")
-        return part_times(self, batch_size, rule, repeats, seconds)
+        return exit_times(self, batch_size, rule, repeats)
 
     def deploy(self, budget: float, unit: str = "%", validation: Any = None, **settings: Any) -> Any:
         """Thresholds, temperatures and the exits worth having for a budget: `eestudy.export.deploy`, see there."""

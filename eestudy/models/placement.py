@@ -11,8 +11,8 @@ from eestudy.environment import say
 from eestudy.models.backbone import Backbone, stage_flops
 from eestudy.models.times import stage_times
 
-# "all" but the last, their numbers, {"every": n}, or per cents of the plain backbone: {"flops": [..]}, or {"time": [..]}
-# of what is measured on this device for one sample when the network is made.
+# "all" but the last, their numbers, {"every": n}, or per cents of the plain backbone: {"flops": [..]} or,
+# measured on this device for one sample when the network is made, {"time": [..]}.
 Placement = Iterable[int] | str | Mapping[str, Any]
 
 
@@ -29,7 +29,8 @@ def exit_stages(exits: Placement, backbone: Backbone) -> tuple[int, ...]:
             [(name, step)] = exits.items()
             stages = tuple(range(step, num_stages, step)) if name == "every" else ()
         else:
-            stages = tuple(range(1, num_stages)) if exits == "all" else tuple(sorted(map(operator.index, exits)))
+            given: Iterable[Any] = range(1, num_stages) if exits == "all" else exits
+            stages = tuple(sorted(operator.index(stage) for stage in given))
     except (TypeError, ValueError):
         stages = ()  # which the line below shows
     if not stages or any(not 1 <= stage < num_stages for stage in stages) or len(set(stages)) < len(stages):
