@@ -9,22 +9,29 @@ one included. `Runner` reads the folder with numpy and onnxruntime alone. `one_f
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eestudy.config import check_name
 from eestudy.export.one_file import FILES
 from eestudy.export.runner import MANIFEST, Runner
-from eestudy.extras import needed
 
 if TYPE_CHECKING:
     from eestudy.evaluation import ExitRule
+    from eestudy.export.deployed import Deployed, deploy
     from eestudy.models import MultiExit
 
 FORMS = ("each", *FILES)
 
-__all__ = ["FORMS", "MANIFEST", "Runner", "export"]
+__all__ = ["FORMS", "MANIFEST", "Deployed", "Runner", "deploy", "export"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Deployed", "deploy"):  # with torch, so imported when it is first used
+        return getattr(importlib.import_module(f"{__name__}.deployed"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def export(model: MultiExit, folder: str | Path, rule: ExitRule, onnx: str | Iterable[str] = "each") -> Path:
@@ -38,8 +45,6 @@ def export(model: MultiExit, folder: str | Path, rule: ExitRule, onnx: str | Ite
     a package that is missing.
     """
     forms = [check_name("onnx", form, FORMS) for form in ([onnx] if isinstance(onnx, str) else onnx)]
-    for package in ("onnx", "onnxscript") if forms else ():
-        needed(package, "export")
     from eestudy.export.writer import write
 
     return write(model, Path(folder), rule, forms)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
-from eestudy.models.backbone import Backbone, counted, mode, stage_flops
+from eestudy.models.backbone import Backbone, counted, device_of, mode, stage_flops
 from eestudy.models.heads import Head, build_head
 from eestudy.models.placement import Placement, exit_stages
-from eestudy.models.times import UNITS, ExitTimes, check_unit, exit_times
+from eestudy.models.times import ExitTimes, check_unit, exit_times
 from eestudy.registry import imported
 
 # Gets the logits (b, C) of exits 1..k of the samples still inside; says who leaves at exit k, bool (b,).
@@ -131,7 +131,7 @@ class MultiExit(nn.Module):
         fewer after 20 seconds, the input is copied there and goes through all stages and heads in turn. With a rule,
         asking it counts with the head. Raises EestudyError for another unit, and a batch size that is no number.
         """
-        if check_unit(unit, UNITS) == "flops":
+        if check_unit(unit, ("flops", "ms")) == "flops":
             return exit_costs(self)
         return exit_times(self, batch_size, rule, repeats)
 
@@ -154,8 +154,8 @@ class MultiExit(nn.Module):
     def predict(self, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """Early-exit inference: a sample that leaves is dropped from the batch, later stages see only the rest.
 
-        x: (B, *input_shape), a tensor, an array or a list of samples, of the backbone's own type or float64. Returns
-        the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
+        x: (B, *input_shape), a tensor, an array or a list of samples, of the backbone's own type or float64, wherever
+        it is. Returns the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
         Raises EestudyError in training mode, where BatchNorm would let a sample depend on who is still inside, for
         inputs that the network does not take, and for a rule that is none, such as a bare threshold, or that has
         thresholds for another number of exits.
@@ -166,7 +166,7 @@ class MultiExit(nn.Module):
             raise EestudyError(f"rule: give a rule, as max_probability(0.9), got {rule!r}")
         if hasattr(rule, "check_exits"):
             rule.check_exits(self.num_exits)
-        x = self._inputs(x)
+        x = self.inputs(x)
         if not len(x):
             return x.new_empty(0, self.num_classes, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
         left: list[tuple[int, Tensor, Tensor]] = []  # exit, who, their logits
@@ -207,7 +207,7 @@ class MultiExit(nn.Module):
     def _precision(self) -> torch.dtype:
         return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
 
-    def _inputs(self, x: Any) -> Tensor:
+    def inputs(self, x: Any) -> Tensor:
         """Samples as a tensor. What would need a guess, such as bytes or a sample without a batch, is refused."""
         wanted = self.backbone.input_dtype
         if not isinstance(x, Tensor):
@@ -225,7 +225,7 @@ class MultiExit(nn.Module):
         if x.is_floating_point() != wanted.is_floating_point:
             hint = ", normalized as in training" if wanted.is_floating_point else ""
             raise EestudyError(f"x: {self._wanted(x)}{hint}")
-        return x if wanted.is_floating_point else x.to(wanted)
+        return x.to(device_of(self), None if wanted.is_floating_point else wanted)
 
 
 def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

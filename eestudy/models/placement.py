@@ -8,8 +8,8 @@ from typing import Any
 
 from eestudy.config import EestudyError
 from eestudy.environment import say
-from eestudy.models.backbone import Backbone, stage_flops
-from eestudy.models.times import stage_times
+from eestudy.models.backbone import Backbone, device_of, stage_flops
+from eestudy.models.times import noise, part_times
 
 # "all" but the last, their numbers, {"every": n}, or per cents of the plain backbone: {"flops": [..]} or,
 # measured on this device for one sample when the network is made, {"time": [..]}.
@@ -47,7 +47,12 @@ def _at_shares(unit: str, shares: Any, backbone: Backbone) -> tuple[int, ...]:
     given = list(shares) if isinstance(shares, Iterable) and not isinstance(shares, str) else []
     if not given or not all(isinstance(share, (int, float)) and 0 < share < 100 for share in given):
         raise EestudyError(f"exits: {unit}: {shares!r} is not valid; give per cents of the backbone, such as [25, 50]")
-    *stages, classifier = stage_flops(backbone) if unit == "flops" else stage_times(backbone)
+    if unit == "flops":
+        *stages, classifier = map(float, stage_flops(backbone))
+    else:
+        parts = dict(enumerate((*backbone.stages, backbone.classifier)))
+        x = noise(backbone.dry_input()).to(device_of(backbone))
+        *stages, classifier = (median for median, *_ in part_times(backbone, parts, x).values())
     whole = sum(stages) + classifier
     spent = [100 * sum(stages[:number]) / whole for number in range(1, len(stages))]
     taken: dict[int, float] = {}
