@@ -1,7 +1,4 @@
-"""A trained network for a budget, in one object: thresholds, temperatures, exits worth having, what to expect.
-
-What to expect comes from the validation data that also chose it, so on new data it is a little less.
-"""
+"""A trained network for a budget, in one object: thresholds, temperatures, exits worth having, what to expect."""
 
 from __future__ import annotations
 
@@ -20,18 +17,17 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from eestudy.config import EestudyError
-from eestudy.evaluation import apply_temperatures, calibrate, fit_temperatures, per_exit, scores
-from eestudy.evaluation.budgets import measured
+from eestudy.evaluation import apply_temperatures, calibrate, fit_temperatures, scores
 from eestudy.evaluation.checks import check_predictions, is_number
+from eestudy.evaluation.curves import squared_errors
 from eestudy.evaluation.exit_rules import ExitRule, leave_at
-from eestudy.evaluation.rules.rule import OfOneExit
+from eestudy.evaluation.rules.rule import OfOneExit, predictions
 from eestudy.export.one_file import FILES
 from eestudy.export.runner import Runner
 from eestudy.export.writer import write
 from eestudy.models import MultiExit
 from eestudy.models.times import check_unit, of_leaving
 
-UNITS = ("%", "flops", "ms")
 SETTINGS, WEIGHTS = "deployed.json", "weights.safetensors"
 BATCH = 256  # samples at a time whose logits are computed
 
@@ -41,11 +37,11 @@ class Deployed:
     """What `deploy` gives. Exits are those of the whole network, counted from 1, whether they are on or off.
 
     rule: thresholds (K,), inf where an exit is off, and temperatures; `simulate(logits, rule)` is where `predict` lets
-    samples leave. exits: those that are on. budget, costs (K,; None: off) and cost (expected, of a sample) are in
-    `unit`: % of the plain backbone's FLOPs, FLOPs, or milliseconds in batches of `batch_size` on `hardware`.
-    backbone: what the plain one costs. share (K,): of samples expected to leave at each exit; scores (K,): accuracy of
-    those (regression: mean squared error; None: nobody leaves). expected: accuracy (regression: r2, ..) of all.
-    samples: of the validation data that these come from.
+    samples leave. exits: those that are on. budget, costs (K,; NaN: off), cost (of the mean sample) and backbone (the
+    plain one's) are in `unit`: % of the plain backbone's FLOPs, FLOPs, or milliseconds in batches of `batch_size` on
+    `hardware`. share (K,): of samples that leave at each exit; accuracies (K,): of these (NaN: nobody does); accuracy:
+    of all; in regression mean squared errors. These are what to expect, from as many validation `samples`, which also
+    chose the rule: new data may do a little worse.
     """
 
     network: MultiExit | Runner
@@ -56,26 +52,16 @@ class Deployed:
     batch_size: int
     hardware: str
     backbone: float
+    accuracy: float
     cost: float
-    costs: tuple[float | None, ...]
+    costs: tuple[float, ...]
     share: tuple[float, ...]
-    scores: tuple[float | None, ...]
-    expected: dict[str, float]
+    accuracies: tuple[float, ...]
     samples: int
 
     @property
-    def accuracy(self) -> float:
-        """Expected; in regression R2."""
-        return next(iter(self.expected.values()))
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Of two for one budget the larger one is better."""
-        return self.expected.get("accuracy", -self.expected.get("mse", 0.0)), -self.cost
-
-    @property
     def thresholds(self) -> tuple[float, ...]:
-        return tuple(self.rule.threshold(k) for k in range(1, len(self.costs) + 1))
+        return tuple(self.rule.threshold(exit) for exit in range(1, len(self.costs) + 1))
 
     @property
     def temperatures(self) -> tuple[float, ...] | None:
@@ -86,7 +72,10 @@ class Deployed:
         if isinstance(self.network, Runner):
             found = self.network.predict(x.numpy(force=True) if isinstance(x, Tensor) else x)
             return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-        logits, place = self.network.predict(x, _of(self.rule, self.exits))
+        own = [exit - 1 for exit in self.exits]
+        at = self.temperatures and tuple(np.array(self.temperatures)[own])
+        rule = replace(self.rule, thresholds=tuple(np.array(self.thresholds)[own]), temperatures=at)
+        logits, place = self.network.predict(x, rule)
         return logits, torch.tensor(self.exits, device=place.device)[place - 1]
 
     def save(self, folder: str | Path, onnx: Iterable[str] = ("each",)) -> Path:
@@ -95,7 +84,7 @@ class Deployed:
             raise EestudyError("save: this one was loaded without its network; copy the folder it came from")
         folder = write(self.network, Path(folder), self.rule, tuple(onnx), self.exits)
         facts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "network"}
-        facts["rule"] = {**asdict(self.rule), "thresholds": [str(value) for value in self.thresholds]}
+        facts["rule"] = asdict(self.rule)
         (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         save_model(self.network, str(folder / WEIGHTS))
         return folder
@@ -114,46 +103,38 @@ class Deployed:
         folder = Path(folder)
         try:
             facts = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            rule = facts.pop("rule")
-        except (OSError, ValueError, KeyError) as error:
+            rule = ExitRule(**_tuples(facts.pop("rule")))
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise EestudyError(f"folder: {folder / SETTINGS} cannot be read ({error}); save() makes it") from None
-        facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
-        made = per_exit([float(each) for each in rule["thresholds"]], rule["name"], rule["k"], rule["temperatures"])
+        facts = _tuples(facts)
         if network is None:
-            return cls(network=Runner(folder), rule=made, **facts)
-        made.check_exits(network.num_exits)
+            return cls(network=Runner(folder), rule=rule, **facts)
+        rule.check_exits(network.num_exits)
         kept = network.keeping(facts["exits"])
         try:
             load_model(kept, str(folder / WEIGHTS))
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise EestudyError(f"network: {folder / WEIGHTS} does not go into it ({reason})") from None
-        return cls(network=kept.eval(), rule=made, **facts)
+        return cls(network=kept.eval(), rule=rule, **facts)
 
     def table(self) -> pd.DataFrame:
         """One row an exit: exit, on, threshold, temperature, cost (in `unit`), share, accuracy (regression: mse)."""
-        score = "mse" if "mse" in self.expected else "accuracy"
-        count = len(self.costs)
-        return pd.DataFrame(
-            {
-                "exit": range(1, count + 1),
-                "on": [exit in self.exits for exit in range(1, count + 1)],
-                "threshold": self.thresholds,
-                "temperature": self.temperatures or (1.0,) * count,
-                "cost": np.array(self.costs, dtype=float),
-                "share": self.share,
-                score: np.array(self.scores, dtype=float),
-            }
+        every = range(1, len(self.costs) + 1)
+        table = pd.DataFrame(
+            {"exit": every, "on": [exit in self.exits for exit in every], "threshold": self.thresholds}
         )
+        return table.assign(temperature=self.temperatures or 1.0, cost=self.costs, share=self.share,
+                            **{"accuracy" if self.rule.k is None else "mse": self.accuracies})  # fmt: skip
 
     def __str__(self) -> str:
-        named = ", ".join(f"{name} {value:.4g}" for name, value in self.expected.items())
         where = f" in batches of {self.batch_size}, {self.hardware}" if self.unit == "ms" else ""
-        rows = self.table().assign(on=lambda table: table["on"].map({True: "on", False: "off"}))
+        rows = self.table().replace({"on": {True: "on", False: "off"}})
         return (
             f"budget {self.budget:g} {self.unit} a sample (plain backbone: {self.backbone:.4g} {self.unit}{where})\n"
-            f"expected, from {self.samples} validation samples that also chose the thresholds: "
-            f"{named} at {self.cost:.4g} {self.unit}\n{rows.to_string(index=False, float_format='%.4g', na_rep='-')}"
+            f"expected, from {self.samples} validation samples that also chose the thresholds: {rows.columns[-1]} "
+            f"{self.accuracy:.4g} at {self.cost:.4g} {self.unit}\n"
+            + rows.to_string(index=False, float_format="%.5g", na_rep="-")
         )
 
 
@@ -166,92 +147,81 @@ def deploy(
     validation: (x, y), samples and their labels, or (logits (K, N, C), labels (N,)), as `run.predictions("validation")`
     gives them. rule: of the exit rules; None: max-probability, in regression patience. method: see `calibrate`.
     temperatures: fitted to each exit and used in routing, where the rule reads probabilities.
-    An exit without which the same budget buys more accuracy, or as much for less, is switched off, one after another;
-    its head is not computed any more. All stay where a head reads the one before it, and with patience.
+    Of what the budget allows the most accurate on these data is taken, of equals the cheapest. An exit without which
+    that is no worse is switched off, one after another, and its head not computed any more. All stay where a head reads
+    the one before it, and with patience.
     Raises EestudyError for a budget below the cheapest exit's cost, bad validation data, training mode, another unit.
     """
-    if not isinstance(network, MultiExit):
-        raise EestudyError(
-            f"deploy: give a MultiExit, got {type(network).__name__}; add_exits(model, after=[...]) makes one"
-        )
     if network.training:
         raise EestudyError("deploy: the model is in training mode; call model.eval() first")
-    check_unit(unit, UNITS)
+    check_unit(unit, ("%", "flops", "ms"))
     if not is_number(budget) or not 0 < budget < math.inf:
         raise EestudyError(f"budget: {budget!r} is not valid; give a number above 0, in {unit}")
     logits, labels = _predictions(network, validation)
-    regression = logits.shape[2] == 1
+    regression, count = logits.shape[2] == 1, network.num_exits
     asked = ExitRule(rule or ("patience" if regression else "max-probability"), math.inf, 1 if regression else None)
     of_one_exit = isinstance(asked.rule_for(logits.shape[2]), OfOneExit)
+    routed: Any = logits
     if temperatures and of_one_exit:
-        asked = replace(asked, temperatures=tuple(fit_temperatures(logits, labels).tolist()))
-    costs = network.costs("ms" if unit == "ms" else "flops", batch_size, asked)
-    size, ends = costs.backbone / 100 if unit == "%" else 1.0, (*network.exit_stages, len(network.backbone.stages))
-    facts = {"budget": float(budget), "unit": unit, "batch_size": batch_size, "backbone": float(costs.backbone / size),
-             "hardware": getattr(costs, "hardware", "")}  # fmt: skip
+        fitted = fit_temperatures(logits, labels)
+        asked, routed = replace(asked, temperatures=tuple(fitted.tolist())), apply_temperatures(logits, fitted)
+    score = scores(logits, asked).astype(np.float64)
+    worth = -squared_errors(logits, labels) if regression else predictions(logits).numpy() == labels
+    measured = network.costs("ms" if unit == "ms" else "flops", batch_size, asked)
+    size, ends = measured.backbone / 100 if unit == "%" else 1.0, (*network.exit_stages, len(network.backbone.stages))
 
-    def tried(exits: Sequence[int]) -> Deployed | None:
-        cost = of_leaving(costs, ends, exits) / size
-        return (
-            _tried(exits, cost, logits, labels, method, network=network, rule=asked, **facts)
-            if budget >= cost[0]
-            else None
-        )
+    def tried(exits: Sequence[int]) -> tuple[tuple[float, float], dict[str, Any]] | None:
+        """The best of these exits alone: how good it is, and its facts; None where the first costs more."""
+        at, cost = np.array(exits) - 1, of_leaving(measured, ends, exits) / size
+        found = []
+        # Less than the budget where it is as good: deeper exits are not always better.
+        for limit in sorted({min(budget, cost[-1]), *cost[cost < budget]}) if cost[0] <= budget else ():
+            thresholds, costs = np.full(count, math.inf), np.full(count, math.nan)
+            calibrated = calibrate(routed[at], labels, cost, limit, asked.name, method)
+            thresholds[at], costs[at] = [_between(*pair) for pair in zip(score[at], calibrated)], cost
+            index = leave_at(score, thresholds) - 1
+            own, left = worth[index, np.arange(len(index))], np.bincount(index, minlength=count)
+            sums = np.bincount(index, weights=own, minlength=count)
+            means = np.divide(sums, left, out=np.full(count, math.nan), where=left > 0)
+            rank = float(own.mean()), -float(costs[index].mean())
+            facts = {
+                "rule": replace(asked, thresholds=tuple(thresholds.tolist())), "exits": tuple(exits), "cost": -rank[1],
+                "costs": tuple(costs.tolist()), "share": tuple((left / len(index)).tolist()),
+                "accuracies": tuple(abs(means).tolist()), "accuracy": abs(rank[0]),
+            }  # fmt: skip
+            found.append((rank, facts))
+        return max(found, key=lambda pair: pair[0], default=None)
 
-    every = range(1, network.num_exits + 1)
-    found = next((made for exit in every if (made := tried(every[exit - 1 :]))), None)
-    if found is None:
-        least = min(float(of_leaving(costs, ends, [exit])[0]) for exit in every) / size
+    every = range(1, count + 1)
+    best = next((made for exit in every if (made := tried(every[exit - 1 :]))), None)
+    if best is None:
+        least = min(of_leaving(measured, ends, [exit])[0] for exit in every) / size
         raise EestudyError(f"budget: {budget:g} {unit} is below the cheapest exit's cost, {least:.4g} {unit}")
-    alone = not network.last_exit_boost and not any(network.head(at).reads_previous for at in network.exit_stages)
-    while of_one_exit and alone:
-        others = [tried([exit for exit in found.exits if exit != off]) for off in found.exits[:-1]]
-        best = max((other for other in others if other), key=lambda other: other.rank, default=found)
-        if best.rank <= found.rank:
+    while of_one_exit and not _reads_others(network):
+        exits = best[1]["exits"]
+        without = [tried([exit for exit in exits if exit != off]) for off in exits[:-1]]
+        better = max((other for other in without if other), key=lambda other: other[0], default=best)
+        if better is best or better[0] < best[0]:
             break
-        found = best
-    return replace(found, network=network.keeping(found.exits))
-
-
-def _tried(
-    exits: Sequence[int], costs: np.ndarray, logits: Tensor, labels: np.ndarray, method: str, rule: ExitRule,
-    **facts: Any,
-) -> Deployed:  # fmt: skip
-    """What these exits alone give for the budget."""
-    part, own = logits[[exit - 1 for exit in exits]], _of(rule, exits)
-    routed = part if own.temperatures is None else apply_temperatures(part, own.temperatures)
-    # At the whole cost `calibrate` lets nobody leave, also where some are better off leaving.
-    most = math.nextafter(costs[-1], 0) if method == "optimized" and len(exits) > 1 else costs[-1]
-    thresholds = calibrate(routed, labels, costs, min(facts["budget"], most), rule.name, method)
-    score = scores(part, own)
-    thresholds = np.array([_between(*pair) for pair in zip(score.astype(np.float64), thresholds)])
-    index = leave_at(score, thresholds) - 1
-    count = facts["network"].num_exits
-    found: dict[str, Any] = {"thresholds": [math.inf] * count, "costs": [None] * count, "scores": [None] * count}
-    for place, exit in enumerate(exits):
-        who = index == place
-        there = measured(part[:, who], labels[who], index[who]) if who.any() else {}
-        found["thresholds"][exit - 1] = float(thresholds[place])
-        found["costs"][exit - 1] = float(costs[place])
-        found["scores"][exit - 1] = there.get("accuracy", there.get("mse"))
+        best = better
     return Deployed(
-        rule=replace(rule, thresholds=tuple(found["thresholds"])), exits=tuple(exits), cost=float(costs[index].mean()),
-        costs=tuple(found["costs"]), scores=tuple(found["scores"]), samples=len(index),
-        share=tuple((np.bincount(np.array(exits)[index], minlength=count + 1)[1:] / len(index)).tolist()),
-        expected={name: float(value) for name, value in measured(part, labels, index).items()}, **facts,
+        network.keeping(best[1]["exits"]), budget=float(budget), unit=unit, batch_size=batch_size, samples=len(labels),
+        hardware=getattr(measured, "hardware", ""), backbone=float(measured.backbone / size), **best[1],
     )  # fmt: skip
+
+
+def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+
+
+def _reads_others(network: MultiExit) -> bool:
+    return bool(network.last_exit_boost) or any(network.head(stage).reads_previous for stage in network.exit_stages)
 
 
 def _between(score: np.ndarray, threshold: float) -> float:
     """In the middle between two samples' scores, so that rounding elsewhere moves none of them; the same ones leave."""
     above = score[score > threshold]
     return (threshold + float(above.min())) / 2 if math.isfinite(threshold) and len(above) else threshold
-
-
-def _of(rule: ExitRule, exits: Sequence[int]) -> ExitRule:
-    """The rule of a network that has these exits alone."""
-    temperatures = rule.temperatures and tuple(rule.temperatures[exit - 1] for exit in exits)
-    return replace(rule, thresholds=tuple(rule.threshold(exit) for exit in exits), temperatures=temperatures)
 
 
 @torch.no_grad()
@@ -261,10 +231,10 @@ def _predictions(network: MultiExit, validation: Any) -> tuple[Tensor, np.ndarra
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise EestudyError(f"validation: {type(validation).__name__} is not valid; {wanted}")
     first, labels = validation
-    shape, inputs = tuple(np.shape(first)), network.input_shape
-    if shape[1:] != inputs and len(shape) == 3 and (shape[0], shape[2]) == (network.num_exits, network.num_classes):
+    shape = getattr(first, "shape", ())
+    if shape[1:] != network.input_shape and shape[::2] == (network.num_exits, network.num_classes):
         return check_predictions(first, labels)
-    parts = [torch.stack(network(part)).float().cpu() for part in network.inputs(first).split(BATCH)]
-    if not parts or not len(parts[0][0]):
+    x = network.inputs(first)
+    if not len(x):
         raise EestudyError(f"validation: there are no samples in it; {wanted}")
-    return check_predictions(torch.cat(parts, 1), labels)
+    return check_predictions(torch.cat([torch.stack(network(part)) for part in x.split(BATCH)], 1), labels)
