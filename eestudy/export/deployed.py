@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
@@ -26,10 +27,13 @@ from eestudy.export.one_file import FILES
 from eestudy.export.runner import Runner
 from eestudy.export.writer import write
 from eestudy.models import MultiExit
-from eestudy.models.times import check_unit, of_leaving
+from eestudy.models.times import of_leaving
 
 SETTINGS, WEIGHTS = "deployed.json", "weights.safetensors"
 BATCH = 256  # samples at a time whose logits are computed
+# How good it is; exits; thresholds (K,); costs (K,); the exit of each sample (N,), from 0.
+Plan = tuple[tuple[float, float], tuple[int, ...], np.ndarray, np.ndarray, np.ndarray]
+_RANK = itemgetter(0)
 
 
 @dataclass(frozen=True)
@@ -59,23 +63,19 @@ class Deployed:
     accuracies: tuple[float, ...]
     samples: int
 
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        return tuple(self.rule.threshold(exit) for exit in range(1, len(self.costs) + 1))
-
-    @property
-    def temperatures(self) -> tuple[float, ...] | None:
-        return self.rule.temperatures
+    thresholds = property(lambda self: self.rule.thresholds)
+    temperatures = property(lambda self: self.rule.temperatures)
 
     def predict(self, x: Any) -> tuple[Tensor, Tensor]:
         """x (B, *input_shape) -> logits (B, C), as the exits gave them, and exit_index (B,) in 1..K."""
         if isinstance(self.network, Runner):
             found = self.network.predict(x.numpy(force=True) if isinstance(x, Tensor) else x)
             return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-        own = [exit - 1 for exit in self.exits]
-        at = self.temperatures and tuple(np.array(self.temperatures)[own])
-        rule = replace(self.rule, thresholds=tuple(np.array(self.thresholds)[own]), temperatures=at)
-        logits, place = self.network.predict(x, rule)
+        thresholds, temperatures = (
+            values and tuple(values[exit - 1] for exit in self.exits) for values in (self.thresholds, self.temperatures)
+        )
+        own = replace(self.rule, thresholds=thresholds, temperatures=temperatures)
+        logits, place = self.network.predict(x, own)
         return logits, torch.tensor(self.exits, device=place.device)[place - 1]
 
     def save(self, folder: str | Path, onnx: Iterable[str] = ("each",)) -> Path:
@@ -102,40 +102,33 @@ class Deployed:
         """
         folder = Path(folder)
         try:
-            facts = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            rule = ExitRule(**_tuples(facts.pop("rule")))
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise EestudyError(f"folder: {folder / SETTINGS} cannot be read ({error}); save() makes it") from None
-        facts = _tuples(facts)
-        if network is None:
-            return cls(network=Runner(folder), rule=rule, **facts)
-        rule.check_exits(network.num_exits)
-        kept = network.keeping(facts["exits"])
-        try:
+            facts = json.loads((folder / SETTINGS).read_text(encoding="utf-8"), object_hook=_with_tuples)
+            facts["rule"] = ExitRule(**facts["rule"])
+            if network is None:
+                return cls(Runner(folder), **facts)
+            facts["rule"].check_exits(network.num_exits)
+            kept = network.keeping(facts["exits"]).eval()
             load_model(kept, str(folder / WEIGHTS))
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except EestudyError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise EestudyError(f"network: {folder / WEIGHTS} does not go into it ({reason})") from None
-        return cls(network=kept.eval(), rule=rule, **facts)
-
-    def table(self) -> pd.DataFrame:
-        """One row an exit: exit, on, threshold, temperature, cost (in `unit`), share, accuracy (regression: mse)."""
-        every = range(1, len(self.costs) + 1)
-        table = pd.DataFrame(
-            {"exit": every, "on": [exit in self.exits for exit in every], "threshold": self.thresholds}
-        )
-        return table.assign(temperature=self.temperatures or 1.0, cost=self.costs, share=self.share,
-                            **{"accuracy" if self.rule.k is None else "mse": self.accuracies})  # fmt: skip
+            raise EestudyError(f"folder: {folder} is none of save(), or of another network ({reason})") from None
+        return cls(kept, **facts)
 
     def __str__(self) -> str:
         where = f" in batches of {self.batch_size}, {self.hardware}" if self.unit == "ms" else ""
-        rows = self.table().replace({"on": {True: "on", False: "off"}})
-        return (
-            f"budget {self.budget:g} {self.unit} a sample (plain backbone: {self.backbone:.4g} {self.unit}{where})\n"
-            f"expected, from {self.samples} validation samples that also chose the thresholds: {rows.columns[-1]} "
-            f"{self.accuracy:.4g} at {self.cost:.4g} {self.unit}\n"
-            + rows.to_string(index=False, float_format="%.5g", na_rep="-")
-        )
+        score = "accuracy" if self.rule.k is None else "mse"
+        lines = [f"budget {self.budget:g} {self.unit} a sample; the plain backbone takes {self.backbone:.4g}{where}",
+                 f"expected, from {self.samples} validation samples that also chose the rule ({self.rule.name}): "
+                 f"{score} {self.accuracy:.4g} at {self.cost:.4g} {self.unit}",
+                 f"exit   threshold  temperature        cost   share  {score:>8}"]  # fmt: skip
+        temperatures = self.temperatures or (1.0,) * len(self.costs)
+        rows = zip(self.thresholds, temperatures, self.costs, self.share, self.accuracies)
+        for exit, (threshold, temperature, cost, share, accuracy) in enumerate(rows, 1):
+            own = f"{threshold:>12.6g}{temperature:>13.4g}{cost:>12.4g}{share:>8.1%}{accuracy:>10.4g}"
+            lines.append(f"{exit:>4}{own if exit in self.exits else '         off'}")
+        return "\n".join(lines)
 
 
 def deploy(
@@ -154,7 +147,6 @@ def deploy(
     """
     if network.training:
         raise EestudyError("deploy: the model is in training mode; call model.eval() first")
-    check_unit(unit, ("%", "flops", "ms"))
     if not is_number(budget) or not 0 < budget < math.inf:
         raise EestudyError(f"budget: {budget!r} is not valid; give a number above 0, in {unit}")
     logits, labels = _predictions(network, validation)
@@ -167,55 +159,47 @@ def deploy(
         asked, routed = replace(asked, temperatures=tuple(fitted.tolist())), apply_temperatures(logits, fitted)
     score = scores(logits, asked).astype(np.float64)
     worth = -squared_errors(logits, labels) if regression else predictions(logits).numpy() == labels
-    measured = network.costs("ms" if unit == "ms" else "flops", batch_size, asked)
+    measured = network.costs("flops" if unit == "%" else unit, batch_size, asked)
     size, ends = measured.backbone / 100 if unit == "%" else 1.0, (*network.exit_stages, len(network.backbone.stages))
 
-    def tried(exits: Sequence[int]) -> tuple[tuple[float, float], dict[str, Any]] | None:
-        """The best of these exits alone: how good it is, and its facts; None where the first costs more."""
+    def tried(exits: Sequence[int]) -> list[Plan]:
+        """What these exits alone come to for the budget, or less of it: deeper exits are not always better."""
         at, cost = np.array(exits) - 1, of_leaving(measured, ends, exits) / size
-        found = []
-        # Less than the budget where it is as good: deeper exits are not always better.
+        plans = []
         for limit in sorted({min(budget, cost[-1]), *cost[cost < budget]}) if cost[0] <= budget else ():
             thresholds, costs = np.full(count, math.inf), np.full(count, math.nan)
-            calibrated = calibrate(routed[at], labels, cost, limit, asked.name, method)
-            thresholds[at], costs[at] = [_between(*pair) for pair in zip(score[at], calibrated)], cost
+            found = calibrate(routed[at], labels, cost, limit, asked.name, method)
+            thresholds[at], costs[at] = [_between(*pair) for pair in zip(score[at], found)], cost
             index = leave_at(score, thresholds) - 1
-            own, left = worth[index, np.arange(len(index))], np.bincount(index, minlength=count)
-            sums = np.bincount(index, weights=own, minlength=count)
-            means = np.divide(sums, left, out=np.full(count, math.nan), where=left > 0)
-            rank = float(own.mean()), -float(costs[index].mean())
-            facts = {
-                "rule": replace(asked, thresholds=tuple(thresholds.tolist())), "exits": tuple(exits), "cost": -rank[1],
-                "costs": tuple(costs.tolist()), "share": tuple((left / len(index)).tolist()),
-                "accuracies": tuple(abs(means).tolist()), "accuracy": abs(rank[0]),
-            }  # fmt: skip
-            found.append((rank, facts))
-        return max(found, key=lambda pair: pair[0], default=None)
+            rank = float(worth[index, np.arange(len(index))].mean()), -float(costs[index].mean())
+            plans.append((rank, tuple(exits), thresholds, costs, index))
+        return plans
 
     every = range(1, count + 1)
-    best = next((made for exit in every if (made := tried(every[exit - 1 :]))), None)
+    best = max(next(filter(None, (tried(every[exit - 1 :]) for exit in every)), []), key=_RANK, default=None)
     if best is None:
         least = min(of_leaving(measured, ends, [exit])[0] for exit in every) / size
         raise EestudyError(f"budget: {budget:g} {unit} is below the cheapest exit's cost, {least:.4g} {unit}")
-    while of_one_exit and not _reads_others(network):
-        exits = best[1]["exits"]
-        without = [tried([exit for exit in exits if exit != off]) for off in exits[:-1]]
-        better = max((other for other in without if other), key=lambda other: other[0], default=best)
-        if better is best or better[0] < best[0]:
+    reads = bool(network.last_exit_boost) or any(network.head(stage).reads_previous for stage in network.exit_stages)
+    while of_one_exit and not reads and len(best[1]) > 1:
+        others = [tried([exit for exit in best[1] if exit != off]) for off in best[1][:-1]]
+        better = max(chain(*others), key=_RANK, default=None)
+        if better is None or better[0] < best[0]:
             break
         best = better
+    rank, exits, thresholds, spent, index = best
+    own, left = worth[index, np.arange(len(labels))], np.bincount(index, minlength=count)
+    sums = np.bincount(index, weights=own, minlength=count)
+    means = np.divide(sums, left, out=np.full(count, math.nan), where=left > 0)
     return Deployed(
-        network.keeping(best[1]["exits"]), budget=float(budget), unit=unit, batch_size=batch_size, samples=len(labels),
-        hardware=getattr(measured, "hardware", ""), backbone=float(measured.backbone / size), **best[1],
+        network.keeping(exits), replace(asked, thresholds=tuple(thresholds.tolist())), exits, float(budget), unit,
+        batch_size, getattr(measured, "hardware", ""), float(measured.backbone / size), abs(rank[0]), -rank[1],
+        tuple(spent.tolist()), tuple((left / len(labels)).tolist()), tuple(abs(means).tolist()), len(labels),
     )  # fmt: skip
 
 
-def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
+def _with_tuples(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
-
-
-def _reads_others(network: MultiExit) -> bool:
-    return bool(network.last_exit_boost) or any(network.head(stage).reads_previous for stage in network.exit_stages)
 
 
 def _between(score: np.ndarray, threshold: float) -> float:

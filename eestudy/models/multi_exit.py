@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eestudy.config import EestudyError
+from eestudy.config import EestudyError, check_name
 from eestudy.models.backbone import Backbone, counted, device_of, mode, stage_flops
 from eestudy.models.heads import Head, build_head
 from eestudy.models.placement import Placement, exit_stages
-from eestudy.models.times import ExitTimes, check_unit, exit_times
+from eestudy.models.times import ExitTimes, exit_times
 from eestudy.registry import imported
 
 # Gets the logits (b, C) of exits 1..k of the samples still inside; says who leaves at exit k, bool (b,).
@@ -131,7 +131,9 @@ class MultiExit(nn.Module):
         fewer after 20 seconds, the input is copied there and goes through all stages and heads in turn. With a rule,
         asking it counts with the head. Raises EestudyError for another unit, and a batch size that is no number.
         """
-        if check_unit(unit, ("flops", "ms")) == "flops":
+        if unit == "mJ":
+            raise EestudyError("unit: 'mJ' needs counters of energy, which eestudy does not read; valid: flops, ms")
+        if check_name("unit", unit, ("flops", "ms")) == "flops":
             return exit_costs(self)
         return exit_times(self, batch_size, rule, repeats)
 

@@ -1,7 +1,6 @@
 """Parts of a network on the clock, in turn: what disturbs one repetition disturbs all its parts.
 
-A FLOP is no unit of time: early stages have large maps and few channels, where memory takes longer than arithmetic, so
-a first exit at a third of the FLOPs may come after more than half of the time.
+FLOPs are no measure of time: early stages, with large maps and few channels, take longer than their FLOPs say.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eestudy.config import EestudyError, check_name
+from eestudy.config import EestudyError
 from eestudy.environment import hardware
 from eestudy.models.backbone import device_of, mode
 
@@ -60,25 +59,21 @@ def part_times(
     model: nn.Module, parts: Mapping[Any, Callable[[Any], Any]], x: Tensor, repeats: int = 30
 ) -> dict[Any, tuple[float, ...]]:
     """`ExitTimes.parts` of `repeats` passes, each part given what the one before gave, the first x; in eval mode."""
-    device, began = device_of(model), now()
-    found: list[list[float]] = []
+    found: list[np.ndarray] = []
+    began = now()
     with mode(model, False):
         while len(found) < WARM_UP + LEAST or (len(found) < WARM_UP + repeats and now() - began < SECONDS):
-            times, state, last = [], x, now()
+            state, ticks = x, [now()]
             for part in parts.values():
                 state = part(state)
-                wait(device)
-                at = now()
-                times.append(1000 * (at - last))
-                last = at
-            found.append(times)
+                wait(device_of(model))
+                ticks.append(now())
+            found.append(1000 * np.diff(ticks))
     quantiles = np.quantile(found[WARM_UP:], (0.5, 0.25, 0.75), axis=0).T / len(x)
     return {name: tuple(row) for name, row in zip(parts, quantiles.tolist(), strict=True)}
 
 
-def exit_times(
-    model: Any, batch_size: int, rule: Callable[[list[Tensor]], Tensor] | None, repeats: int
-) -> ExitTimes:  # fmt: skip
+def exit_times(model: Any, batch_size: int, rule: Callable[[list[Tensor]], Tensor] | None, repeats: int) -> ExitTimes:
     """What `MultiExit.costs` measures."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise EestudyError(f"batch_size: {batch_size!r} is not valid; give a whole number from 1 on")
@@ -117,16 +112,10 @@ def wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def check_unit(unit: str, units: Sequence[str]) -> str:
-    if unit == "mJ":
-        raise EestudyError(f"unit: 'mJ' needs counters of energy, which are not read here; valid: {', '.join(units)}")
-    return check_name("unit", unit, units)
-
-
 def of_leaving(costs: Any, ends: Sequence[int], kept: Sequence[int]) -> np.ndarray:
-    """Cost (len(kept),) of leaving at each of the exits `kept` where no other head is computed; the last is K.
+    """Cost (len(kept),), of ExitCosts or ExitTimes, of leaving at each of the exits `kept` where no other head is run.
 
-    costs: ExitCosts or ExitTimes of the whole network. ends: the stage that each of its K exits follows.
+    ends: the stage that each of the network's K exits follows.
     """
     answers = (*costs.heads, costs.classifier)
     before = [sum(costs.stages[: ends[exit - 1]]) for exit in kept]
