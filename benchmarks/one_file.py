@@ -78,7 +78,7 @@ def measure(network: MultiExit) -> dict[str, Any]:
         early = session(folder / one_file.FILES["early"])
         check(early, logits, thresholds, array)
         calls[name] = over(partial(lambda early, sample: early.run(None, {"x": sample}), early), array)
-    times = interleaved(calls, blocks=9, seconds=15)
+    times = interleaved(calls, blocks=7, seconds=5)
     plain_time = times["plain"]["median"]
     rows = {name: {"ms": 1000 * each["median"] / SAMPLES, "plain / this": plain_time / each["median"],
                    "others": each["others"]} for name, each in times.items()}  # fmt: skip

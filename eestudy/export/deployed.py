@@ -31,6 +31,7 @@ from eestudy.models.times import of_leaving
 
 SETTINGS, WEIGHTS = "deployed.json", "weights.safetensors"
 BATCH = 256  # samples at a time whose logits are computed
+LIMITS = 9  # costs up to the budget that are tried
 # How good it is; exits; thresholds (K,); costs (K,); the exit of each sample (N,), from 0.
 Plan = tuple[tuple[float, float], tuple[int, ...], np.ndarray, np.ndarray, np.ndarray]
 _RANK = itemgetter(0)
@@ -166,7 +167,7 @@ def deploy(
         """What these exits alone come to for the budget, or less of it: deeper exits are not always better."""
         at, cost = np.array(exits) - 1, of_leaving(measured, ends, exits) / size
         plans = []
-        for limit in sorted({min(budget, cost[-1]), *cost[cost < budget]}) if cost[0] <= budget else ():
+        for limit in np.unique(np.linspace(cost[0], min(budget, cost[-1]), LIMITS)) if cost[0] <= budget else ():
             thresholds, costs = np.full(count, math.inf), np.full(count, math.nan)
             found = calibrate(routed[at], labels, cost, limit, asked.name, method)
             thresholds[at], costs[at] = [_between(*pair) for pair in zip(score[at], found)], cost
@@ -204,8 +205,8 @@ def _with_tuples(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _between(score: np.ndarray, threshold: float) -> float:
     """In the middle between two samples' scores, so that rounding elsewhere moves none of them; the same ones leave."""
-    above = score[score > threshold]
-    return (threshold + float(above.min())) / 2 if math.isfinite(threshold) and len(above) else threshold
+    above, below = score[score > threshold], score[score <= threshold]
+    return float(above.min() + below.max()) / 2 if len(above) and len(below) else threshold
 
 
 @torch.no_grad()

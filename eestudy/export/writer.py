@@ -176,6 +176,9 @@ def _pooled(x: Tensor, sizes: Sequence[int], reduce: Callable[[Tensor, int, bool
     """Adaptive pooling of the last dimensions to `sizes` by windows: ONNX has none where a side is no multiple."""
     for dim, size in enumerate(sizes, x.ndim - len(sizes)):
         side = x.shape[dim]
+        if side % size == 0:
+            x = reduce(x.unflatten(dim, (size, side // size)), dim + 1, False)
+            continue
         ends = [(number * side // size, -(-(number + 1) * side // size)) for number in range(size)]
         x = torch.cat([reduce(x.narrow(dim, first, end - first), dim, True) for first, end in ends], dim)
     return x
