@@ -34,9 +34,6 @@ NETWORKS: dict[str, Callable[[], MultiExit]] = {
     "resnet18, 224x224": lambda: eestudy.add_exits(torchvision.models.resnet18(), ["layer1", "layer2", "layer3"]),
     "resnet20, 32x32": lambda: MultiExit(build_backbone("resnet20", (3, 32, 32), 10), [3, 5, 7]),
     "vit-tiny, 32x32": lambda: MultiExit(build_backbone("vit-tiny", (3, 32, 32), 10), [3, 6, 9]),
-    "mobilenet-v3-large, 32x32": lambda: MultiExit(
-        build_backbone("mobilenet-v3-large", (3, 32, 32), 10), {"flops": [25, 50, 75]}
-    ),
 }
 
 

@@ -149,7 +149,8 @@ def _one_file(form: str, folder: Path, facts: dict[str, Any], model: MultiExit, 
                     raise EestudyError(f"exit {number['exit']} gives other logits in it than in PyTorch")
     except Exception as error:  # noqa: BLE001 - what is written already is of use without
         file.unlink(missing_ok=True)
-        say(f"export: {file.name} was not written ({str(error).splitlines()[0]})")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"export: {file.name} was not written ({reason})")
         return None
     return file.name
 
