@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from eestudy import EestudyError
 from eestudy import evaluation as ev
 from eestudy.evaluation import exit_rules
 from eestudy.evaluation.rules.rule import predictions
