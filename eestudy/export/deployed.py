@@ -18,7 +18,8 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from eestudy.config import EestudyError
-from eestudy.evaluation import apply_temperatures, calibrate, fit_temperatures, scores
+from eestudy.evaluation import apply_temperatures, fit_temperatures, scores
+from eestudy.evaluation.budgets import fitter
 from eestudy.evaluation.checks import check_predictions, is_number
 from eestudy.evaluation.curves import squared_errors
 from eestudy.evaluation.exit_rules import ExitRule, leave_at
@@ -166,11 +167,12 @@ def deploy(
     def tried(exits: Sequence[int]) -> list[Plan]:
         """What these exits alone come to for the budget, or less of it: deeper exits are not always better."""
         at, cost = np.array(exits) - 1, of_leaving(measured, ends, exits) / size
-        plans = []
-        for limit in np.unique(np.linspace(cost[0], min(budget, cost[-1]), LIMITS)) if cost[0] <= budget else ():
+        if budget < cost[0]:
+            return []
+        fit, plans = fitter((routed[at], labels), cost, asked.name, method), []
+        for limit in np.unique(np.linspace(cost[0], min(budget, cost[-1]), LIMITS)):
             thresholds, costs = np.full(count, math.inf), np.full(count, math.nan)
-            found = calibrate(routed[at], labels, cost, limit, asked.name, method)
-            thresholds[at], costs[at] = [_between(*pair) for pair in zip(score[at], found)], cost
+            thresholds[at], costs[at] = [_between(*pair) for pair in zip(score[at], fit(limit))], cost
             index = leave_at(score, thresholds) - 1
             rank = float(worth[index, np.arange(len(index))].mean()), -float(costs[index].mean())
             plans.append((rank, tuple(exits), thresholds, costs, index))

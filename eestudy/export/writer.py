@@ -26,6 +26,7 @@ from eestudy.export.one_file import FILES, build
 from eestudy.export.runner import FORMAT, MANIFEST, handed_on
 from eestudy.extras import needed
 from eestudy.models import MultiExit, exit_costs
+from eestudy.models.times import noise
 
 # What an export puts into its folder, and takes away from it before.
 OURS = (MANIFEST, "exit_*.pt2", "exit_*.onnx", *FILES.values(), "deployed.json", "weights.safetensors")
@@ -98,9 +99,7 @@ def write(
             old.unlink()
     plain = copy.deepcopy(model).cpu().requires_grad_(False).to(memory_format=torch.contiguous_format)
     costs = exit_costs(plain)
-    example = plain.backbone.dry_input(EXAMPLE)
-    if example.dtype == torch.float32:
-        example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    example = noise(plain.backbone.dry_input(EXAMPLE))
     given: tuple[Tensor, ...] = (example,)
     names, exits = ["state_0"], []
     for exit, number, program in zip(range(model.num_exits), kept, programs(plain), strict=True):
