@@ -1,5 +1,8 @@
 """Exported networks give what PyTorch gives: their programs, their ONNX files, and the runner that stops early."""
 
+# Wrong types are given on purpose, and modules are looked into.
+# mypy: disable-error-code="arg-type, union-attr, assignment, operator, override, index, call-arg, attr-defined"
+
 from __future__ import annotations
 
 import json
@@ -11,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from eestudy import EestudyError, export
 from eestudy import evaluation as ev
 from eestudy.evaluation.exit_rules import rule_for
-from eestudy.export import writer
+from eestudy.export import one_file, writer
 from eestudy.export.runner import handed_on, score
 from eestudy.export.writer import programs
 from eestudy.models import Backbone, MultiExit, build_backbone, exit_costs
@@ -49,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
             gaps = in_gaps(stored(model, x), "max-probability", 1e-3, np.random.default_rng(0))
             rule = ev.per_exit([gaps.threshold(k) for k in range(1, model.num_exits)] + [math.inf])
             before = {name: value.clone() for name, value in model.state_dict().items()}
-            folder = export.export(model, tmp_path_factory.mktemp(family), rule)
+            folder = export.export(model, tmp_path_factory.mktemp(family), rule, onnx=export.FORMS)
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
             made[family] = model, folder, rule, x
         return made[family]
@@ -86,6 +90,113 @@ def test_the_programs_give_what_the_network_gives(exported, family: str) -> None
             found = dict(zip(each["outputs"], gives, strict=True))
             torch.testing.assert_close(found["logits"], wanted, rtol=1e-4, atol=1e-4)
             values = handed_on(found)
+
+
+@pytest.mark.parametrize("family", EXPORTED)
+def test_one_file_gives_the_logits_of_every_exit(exported, family: str) -> None:
+    model, folder, _, x = exported(family)
+    session = onnxruntime.InferenceSession(folder / "all_exits.onnx")
+    assert [each.name for each in session.get_outputs()] == [f"logits_{k}" for k in range(1, model.num_exits + 1)]
+    for batch in (x, x[:1]):
+        found = session.run(None, {"x": batch.numpy()})
+        np.testing.assert_allclose(found, stored(model, batch).numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", EXPORTED)
+def test_one_file_decides_by_itself(exported, family: str) -> None:
+    model, folder, rule, x = exported(family)
+    session = onnxruntime.InferenceSession(folder / "early_exit.onnx")
+    wanted, exits = model.predict(x, rule)
+    found = [session.run(["logits", "exit"], {"x": one.numpy()}) for one in x.split(1)]
+    assert [int(exit) for _, exit in found] == exits.tolist()
+    assert len(set(exits.tolist())) > 1
+    np.testing.assert_allclose(np.concatenate([each for each, _ in found]), wanted.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_what_comes_after_the_exit_is_not_run(exported, tmp_path: Path) -> None:
+    """By what onnxruntime says it ran."""
+    _, folder, _, x = exported("maps")
+    facts = json.loads((folder / export.MANIFEST).read_text())
+    ran = []
+    for threshold in (-math.inf, math.inf):
+        facts["rule"]["thresholds"][0] = threshold
+        one_file.build(folder, facts, "early")
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+        session = onnxruntime.InferenceSession(folder / "early_exit.onnx", options)
+        session.run(None, {"x": x[:1].numpy()})
+        kinds = [
+            event.get("args", {}).get("op_name", "") for event in json.loads(Path(session.end_profiling()).read_text())
+        ]
+        ran.append(sum("Conv" in kind for kind in kinds))
+    assert 0 < ran[0] < ran[1]
+
+
+@pytest.mark.parametrize("name", ["max-probability", "margin", "entropy"])
+@pytest.mark.parametrize("temperatures", [None, (0.4, 2.5, 1.0)])
+def test_rules_and_temperatures_travel(exported, name: str, temperatures, tmp_path: Path) -> None:
+    """In exits.json and in the file that decides; thresholds fitted to one temperature do not serve another."""
+    model, folder, _, x = exported("cascading tokens")
+    logits = stored(model, x)
+    routed = logits if temperatures is None else torch.as_tensor(ev.apply_temperatures(logits, temperatures))
+    gaps = in_gaps(routed, name, 1e-3, np.random.default_rng(1))
+    rule = ev.per_exit(gaps.thresholds, name, temperatures=temperatures)
+    wanted = model.predict(x, rule)[1].tolist()
+    assert wanted == ev.simulate(logits, rule).tolist() == ev.simulate(routed, gaps).tolist()
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    facts = json.loads((copied / export.MANIFEST).read_text())
+    thresholds = [value if math.isfinite(value) else str(value) for value in rule.thresholds]
+    facts["rule"] |= {"name": name, "thresholds": thresholds, "temperatures": rule.temperatures}
+    (copied / export.MANIFEST).write_text(json.dumps(facts))
+    runner = export.Runner(copied, threads=1)
+    assert runner.predict(x.numpy())[1].tolist() == wanted
+    one_file.build(copied, facts, "early")
+    session = onnxruntime.InferenceSession(copied / "early_exit.onnx")
+    assert [int(session.run(["exit"], {"x": one.numpy()})[0]) for one in x.split(1)] == wanted
+    if temperatures:
+        assert wanted != ev.simulate(logits, gaps).tolist()
+
+
+def test_a_folder_of_the_format_before_is_read(exported, tmp_path: Path) -> None:
+    model, folder, rule, x = exported("maps")
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    facts = json.loads((copied / export.MANIFEST).read_text())
+    facts["format"] = 1
+    del facts["rule"]["temperatures"], facts["one_file"]
+    for each in facts["exits"]:
+        del each["exit"]
+    (copied / export.MANIFEST).write_text(json.dumps(facts))
+    assert export.Runner(copied).predict(x.numpy())[1].tolist() == model.predict(x, rule)[1].tolist()
+
+
+def test_without_onnx_the_programs_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    folder = export.export(network("short", 0, torch.float32), tmp_path, ev.max_probability(0.5), onnx=())
+    assert sorted(file.name for file in folder.iterdir()) == ["exit_1.pt2", "exit_2.pt2", "exits.json"]
+
+
+def test_forms_that_cannot_be_written_stop_no_others(tmp_path: Path, capfd) -> None:
+    model = network("short", 0, torch.float32)
+    folder = export.export(model, tmp_path, ev.patience(1), onnx=export.FORMS)
+    assert "export: early_exit.onnx was not written (" in capfd.readouterr().err
+    assert (folder / "all_exits.onnx").is_file()
+    assert json.loads((folder / export.MANIFEST).read_text())["one_file"] == ["all_exits.onnx", None]
+    export.export(model, tmp_path, ev.patience(1))
+    assert not (folder / "all_exits.onnx").exists(), "of the export before"
+    with pytest.raises(EestudyError, match=r"^onnx: unknown name 'on'; .*each"):
+        export.export(model, tmp_path, ev.patience(1), onnx="on")
+
+
+def test_one_file_with_other_answers_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    model = network("short", 0, torch.float32)
+    folder = export.export(model, tmp_path / "one", ev.max_probability(0.5))
+    facts = json.loads((folder / export.MANIFEST).read_text())
+    with torch.no_grad():
+        model.head(1)[-1].bias += 5
+    assert writer._one_file("all", folder, facts, model, inputs(model, 3, 0, torch.float32)) is None
+    assert "exit 1 gives other logits in it than in PyTorch" in capfd.readouterr().err
+    assert not (folder / "all_exits.onnx").exists()
 
 
 def test_the_manifest_says_what_is_needed(exported) -> None:
@@ -290,6 +401,6 @@ def test_wrong_inputs_and_folders_are_refused(exported, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(folder, copied)
     facts = json.loads((copied / export.MANIFEST).read_text())
-    (copied / export.MANIFEST).write_text(json.dumps({**facts, "format": 2}))
-    with pytest.raises(EestudyError, match="format 2"):
+    (copied / export.MANIFEST).write_text(json.dumps({**facts, "format": 3}))
+    with pytest.raises(EestudyError, match="format 3"):
         export.Runner(copied)

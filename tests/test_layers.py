@@ -76,7 +76,7 @@ WITHOUT_TORCH = (
     "cli",
     "__init__",
 )
-WITH_TORCH = {"eestudy.export.writer"}  # in a room without; imported when it is asked to work
+WITH_TORCH = {"eestudy.export.deployed", "eestudy.export.writer"}  # in a room without; imported when asked to work
 CATCH_ALL = {"utils", "util", "helpers", "misc", "common"}
 # What writes or reads pickles, or runs what it loads.
 UNSAFE = (

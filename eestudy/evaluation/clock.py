@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eestudy.config import EestudyError
 from eestudy.models import MultiExit, check_network, exit_costs
+from eestudy.models import times as parts
 from eestudy.models.multi_exit import Rule
 
 COLUMNS = [
@@ -143,5 +144,4 @@ def _milliseconds(call: Callable[[Tensor], Any], batch: Tensor) -> float:
 
 def wait(batch: Tensor) -> None:
     """Until the device has done what it was told: a GPU answers before it is."""
-    if batch.device.type != "cpu":
-        torch.accelerator.synchronize(batch.device)
+    parts.wait(batch.device)

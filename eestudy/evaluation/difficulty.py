@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .checks import ArrayLike, check_classes
-from .exit_rules import ExitRule, leave_at, score_table
+from .exit_rules import ExitRule, leave_at, score_table, scores
 from .rules.rule import predictions
 
 GROUPS = (("easy", 0.1), ("middle", 0.5), ("hard", 1.0))
@@ -87,7 +87,7 @@ def leaving(
     group, exit, samples (in the group), left (there), right (of them).
     """
     tensor, _ = check_classes(logits, labels, "difficulty")
-    score, predicted = score_table(tensor, rule.name)
+    score, predicted = scores(tensor, rule), score_table(tensor, rule.name)[1]
     index = leave_at(score, np.array([rule.threshold(k) for k in range(1, len(score) + 1)])) - 1
     right = predicted[index, np.arange(len(index))] == labels
     rows = [

@@ -24,7 +24,7 @@ from eestudy.registry import EXIT_RULES, LABEL_RULES
 
 from .checks import ArrayLike, check_finite, check_logits, is_number
 from .rules.patience import Steadiness
-from .rules.rule import History, Rule, predictions
+from .rules.rule import History, OfOneExit, Rule, predictions
 
 BLOCK = 2**18  # numbers in a block of rows: small enough to stay in the cache
 
@@ -76,13 +76,16 @@ class ExitRule:
 
     name: of `registry.EXIT_RULES`. thresholds: one number for all exits, or K of them (the last is ignored, because
     nobody is asked at the last exit). inf: nobody leaves; -inf: everybody leaves. k: for regression, how many
-    changes in a row must be small.
-    Raises EestudyError for an unknown name, NaN, or a finite threshold outside the score's range.
+    changes in a row must be small. temperatures: K of them; an exit's logits are divided by its own before they are
+    scored, as `fit_temperatures` found them.
+    Raises EestudyError for an unknown name, NaN, a finite threshold outside the score's range, and temperatures that
+    are not above 0 or of a rule that reads no probabilities.
     """
 
     name: str
     thresholds: float | tuple[float, ...]
     k: int | None = None
+    temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         rule = rule_for(self.name, 2 if self.k is None else 1, self.k)
@@ -96,12 +99,20 @@ class ExitRule:
                 raise EestudyError(
                     f"{self.name} threshold must be in [{rule.low:g}, {rule.high:g}] or infinite, got {value!r}{hint}"
                 )
+        if self.temperatures is not None and not isinstance(rule, OfOneExit):
+            raise EestudyError(f"temperatures: {self.name} reads no probabilities, so they have no effect on it")
+        for value in self.temperatures or ():
+            if not is_number(value) or not 0 < value < math.inf:
+                raise EestudyError(f"temperatures: must be finite numbers above 0, got {value!r}")
 
     def __call__(self, history: History) -> Tensor:
         """history: logits (b, C) of exits 1..k -> bool (b,), True for a sample that leaves at exit k."""
         if len(history) == 0:
             raise EestudyError("an exit rule needs the logits of at least one exit, got an empty history")
-        return self.rule_for(history[-1].shape[-1]).score(history).double() > self.threshold(len(history))
+        rule, k = self.rule_for(history[-1].shape[-1]), len(history)
+        if self.temperatures:
+            history = [scaled(history[-1], self.temperatures[k - 1])]  # all that a rule of one exit looks at
+        return rule.score(history).double() > self.threshold(k)
 
     def rule_for(self, num_classes: int) -> Rule:
         """Whose score its thresholds are compared with, for logits (b, C); EestudyError where it is of another task."""
@@ -119,8 +130,10 @@ class ExitRule:
 
     def check_exits(self, num_exits: int) -> None:
         """EestudyError when it has thresholds for another number of exits."""
-        if isinstance(self.thresholds, tuple) and len(self.thresholds) != num_exits:
-            raise EestudyError(f"rule: it has {len(self.thresholds)} thresholds, the model has {num_exits} exits")
+        for name in ("thresholds", "temperatures"):
+            values = getattr(self, name)
+            if isinstance(values, tuple) and len(values) != num_exits:
+                raise EestudyError(f"rule: it has {len(values)} {name}, the model has {num_exits} exits")
 
     def threshold(self, k: int) -> float:
         """The threshold of exit k (from 1)."""
@@ -129,6 +142,11 @@ class ExitRule:
         if k > len(self.thresholds):
             raise EestudyError(f"the rule has thresholds for {len(self.thresholds)} exits, the model has exit {k}")
         return self.thresholds[k - 1]
+
+
+def scaled(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Logits of an exit by its temperature: float32, the same in any batch."""
+    return (logits.double() / temperature).float()
 
 
 def _bounded(name: str, value: Any, low: float, high: float) -> float:
@@ -172,15 +190,20 @@ def patience(k: int, difference: float | None = None) -> ExitRule:
     return ExitRule("patience", -float(difference), k)
 
 
-def per_exit(thresholds: Sequence[float] | ArrayLike, rule: str = "max-probability", k: int | None = None) -> ExitRule:
+def per_exit(
+    thresholds: Sequence[float] | ArrayLike, rule: str = "max-probability", k: int | None = None,
+    temperatures: Sequence[float] | ArrayLike | None = None,
+) -> ExitRule:  # fmt: skip
     """One threshold on the score for each of K exits, as `calibrate` returns them; the last is ignored.
 
-    k: for regression, the one that the thresholds were fitted for (1 by default there).
+    k: for regression, the one that the thresholds were fitted for (1 by default there). temperatures (K,): those of
+    `fit_temperatures`, if thresholds were fitted to logits that `apply_temperatures` gave.
     """
     values = np.asarray(thresholds, dtype=np.float64)
     if values.ndim != 1:
         raise EestudyError(f"thresholds must be a list with one number for each exit, got shape {values.shape}")
-    return ExitRule(rule, tuple(float(value) for value in values), k)
+    by = None if temperatures is None else tuple(float(value) for value in np.asarray(temperatures).reshape(-1))
+    return ExitRule(rule, tuple(float(value) for value in values), k, by)
 
 
 # ---------------------------------------------------------------- simulation on stored logits
@@ -219,6 +242,9 @@ def scores(logits: ArrayLike, rule: str | ExitRule = "max-probability") -> np.nd
     if not isinstance(rule, ExitRule):
         return score_table(tensor, rule)[0]
     rule.rule_for(tensor.shape[2])  # refuses a rule of the other task
+    if rule.temperatures:
+        rule.check_exits(len(tensor))
+        tensor = scaled(tensor, torch.tensor(rule.temperatures, dtype=torch.float64)[:, None, None])
     return score_table(tensor, rule.name, rule.k)[0]
 
 

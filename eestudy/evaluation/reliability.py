@@ -21,7 +21,7 @@ from torch import Tensor
 from eestudy.config import EestudyError
 
 from .checks import ArrayLike, check_alike, check_classes, check_logits, check_predictions, is_multi_label
-from .exit_rules import ExitRule, score_table, simulate
+from .exit_rules import ExitRule, scaled, score_table, simulate
 
 BINS = 15
 """Guo et al. 2017 use 15 bins."""
@@ -247,7 +247,7 @@ def apply_temperatures(logits: ArrayLike, temperatures: Sequence[float] | ArrayL
         raise EestudyError(
             f"temperatures: must be one finite number above 0 for each of {len(tensor)} exits, got {values.tolist()}"
         )
-    return (tensor.double() / torch.from_numpy(values)[:, None, None]).float().numpy()
+    return scaled(tensor, torch.from_numpy(values)[:, None, None]).numpy()
 
 
 # ---------------------------------------------------------------- samples of no class

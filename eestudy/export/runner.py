@@ -12,7 +12,7 @@ import numpy as np
 from eestudy.config import EestudyError
 from eestudy.extras import needed
 
-FORMAT = 1
+FORMAT = 2  # 1 had neither temperatures nor exits that are left out
 MANIFEST = "exits.json"
 TOO_EARLY = float(np.finfo(np.float32).min)  # a regression's score before k changes were seen
 
@@ -21,7 +21,8 @@ class Runner:
     """An exported network on onnxruntime: `runner.predict(x)` is `MultiExit.predict(x, rule)`, up to the last bits.
 
     folder: what `export` wrote. threads: of the processor, onnxruntime's choice if None. Attributes: input_shape,
-    num_classes, num_exits, rule (name), thresholds (K,) float64, flops (K,) of leaving at each exit, backbone_flops.
+    num_classes, num_exits, rule (name), thresholds (K,) float64, temperatures (K,) or None, flops (K,) of leaving at
+    each exit (NaN: switched off), backbone_flops.
     Raises EestudyError for a folder without an export, or with one of another version.
     """
 
@@ -32,19 +33,22 @@ class Runner:
             facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise EestudyError(f"folder: {folder / MANIFEST} cannot be read ({error}); make it with export()") from None
-        if facts.get("format") != FORMAT:
+        if facts.get("format") not in (1, FORMAT):
             raise EestudyError(f"folder: {folder} has format {facts.get('format')}, this version reads {FORMAT}")
         self.input_shape = tuple(facts["input_shape"])
         self.num_classes: int = facts["num_classes"]
-        self.num_exits = len(facts["exits"])
+        self._numbers = [exit.get("exit", number) for number, exit in enumerate(facts["exits"], 1)]
+        self.num_exits: int = self._numbers[-1]
         self.rule: str = facts["rule"]["name"]
         self.thresholds = np.array([float(value) for value in facts["rule"]["thresholds"]])
         self.k: int | None = facts["rule"]["k"]
-        self.flops = np.array([exit["flops"] for exit in facts["exits"]])
+        self.temperatures: list[float] | None = facts["rule"].get("temperatures")
+        self.flops = np.full(self.num_exits, np.nan)
+        self.flops[np.array(self._numbers) - 1] = [exit["flops"] for exit in facts["exits"]]
         self.backbone_flops: int = facts["backbone_flops"]
         self._dtype = np.dtype(facts["input_dtype"])
         self._outputs = [exit["outputs"] for exit in facts["exits"]]
-        lacking = [number for number, exit in enumerate(facts["exits"], 1) if not exit["onnx"]]
+        lacking = [number for number, exit in zip(self._numbers, facts["exits"]) if not exit["onnx"]]
         if lacking:
             raise EestudyError(
                 f"folder: {folder} has no ONNX file of exit {lacking[0]}; use exit_k.pt2 with torch instead"
@@ -81,18 +85,18 @@ class Runner:
         # By name: the state, and what the heads hand on.
         values: dict[str, np.ndarray] = {"state_0": np.ascontiguousarray(x, self._dtype)}
         history: list[np.ndarray] = []
-        for number in range(1, self.num_exits + 1):
+        for number, session, inputs, outputs in zip(self._numbers, self._sessions, self._inputs, self._outputs):
             if not len(inside):
                 break
-            session, outputs = self._sessions[number - 1], self._outputs[number - 1]
-            found = session.run(outputs, {name: values[name] for name in self._inputs[number - 1]})
+            found = session.run(outputs, {name: values[name] for name in inputs})
             gives = dict(zip(outputs, found, strict=True))
             history.append(gives["logits"])
             values = handed_on(gives)
             if number == self.num_exits:
                 leaves = np.ones(len(inside), dtype=bool)
             else:
-                leaves = score(history, self.rule, self.k) > self.thresholds[number - 1]
+                temperature = self.temperatures[number - 1] if self.temperatures else None
+                leaves = score(history, self.rule, self.k, temperature) > self.thresholds[number - 1]
             if not leaves.any():
                 continue
             logits[inside[leaves]], exit_index[inside[leaves]] = history[-1][leaves], number
@@ -107,9 +111,11 @@ def handed_on(gives: dict[str, Any]) -> dict[str, Any]:
     return {**following, "previous": following.get("previous", gives["logits"])}
 
 
-def score(history: list[np.ndarray], rule: str, k: int | None = None) -> np.ndarray:
+def score(history: list[np.ndarray], rule: str, k: int | None = None, temperature: float | None = None) -> np.ndarray:
     """Logits (b, C) of exits 1..k -> the score (b,) float64 of `evaluation.rules`, by numpy."""
     last = history[-1].astype(np.float32)
+    if temperature is not None:
+        last = (last.astype(np.float64) / temperature).astype(np.float32)
     if last.shape[1] == 1:
         needed_changes = 1 if k is None else k
         if len(history) <= needed_changes:

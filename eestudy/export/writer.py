@@ -9,9 +9,11 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
@@ -20,9 +22,14 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.evaluation import ExitRule
+from eestudy.export.one_file import FILES, build
 from eestudy.export.runner import FORMAT, MANIFEST, handed_on
+from eestudy.extras import needed
 from eestudy.models import MultiExit, exit_costs
+from eestudy.models.times import noise
 
+# What an export puts into its folder, and takes away from it before.
+OURS = (MANIFEST, "exit_*.pt2", "exit_*.onnx", *FILES.values(), "deployed.json", "weights.safetensors")
 EXAMPLE = 3  # samples in the batch that is traced: sizes 0 and 1 would be taken for constants
 
 
@@ -75,51 +82,79 @@ def programs(model: MultiExit) -> list[ExitProgram]:
     return [ExitProgram(model, exit) for exit in range(1, model.num_exits + 1)]
 
 
-def write(model: MultiExit, folder: Path, rule: ExitRule) -> Path:
-    """See `eestudy.export.export`."""
-    _check(model, rule, folder)
+def write(
+    model: MultiExit, folder: Path, rule: ExitRule, forms: Sequence[str], kept: Sequence[int] | None = None
+) -> Path:
+    """See `eestudy.export.export`. kept: which exits of a larger network, whose rule it is, the model's own are."""
+    for package in ("onnx", "onnxscript") if forms else ():
+        needed(package, "export")
+    kept = kept or range(1, model.num_exits + 1)
+    _check(model, rule, folder, kept[-1])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EestudyError(f"folder: {folder} cannot be made ({error.strerror})") from None
-    for old in (folder / MANIFEST, *folder.glob("exit_*.pt2"), *folder.glob("exit_*.onnx")):
-        old.unlink(missing_ok=True)
+    for pattern in OURS:
+        for old in folder.glob(pattern):
+            old.unlink()
     plain = copy.deepcopy(model).cpu().requires_grad_(False).to(memory_format=torch.contiguous_format)
     costs = exit_costs(plain)
-    example = plain.backbone.dry_input(EXAMPLE)
-    if example.dtype == torch.float32:
-        example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    example = noise(plain.backbone.dry_input(EXAMPLE))
     given: tuple[Tensor, ...] = (example,)
     names, exits = ["state_0"], []
-    for number, program in enumerate(programs(plain), 1):
+    for exit, number, program in zip(range(model.num_exits), kept, programs(plain), strict=True):
         with torch.no_grad():
             gives = program(*given)
-        onnx = _save(program, given, names, folder / f"exit_{number}")
+        onnx = _save(program, given, names, folder / f"exit_{number}", bool(forms))
         exits.append({
-            "onnx": onnx, "program": f"exit_{number}.pt2", "stages": list(program.stages),
+            "exit": number, "onnx": onnx, "program": f"exit_{number}.pt2", "stages": list(program.stages),
             "inputs": names, "outputs": list(program.outputs),
-            "flops": costs.flops[number - 1], "params": costs.params[number - 1],
+            "flops": costs.flops[exit], "params": costs.params[exit],
         })  # fmt: skip
         following = handed_on(dict(zip(program.outputs, gives, strict=True)))
         names, given = list(following), tuple(following.values())
-    thresholds = [rule.threshold(k) for k in range(1, model.num_exits + 1)]
-    facts = {
+    thresholds = [rule.threshold(k) for k in range(1, kept[-1] + 1)]
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "input_shape": list(model.input_shape),
         "input_dtype": str(model.backbone.input_dtype).removeprefix("torch."),
         "num_classes": model.num_classes,
         # JSON has no infinity: "inf" and "-inf" as text.
-        "rule": {"name": rule.name, "thresholds": [t if math.isfinite(t) else str(t) for t in thresholds], "k": rule.k},
+        "rule": {"name": rule.name, "thresholds": [t if math.isfinite(t) else str(t) for t in thresholds], "k": rule.k,
+                 "temperatures": rule.temperatures},
         "backbone_flops": costs.backbone,
         "exits": exits,
         "torch": torch.__version__,
-    }
+    }  # fmt: skip
+    facts["one_file"] = [_one_file(form, folder, facts, plain, example) for form in forms if form != "each"]
     # Last: a folder with it is whole.
     (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
-def _check(model: MultiExit, rule: ExitRule, folder: Path) -> None:
+@torch.no_grad()
+def _one_file(form: str, folder: Path, facts: dict[str, Any], model: MultiExit, example: Tensor) -> str | None:
+    """The name of the file, None (said aloud) where it cannot be written or gives another answer than PyTorch."""
+    lacking = [each["exit"] for each in facts["exits"] if not each["onnx"]]
+    file = folder / FILES[form]
+    try:
+        if lacking:
+            raise EestudyError(f"exit {lacking[0]} has no ONNX file")
+        build(folder, facts, form)
+        if form == "all" and find_spec("onnxruntime"):
+            session = needed("onnxruntime", "export").InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            for number, found, logits in zip(facts["exits"], session.run(None, {"x": example.numpy()}), model(example)):
+                if not np.allclose(found, logits, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+                    raise EestudyError(f"exit {number['exit']} gives other logits in it than in PyTorch")
+    except Exception as error:  # noqa: BLE001 - what is written already is of use without
+        file.unlink(missing_ok=True)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"export: {file.name} was not written ({reason})")
+        return None
+    return file.name
+
+
+def _check(model: MultiExit, rule: ExitRule, folder: Path, num_exits: int) -> None:
     if not isinstance(model, MultiExit):
         raise EestudyError(
             f"export: give a MultiExit, got {type(model).__name__}; add_exits(model, after=[...]) makes one"
@@ -130,7 +165,7 @@ def _check(model: MultiExit, rule: ExitRule, folder: Path) -> None:
         raise EestudyError("export: the model is in training mode; call model.eval() first")
     if not isinstance(rule, ExitRule):
         raise EestudyError(f"rule: {rule!r} cannot be written down; give one of eestudy.evaluation's, as per_exit(...)")
-    rule.check_exits(model.num_exits)
+    rule.check_exits(num_exits)
     rule.check_answers(model.multi_label)
     rule.rule_for(model.num_classes)
     other = {str(tensor.dtype) for tensor in model.parameters() if tensor.dtype != torch.float32}
@@ -142,6 +177,9 @@ def _pooled(x: Tensor, sizes: Sequence[int], reduce: Callable[[Tensor, int, bool
     """Adaptive pooling of the last dimensions to `sizes` by windows: ONNX has none where a side is no multiple."""
     for dim, size in enumerate(sizes, x.ndim - len(sizes)):
         side = x.shape[dim]
+        if side % size == 0:
+            x = reduce(x.unflatten(dim, (size, side // size)), dim + 1, False)
+            continue
         ends = [(number * side // size, -(-(number + 1) * side // size)) for number in range(size)]
         x = torch.cat([reduce(x.narrow(dim, first, end - first), dim, True) for first, end in ends], dim)
     return x
@@ -164,7 +202,9 @@ IN_WINDOWS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _save(exit_program: ExitProgram, given: tuple[Tensor, ...], inputs: list[str], path: Path) -> str | None:
+def _save(
+    exit_program: ExitProgram, given: tuple[Tensor, ...], inputs: list[str], path: Path, onnx: bool
+) -> str | None:
     """Writes both forms of an exit; returns the name of the ONNX file, None (said aloud) where it cannot be written."""
     batch, outputs = torch.export.Dim("batch", min=1), list(exit_program.outputs)
     with _quiet():
@@ -179,6 +219,8 @@ def _save(exit_program: ExitProgram, given: tuple[Tensor, ...], inputs: list[str
                 f"len(x), no Python if on values ({str(error).splitlines()[0]})"
             ) from error
         torch.export.save(program, path.with_suffix(".pt2"))
+        if not onnx:
+            return None
         try:
             torch.onnx.export(
                 program.run_decompositions(IN_WINDOWS), (), path.with_suffix(".onnx"), input_names=inputs,

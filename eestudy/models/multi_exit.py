@@ -6,25 +6,24 @@ early exit, the count of FLOPs, the cached features of a frozen backbone and exp
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from math import prod
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eestudy.config import EestudyError
-from eestudy.environment import say
-from eestudy.models.backbone import Backbone, counted, mode, stage_flops
-from eestudy.models.heads import POOLED_SIZE, Head, build_head
-from eestudy.models.own_heads import CLASSIFIER, Heads, own_heads
+from eestudy.config import EestudyError, check_name
+from eestudy.models.backbone import Backbone, counted, device_of, mode, stage_flops
+from eestudy.models.heads import Head, build_head
+from eestudy.models.own_heads import CLASSIFIER, Heads, own_heads, smaller_sides
+from eestudy.models.placement import Placement, exit_stages
+from eestudy.models.times import ExitTimes, exit_times
+from eestudy.registry import imported
 
-# Which stages get a head: "all" but the last, their numbers, {"every": n} or {"flops": [per cents of the backbone's]}.
-Placement = Iterable[int] | str | Mapping[str, Any]
-LARGEST_SHARE = 0.1  # of the parameters of a backbone of one's own that a default head's last layer may have
 # Gets the logits (b, C) of exits 1..k of the samples still inside; says who leaves at exit k, bool (b,).
 Rule = Callable[[list[Tensor]], Tensor]
 
@@ -56,18 +55,13 @@ class MultiExit(nn.Module):
                 f"backbone: give a Backbone, got {type(backbone).__name__}; add_exits(model, after=[...]) makes a "
                 "network with exits from any model"
             )
-        if exits != "all" and not isinstance(exits, Mapping):
-            given: list[Any] = [exits] if isinstance(exits, str) or not isinstance(exits, Iterable) else list(exits)
-            exits = given
-            if not all(isinstance(stage, int | np.integer) for stage in given):
-                raise EestudyError(f"exits: {given} is not valid; give 'all', or stages counted from 1, such as [2, 4]")
         self.backbone = backbone
         self.exit_stages = exit_stages(exits, backbone)
         shapes = backbone.feature_shapes()
         sides: dict[int, int] = {}
         if head == "auto":
             head = backbone.default_head or head
-            sides = _smaller_sides(backbone, {stage: shapes[stage - 1] for stage in self.exit_stages}, head_args or {})
+            sides = smaller_sides(backbone, {stage: shapes[stage - 1] for stage in self.exit_stages}, head_args or {})
         self.heads = nn.ModuleDict()
         if not isinstance(head, str) or head == CLASSIFIER:
             if layers != 1 or head_args:
@@ -133,6 +127,36 @@ class MultiExit(nn.Module):
             return logits
         return logits + self.last_exit_boost * previous.detach()
 
+    def keeping(self, exits: Iterable[int]) -> MultiExit:
+        """The same modules with these exits alone, numbered anew: the heads of the others are never computed.
+
+        exits: counted from 1; the last stays in any case. What later heads would miss is for the caller to know.
+        """
+        kept, wanted = copy.copy(self), set(exits)
+        kept.exit_stages = tuple(stage for exit, stage in enumerate(self.exit_stages, 1) if exit in wanted)
+        kept._modules = {**self._modules, "heads": nn.ModuleDict({str(at): self.head(at) for at in kept.exit_stages})}
+        return kept
+
+    def costs(
+        self, unit: str = "flops", batch_size: int = 1, rule: Rule | None = None, repeats: int = 30
+    ) -> ExitCosts | ExitTimes:
+        """What each part costs, and leaving at each exit: "flops" counts (ExitCosts), "ms" measures (ExitTimes).
+
+        Milliseconds are of one sample in a batch of `batch_size`, on the device where the weights are: `repeats` times,
+        fewer after 20 seconds, the input is copied there and goes through all stages and heads in turn. With a rule,
+        asking it counts with the head. Raises EestudyError for another unit, and a batch size that is no number.
+        """
+        if unit == "mJ":
+            raise EestudyError("unit: 'mJ' needs counters of energy, which eestudy does not read; valid: flops, ms")
+        if check_name("unit", unit, ("flops", "ms")) == "flops":
+            return exit_costs(self)
+        return exit_times(self, batch_size, rule, repeats)
+
+    def deploy(self, budget: float, unit: str = "%", validation: Any = None, **settings: Any) -> Any:
+        """Thresholds, temperatures and the exits worth having for a budget: `eestudy.export.deploy`, see there."""
+        # By name, as the registry's are: models know nothing of what stands on them.
+        return imported("export.deployed:deploy")(self, budget, unit, validation, **settings)
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, *input_shape) -> K logits (B, C), one an exit."""
         logits: list[Tensor] = []
@@ -147,8 +171,8 @@ class MultiExit(nn.Module):
     def predict(self, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
         """Early-exit inference: a sample that leaves is dropped from the batch, later stages see only the rest.
 
-        x: (B, *input_shape), a tensor, an array or a list of samples, of the backbone's own type or float64. Returns
-        the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
+        x: (B, *input_shape), a tensor, an array or a list of samples, of the backbone's own type or float64, wherever
+        it is. Returns the logits (B, C) each sample left with and its exit_index (B,) in 1..K; a batch may be empty.
         Raises EestudyError in training mode, where BatchNorm would let a sample depend on who is still inside, for
         inputs that the network does not take, and for a rule that is none, such as a bare threshold, or that has
         thresholds for another number of exits.
@@ -161,7 +185,7 @@ class MultiExit(nn.Module):
             rule.check_exits(self.num_exits)
         if hasattr(rule, "check_answers"):
             rule.check_answers(self.multi_label)
-        x = self._inputs(x)
+        x = self.inputs(x)
         if not len(x):
             return x.new_empty(0, self.num_classes, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
         left: list[tuple[int, Tensor, Tensor]] = []  # exit, who, their logits
@@ -202,7 +226,7 @@ class MultiExit(nn.Module):
     def _precision(self) -> torch.dtype:
         return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
 
-    def _inputs(self, x: Any) -> Tensor:
+    def inputs(self, x: Any) -> Tensor:
         """Samples as a tensor. What would need a guess, such as bytes or a sample without a batch, is refused."""
         wanted = self.backbone.input_dtype
         if not isinstance(x, Tensor):
@@ -220,7 +244,7 @@ class MultiExit(nn.Module):
         if x.is_floating_point() != wanted.is_floating_point:
             hint = ", normalized as in training" if wanted.is_floating_point else ""
             raise EestudyError(f"x: {self._wanted(x)}{hint}")
-        return x if wanted.is_floating_point else x.to(wanted)
+        return x.to(device_of(self), None if wanted.is_floating_point else wanted)
 
 
 def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -234,67 +258,6 @@ def _in_order(left: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     final, index = torch.empty_like(logits), torch.empty_like(exit_index)
     final[order], index[order] = logits, exit_index
     return final, index
-
-
-def exit_stages(exits: Placement, backbone: Backbone) -> tuple[int, ...]:
-    """The stages that get a head, checked against those there are."""
-    num_stages = len(backbone.stages)
-    if num_stages < 2:
-        raise EestudyError(f"exits: the backbone has {num_stages} stage, so there is no place for an early exit")
-    if isinstance(exits, Mapping) and "flops" in exits:
-        return _at_flops(exits["flops"], backbone)
-    if isinstance(exits, Mapping):
-        stages = tuple(range(exits["every"], num_stages, exits["every"]))
-    else:
-        stages = tuple(range(1, num_stages)) if exits == "all" else tuple(sorted(int(stage) for stage in exits))
-    wrong = [stage for stage in stages if not 1 <= stage < num_stages]
-    if wrong or not stages or len(set(stages)) < len(stages):
-        shown = dict(exits) if isinstance(exits, Mapping) else list(stages)
-        raise EestudyError(
-            f"exits: {shown} is not valid for {num_stages} stages; "
-            f"give 'all' or different stages from 1 to {num_stages - 1} (the last exit is the backbone's classifier)"
-        )
-    return stages
-
-
-def _smaller_sides(
-    backbone: Backbone, shapes: Mapping[int, tuple[int, ...]], args: Mapping[str, Any]
-) -> dict[int, int]:
-    """By stage the side of 2 or 1 that a user's default head pools to, where its last layer would be too large at 4."""
-    if not backbone.own or backbone.default_head or backbone.kind not in ("maps", "sequence") or "side" in args:
-        return {}
-    most = LARGEST_SHARE * sum(weight.numel() for weight in backbone.parameters())
-    smaller = {}
-    for stage, (channels, *sides) in shapes.items():
-        width = args.get("width", channels) * backbone.num_classes
-        sizes = {side: width * prod(min(side, each) for each in sides) for side in (POOLED_SIZE, 2, 1)}
-        side = next((side for side, size in sizes.items() if size <= most), 1)
-        if sizes[side] < sizes[POOLED_SIZE]:
-            smaller[stage] = side
-    if smaller:
-        pooled = ", ".join(f"{side} after stage {stage}" for stage, side in smaller.items())
-        say(
-            f"head: pools to a side of {pooled}, as with {POOLED_SIZE} a head has more than {LARGEST_SHARE:.0%} of the "
-            f"backbone's parameters; head_args={{'side': {POOLED_SIZE}}} pools to {POOLED_SIZE} anyhow"
-        )
-    return smaller
-
-
-def _at_flops(shares: Iterable[float], backbone: Backbone) -> tuple[int, ...]:
-    """For each per cent of the backbone's FLOPs the stage after which nearest to it is spent (Kaya et al. 2019)."""
-    *stages, classifier = stage_flops(backbone)
-    whole = sum(stages) + classifier
-    spent = [100 * sum(stages[:number]) / whole for number in range(1, len(stages))]
-    taken: dict[int, float] = {}
-    for share in shares:
-        stage = 1 + min(range(len(spent)), key=lambda index: abs(spent[index] - share))
-        if stage in taken:
-            raise EestudyError(
-                f"exits: flops: {taken[stage]:g} % and {share:g} % both fall on stage {stage} "
-                f"({spent[stage - 1]:.1f} %); leave one of them out"
-            )
-        taken[stage] = share
-    return tuple(sorted(taken))
 
 
 def check_network(model: object, name: str = "model") -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eestudy.config import EestudyError
+from eestudy.environment import say
 from eestudy.models.backbone import Backbone, device_of, mode
-from eestudy.models.heads import HEADS, Head
+from eestudy.models.heads import HEADS, POOLED_SIZE, Head
 
 # A name; one module for all exits; one an exit; or (shape of the features without the batch, classes) -> module.
 Heads = str | nn.Module | Sequence[nn.Module] | Callable[[tuple[int, ...], int], nn.Module]
 CLASSIFIER = "classifier"  # the backbone's own, at every exit
+LARGEST_SHARE = 0.1  # of the parameters of a backbone of one's own that a default head's last layer may have
 
 
 class OwnHead(Head):
@@ -93,3 +96,24 @@ def _changes(where: str, head: Head, shape: tuple[int, ...], classes: int) -> bo
 
 def _reason(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def smaller_sides(backbone: Backbone, shapes: Mapping[int, tuple[int, ...]], args: Mapping[str, Any]) -> dict[int, int]:
+    """By stage the side of 2 or 1 that a user's default head pools to, where its last layer would be too large at 4."""
+    if not backbone.own or backbone.default_head or backbone.kind not in ("maps", "sequence") or "side" in args:
+        return {}
+    most = LARGEST_SHARE * sum(weight.numel() for weight in backbone.parameters())
+    smaller = {}
+    for stage, (channels, *sides) in shapes.items():
+        width = args.get("width", channels) * backbone.num_classes
+        sizes = {side: width * prod(min(side, each) for each in sides) for side in (POOLED_SIZE, 2, 1)}
+        side = next((side for side, size in sizes.items() if size <= most), 1)
+        if sizes[side] < sizes[POOLED_SIZE]:
+            smaller[stage] = side
+    if smaller:
+        pooled = ", ".join(f"{side} after stage {stage}" for stage, side in smaller.items())
+        say(
+            f"head: pools to a side of {pooled}, as with {POOLED_SIZE} a head has more than {LARGEST_SHARE:.0%} of the "
+            f"backbone's parameters; head_args={{'side': {POOLED_SIZE}}} pools to {POOLED_SIZE} anyhow"
+        )
+    return smaller

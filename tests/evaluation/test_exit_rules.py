@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from eestudy import EestudyError
 from eestudy import evaluation as ev
 from eestudy.evaluation import exit_rules
 from eestudy.evaluation.rules.rule import predictions
@@ -176,3 +177,40 @@ def test_one_exit_takes_everybody():
 def test_bad_input_is_refused_with_the_value(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+@pytest.mark.parametrize("name", ["max-probability", "margin", "entropy"])
+def test_temperatures_scale_what_is_scored(name: str) -> None:
+    """In real inference and in simulation: the very numbers of `apply_temperatures`, thresholds at a score included."""
+    logits = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(0)) * 3
+    temperatures = [0.3, 2.7, 1.0]
+    routed = torch.as_tensor(ev.apply_temperatures(logits, temperatures))
+    found = ev.scores(routed, name)
+    for place in range(40):
+        thresholds = [float(found[0, place]), float(found[1, (7 * place) % 40]), math.inf]
+        rule = ev.per_exit(thresholds, name, temperatures=temperatures)
+        np.testing.assert_array_equal(ev.scores(logits, rule), found)
+        wanted = ev.simulate(routed, ev.per_exit(thresholds, name))
+        assert ev.simulate(logits, rule).tolist() == wanted.tolist()
+        for k in (1, 2):
+            assert rule(list(logits[:k])).tolist() == (found[k - 1].astype(np.float64) > thresholds[k - 1]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: ev.per_exit([0.5, 1], temperatures=[1.0, 0.0]),
+            "temperatures: must be finite numbers above 0, got 0.0",
+        ),
+        (lambda: ev.per_exit([0.5, 1], temperatures=[1.0, math.nan]), "temperatures: must be .* got nan"),
+        (lambda: ev.per_exit([1, 1], "patience", temperatures=[1.0, 1.0]), "temperatures: patience reads no prob"),
+        (
+            lambda: ev.simulate(torch.zeros(2, 3, 4), ev.per_exit([0.5, 1], temperatures=[1.0])),
+            "1 temperatures, .* 2 exits",
+        ),
+    ],
+)
+def test_temperatures_that_are_none_are_refused(make, words: str) -> None:
+    with pytest.raises(EestudyError, match=words):
+        make()
