@@ -88,8 +88,8 @@ def write(
     """See `eestudy.export.export`. kept: which exits of a larger network, whose rule it is, the model's own are."""
     for package in ("onnx", "onnxscript") if forms else ():
         needed(package, "export")
+    _check(model, rule, folder, kept)
     kept = kept or range(1, model.num_exits + 1)
-    _check(model, rule, folder, kept[-1])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +154,7 @@ def _one_file(form: str, folder: Path, facts: dict[str, Any], model: MultiExit, 
     return file.name
 
 
-def _check(model: MultiExit, rule: ExitRule, folder: Path, num_exits: int) -> None:
+def _check(model: MultiExit, rule: ExitRule, folder: Path, kept: Sequence[int] | None) -> None:
     if not isinstance(model, MultiExit):
         raise EestudyError(
             f"export: give a MultiExit, got {type(model).__name__}; add_exits(model, after=[...]) makes one"
@@ -165,7 +165,7 @@ def _check(model: MultiExit, rule: ExitRule, folder: Path, num_exits: int) -> No
         raise EestudyError("export: the model is in training mode; call model.eval() first")
     if not isinstance(rule, ExitRule):
         raise EestudyError(f"rule: {rule!r} cannot be written down; give one of eestudy.evaluation's, as per_exit(...)")
-    rule.check_exits(num_exits)
+    rule.check_exits(kept[-1] if kept else model.num_exits)
     rule.check_answers(model.multi_label)
     rule.rule_for(model.num_classes)
     other = {str(tensor.dtype) for tensor in model.parameters() if tensor.dtype != torch.float32}
