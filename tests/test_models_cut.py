@@ -418,13 +418,12 @@ WRONG: dict[str, tuple[Callable[..., nn.Module], list[str], dict[str, Any], str]
     "unknown": (tv.resnet18, ["layer22"], {"input_shape": (3, 32, 32)}, "unknown name 'layer22'; nearest: layer2"),
     "empty": (chain, [], {}, "nodes: the list is empty"),
     "two the same": (chain, ["0", "0"], {}, "name one place twice"),
-    "called twice": (Shared, ["block"], {}, r"'block' is called 2 times, .*; nearest: .*a"),
+    "called twice": (Shared, ["block"], {}, r"'block' is called 2 times, .*; valid: block@1, block@2"),
     "untraceable": (
         partial(chain, Branching()), ["1.inner"], {},
         r"'1.inner' cannot be cut out of '1'.*Branching: .*nearest: 0, 1, 2",
     ),
     "wholly so": (Branching, ["inner"], {}, r"model: 'inner' cannot be cut .* Branching: .*Backbone.from_stages"),
-    "no kind": (Recurrent, ["rnn"], {"input_shape": (5, 3)}, "kind: cannot be told from .* after 'rnn'; give one of"),
     "no rows": (Stacked, ["b"], {}, r"'b' gives a tensor of shape \(2, 2, 6\).*nearest: a"),
     "not called": (Unused, ["a"], {}, r"'a' is not called by itself in the forward pass; valid: c"),
     "nothing left": (tv.resnet18, ["layer4"], {"input_shape": (3, 32, 32)}, "between 'layer4' and the classifier"),
@@ -447,9 +446,6 @@ WRONG: dict[str, tuple[Callable[..., nn.Module], list[str], dict[str, Any], str]
         ["0"], {}, r"model: expected logits of shape \(B, C\) from its forward, found \(2, 2, 224, 224\) for B = 2",
     ),
     "mixes samples": (Mixing, ["a"], {}, "depends on the others in the batch"),
-    "noise": (Noisy, ["a"], {}, "'a' cannot be cut out of it, .* it draws random numbers"),
-    "batch size": (ByBatch, ["a"], {}, "torch.fx cannot follow .* control flow"),
-    "buffer": (Counting, ["a"], {}, "changes its buffer 'calls'"),
     "two heads in training": (
         partial(tv.googlenet, num_classes=5, init_weights=False), ["inception4a"], {"input_shape": (3, 64, 64)},
         "'inception4a' cannot be cut .* its steps in training are not those in evaluation",
@@ -464,6 +460,24 @@ def test_what_cannot_be_cut_is_named_in_one_line(name):
     with pytest.raises(EestudyError, match=wanted) as caught:
         add_exits(build(), after, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Noisy, ByBatch, Counting])
+def test_what_fx_would_freeze_is_cut_by_export(kind):
+    """Noise that is drawn at each call, a way that depends on the batch's size, and a buffer that counts."""
+    torch.manual_seed(0)
+    model, x = kind().eval(), torch.randn(5, 6)
+    network = add_exits(model, ["a"])
+    for training in (False, True):
+        model.train(training)
+        network.train(training)
+        for _ in range(2):
+            torch.manual_seed(1)
+            wanted = copy.deepcopy(model)(x)
+            torch.manual_seed(1)
+            assert torch.equal(network(x)[-1], wanted)
+    if kind is Counting:
+        assert float(model.calls) == 4 + float(kind().calls), "one a call, and none of those that looked at it"
 
 
 def test_kind_head_and_end_can_be_given():

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from eestudy.config import EestudyError, nearest
 from eestudy.environment import say
 from eestudy.models.backbone import KINDS, Backbone, device_of, mode
-from eestudy.models.cut.dry_run import check_module, dry_run
+from eestudy.models.cut.dry_run import as_it_was, check_module, dry_run
 from eestudy.models.cut.exporting import InBothModes, export_trace
 from eestudy.models.cut.splitting import (
     CannotCut,
@@ -43,7 +43,7 @@ def add_exits(
     224 pixels a side for a torchvision model. The other arguments are those of `MultiExit` and `from_model`.
     """
     check_module(model)
-    with mode(model, model.training), torch.inference_mode(False):
+    with mode(model, model.training), torch.inference_mode(False), as_it_was(model):
         backbone = from_model(model, after, input_shape, kind, classifier_after, output)
         network = MultiExit(backbone, head=head, layers=head_layers, head_args=head_args)
         return network.to(device_of(backbone)).train(model.training)
@@ -79,7 +79,7 @@ def from_model(
     if not all(isinstance(name, str) for name in names):
         raise EestudyError(f"nodes: {names} is not valid; give the names of the places for exits, such as ['layer2']")
     training = model.training
-    with mode(model, False), torch.inference_mode(False):
+    with mode(model, False), torch.inference_mode(False), as_it_was(model):
         whole, x, logits = dry_run(model, input_shape, output)
         places = [*names, *([classifier_after] if classifier_after else [])]
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +39,19 @@ def check_module(model: object) -> None:
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise EestudyError(f"model: it cannot be copied, as looking at it takes ({reason})") from error
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """The model's buffers are afterwards what they were: a counter does not count who looks at the model."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def dry_run(model: nn.Module, given: Iterable[int] | None, output: str | int | None) -> tuple[Whole, Tensor, Tensor]:

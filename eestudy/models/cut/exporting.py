@@ -60,8 +60,11 @@ def _exported(whole: Whole, x: Tensor, training: bool) -> Tracing:
         if node.op == "placeholder" or (node.op not in ("get_attr", "call_module") and not _is_check(node)):
             load(node)
     for node in graph.nodes:
-        if node.op == "output":  # a tuple of one
-            (node.args,) = ((node.args[0][0],),) if isinstance(node.args[0], (tuple, list)) else (node.args,)
+        if node.op == "output":
+            (given,) = node.args
+            if not isinstance(given, (tuple, list)) or len(given) != 1:
+                raise Untraceable("", "it has more than one output in training")
+            node.args = (given[0],)
     stacks = {node.name: _calls(node) for node in program.graph.nodes}
     return Tracing(
         graph, attributes_of(graph, whole.model, flat), _outputs(graph, stacks), _layers(graph, stacks, whole.model)
