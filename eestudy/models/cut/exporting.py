@@ -6,9 +6,11 @@ arguments, modules made on the way) is followed, and modules are gone: every nod
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -29,12 +31,8 @@ def export_trace(whole: Whole, x: Tensor) -> Tracing:
 
 
 def _exported(whole: Whole, x: Tensor, training: bool) -> Tracing:
-    logger = logging.getLogger("torch.export")
-    level = logger.level
     try:
-        logger.setLevel(logging.ERROR)
-        with mode(whole, training), warnings.catch_warnings(), no_draws():
-            warnings.simplefilter("ignore")
+        with mode(whole, training), no_draws(), _silence():
             program = torch.export.export(
                 whole, (x.clone(),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False
             )
@@ -43,8 +41,6 @@ def _exported(whole: Whole, x: Tensor, training: bool) -> Tracing:
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise Untraceable("", f"torch.export: {reason.strip()}") from error
-    finally:
-        logger.setLevel(level)
     flat = program.module(check_guards=False)
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
 
@@ -69,6 +65,19 @@ def _exported(whole: Whole, x: Tensor, training: bool) -> Tracing:
     return Tracing(
         graph, attributes_of(graph, whole.model, flat), _outputs(graph, stacks), _layers(graph, stacks, whole.model)
     )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without what torch.export prints and logs of its own workings; errors are raised all the same."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _is_check(node: fx.Node) -> bool:
