@@ -262,8 +262,8 @@ def spoil(monkeypatch, bad, at):
         now = self.state.progress.step
         step(self, *rest)
 
-    def spoilt(logits, targets):
-        losses = losses_of(logits, targets)
+    def spoilt(*given):
+        losses = losses_of(*given)
         if now == at and losses.requires_grad:
             if bad == "loss":
                 return losses + float("inf")
