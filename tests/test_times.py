@@ -16,32 +16,9 @@ from eestudy import EestudyError, RunConfig
 from eestudy import evaluation as ev
 from eestudy.models import Backbone, ExitTimes, MultiExit, exit_costs, times
 from eestudy.models.times import of_leaving
+from tests.evaluation.test_clock import Slow, Time
 
 STAGES, CLASSIFIER, HEAD, COPY, RULE = (60.0, 20.0, 10.0), 10.0, 5.0, 4.0, 3.0  # milliseconds of a batch
-
-
-class Time:
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-    def takes(self, milliseconds: float) -> None:
-        self.seconds += milliseconds / 1000
-
-
-class Slow(nn.Module):
-    """slower: milliseconds that each call takes more than the one before."""
-
-    def __init__(self, part: nn.Module, milliseconds: float, time: Time, slower: float = 0) -> None:
-        super().__init__()
-        self.part, self.milliseconds, self.time, self.slower = part, milliseconds, time, slower
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.time.takes(self.milliseconds)
-        self.milliseconds += self.slower
-        return self.part(x)
 
 
 @pytest.fixture

@@ -104,14 +104,16 @@ def means_table(means: pd.DataFrame) -> Table:
     caption = (
         "Differences in accuracy, points: random-effects mean over cells [95 % interval], prediction interval for a "
         "new cell, cells better / equivalent / worse / inconclusive. Q1: every phase has E epochs. Q2: 2E epochs in "
-        "all. Q3: the plain backbone less joint training, at the last exit."
+        "all. Q3: the plain backbone less joint training, at the last exit. * decided by Holm's correction over the "
+        "six tests of Q1, or over the four of Q2 that have joint in them."
     )
     return _by_budget(means.assign(text=[_over(row) for row in means.itertuples()]), "question", caption, "over-cells")
 
 
 def _over(row: Any) -> str:
     ahead = "" if math.isnan(row.lowest) else f"; new cell {st.points(row.lowest)} to {st.points(row.highest)}"
-    return f"{st.with_interval(row)}{ahead}; {row.better} / {row.equivalent} / {row.worse} / {row.inconclusive}"
+    counts = f"{row.better} / {row.equivalent} / {row.worse} / {row.inconclusive}"
+    return f"{st.with_interval(row, star='*' if row.p_holm < st.ALPHA else '')}{ahead}; {counts}"
 
 
 def cells_table(found: pd.DataFrame) -> Table:

@@ -155,12 +155,7 @@ def without_each(found: pd.DataFrame) -> pd.DataFrame:
 def c1(found: pd.DataFrame, question: str) -> str:
     """Of `means`. Joint and disjoint each lose at one end: joint - disjoint above 0 at 25 %, below it at 100 %."""
     here = found[(found["question"] == question) & found["pair"].str.startswith("joint")].set_index("budget")
-    early, late = here.loc["25"], here.loc["100"]
-    if early["low"] > 0 and late["high"] < 0:
-        return "supported"
-    if early["high"] < 0 or late["low"] > 0:
-        return "contradicted"
-    return "not supported"
+    return "supported" if here.loc["25", "low"] > 0 and here.loc["100", "high"] < 0 else "not supported"
 
 
 def c2(found: pd.DataFrame, cells: pd.DataFrame, question: str) -> str:

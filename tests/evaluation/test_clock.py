@@ -41,12 +41,15 @@ class Time:
 
 
 class Slow(nn.Module):
-    def __init__(self, part: nn.Module, milliseconds: float, time: Time) -> None:
+    """slower: milliseconds that each call takes more than the one before."""
+
+    def __init__(self, part: nn.Module, milliseconds: float, time: Time, slower: float = 0) -> None:
         super().__init__()
-        self.part, self.milliseconds, self.time = part, milliseconds, time
+        self.part, self.milliseconds, self.time, self.slower = part, milliseconds, time, slower
 
     def forward(self, x: Tensor) -> Tensor:
         self.time.takes(self.milliseconds)
+        self.milliseconds += self.slower
         return self.part(x)
 
 
