@@ -51,8 +51,8 @@ def family() -> str:
         text = cpuinfo.read_text(errors="replace")
         lines = text.splitlines()
         maker = next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), maker)
-        if "amx_bf16" in text:  # sums bfloat16 in another order than AVX-512 alone
-            instructions += "+AMX"
+        # bfloat16 is summed in another order by each of the three kinds of processor with AVX-512
+        instructions += "+AMX" if "amx_bf16" in text else "+BF16" if "avx512_bf16" in text else ""
     return f"torch {torch.__version__.split('+')[0]}, {platform.machine()} {maker} {instructions}"
 
 
