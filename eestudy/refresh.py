@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from eestudy import cell_pages
 from eestudy.book import inputs, notebooks
 from eestudy.chapters import answer
 from eestudy.config import EestudyError
@@ -26,8 +27,9 @@ def refresh() -> list[Failure]:
     write_readme(root)
     say(f"{BACKBONES}: the cost of every backbone with every head")
     write_backbones(root)
+    say(f"{study_cells.PAGES}: the pages of the study's runs")
+    failures = cell_pages.refresh(root)
     executor = notebooks.Executor(1, Store())
-    failures = []
     for chapter in [*sorted((root / "book" / "chapters").glob("*.ipynb")), root / "book" / "run.ipynb"]:
         of_study = inputs.default_study(chapter)
         made = inputs.chapter_identity(chapter, root / "book" / "results", root / "benchmarks", of_study)

@@ -138,27 +138,28 @@ class Request:
     configs: tuple[RunConfig, ...]
     store: str | None
     device: str | None
+    records: str | None  # a study whose records to show instead of training
 
 
 def request(namespace: Mapping[str, Any]) -> Request:
     """Reads a notebook's parameters out of its globals().
 
-    Takes every RunConfig field, `seeds`, `store` and `device`. A name that is none of these, in the parameters cell or
-    in the one papermill adds, raises EestudyError (papermill itself would only warn).
+    Takes every RunConfig field, `seeds`, `store`, `device`, `records`. A name that is none of these, in the parameters
+    cell or in the one papermill adds, raises EestudyError (papermill itself would only warn).
     """
-    known = {*RunConfig.model_fields, "seeds", "store", "device"} - {"seed"}
+    known = {*RunConfig.model_fields, "seeds", "store", "device", "records"} - {"seed"}
     for source in namespace.get("In", []):
         for name in _assigned(source, known):
             if name not in known:
                 raise EestudyError(f"unknown notebook parameter {name!r}; {nearest(name, sorted(known))}")
     given = {name: namespace[name] for name in known if name in namespace}
     given = {name: value for name, value in given.items() if not isinstance(value, types.ModuleType)}
-    store, device = given.pop("store", None), given.pop("device", None)
+    store, device, records = (given.pop(name, None) for name in ("store", "device", "records"))
     for name, value in given.items():
         if isinstance(value, str) and (name in ("seeds", *LISTS) or name.endswith("_args")):
             given[name] = yaml.safe_load(value)  # papermill -p hands lists and mappings over as text
     seeds = given.pop("seeds", [0])
-    return Request(_expand("parameters", [given], {}, seeds), store, device)
+    return Request(_expand("parameters", [given], {}, seeds), store, device, records)
 
 
 def _assigned(source: str, known: set[str]) -> list[str]:

@@ -148,6 +148,7 @@ def check_notebooks(stage: Stage) -> None:
     """EestudyError when a notebook of the book holds an error output, on which Sphinx is silent."""
     toc = yaml.safe_load((stage.folder / "_toc.yml").read_text(encoding="utf-8"))
     pages = [stage.folder / f"{chapter['file']}.ipynb" for part in toc["parts"] for chapter in part["chapters"]]
+    pages += sorted((stage.book / "cells").glob("*.ipynb"))
     found = [line for page in pages if page.is_file() for line in notebooks.error_outputs(page)]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

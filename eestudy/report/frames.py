@@ -89,6 +89,14 @@ class Results:
         """
         return self._made("evaluation", name, "evaluate")
 
+    def of(self, ids: Iterable[str]) -> "Results":
+        """These runs alone, as a study of their own. EestudyError for one that has no record here."""
+        kept, there = set(ids), set(self._recorded("runs")["run"])
+        if kept - there:
+            raise EestudyError(f"records: {self.study} has no record of {min(kept - there)}")
+        frames = {name: self._recorded(name) for name in COLUMNS}
+        return Results(self.study, None, {name: frame[frame["run"].isin(kept)] for name, frame in frames.items()})
+
     @property
     def cells(self) -> list[str]:
         return list(dict.fromkeys(self.runs["cell"]))
@@ -208,9 +216,7 @@ def only(results: Results, setting: str, value: object) -> Results:
     if value not in values:
         there = ", ".join(dict.fromkeys(map(str, values)))
         raise EestudyError(f"{setting}: no run of {results.study} has {value!r}; there are {there}")
-    kept = set(runs["run"][[other == value for other in values]])
-    frames = {name: results._recorded(name) for name in COLUMNS}
-    return Results(results.study, None, {name: frame[frame["run"].isin(kept)] for name, frame in frames.items()})
+    return results.of(runs["run"][[other == value for other in values]])
 
 
 def _settings(runs: pd.DataFrame) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from eestudy.report.frames import in_order, score_name, valued
 from eestudy.report.tables import budget_name
 
 SPLITS = {"validation": ("-", 1.7), "train": (":", 1.2)}  # line, width
+FEW = 4  # seeds whose own lines can be told apart
 # Bins of `statistics.share_wrong`; the first holds the samples that every exit gets right.
 DIFFICULTY_EDGES = (-1e-9, 1e-9, 0.25, 0.5, 0.75, 1.0)
 DIFFICULTY_NAMES = ("0", "to 25 %", "to 50 %", "to 75 %", "above")
@@ -27,7 +28,8 @@ DIFFICULTY_NAMES = ("0", "to 25 %", "to 50 %", "to 75 %", "above")
 def training_curves(history: pd.DataFrame) -> style.Plot:
     """Loss and accuracy by epoch: a column of panels a phase, a colour an exit, full line validation, dotted train.
 
-    `history`: run, phase, epoch, exit, split, loss, accuracy. Lines are means over runs, thin ones single runs.
+    `history`: run, phase, epoch, exit, split, loss, accuracy. Lines are means over runs, thin ones single runs
+    where there are at most FEW.
     """
     history = valued(history)
     phases = sorted(set(history["phase"]))  # "1-backbone", "2-together": in the order they ran
@@ -44,7 +46,7 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
                 line, (dashes, width) = group.groupby("epoch")[value].mean().dropna(), SPLITS[split]
                 ways = {"color": shades[number], "linestyle": dashes}
                 axes[row, column].plot(line.index, line, linewidth=width, **ways)
-                if split == "validation" and group["run"].nunique() > 1:
+                if split == "validation" and 1 < group["run"].nunique() <= FEW:
                     for _, single in group.groupby("run"):
                         axes[row, column].plot(single["epoch"], single[value], linewidth=0.6, alpha=0.45, **ways)
         axes[0, column].set_title("phase " + str(phase).replace("-", ": ", 1))
@@ -226,7 +228,7 @@ def _exit_lines(axes: Axes, exits: pd.DataFrame) -> None:
 
 
 def tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
-    """Mean score against mean cost in units of `size`, a line and band a strategy, a thin line a seed."""
+    """Mean score against mean cost in units of `size`, a line and band a strategy, a thin line a seed of at most FEW."""
     for strategy, rows in panels.by_strategy(valued(tradeoff)):
         known = rows.dropna(subset="value")
         budgets = known.groupby("budget")
@@ -237,7 +239,7 @@ def tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
         low, high = (summary[end].fillna(summary["mean"]) for end in ("low", "high"))
         look = style.look(strategy)
         axes.fill_between(x, low, high, color=look["color"], alpha=0.11, linewidth=0)
-        for _, single in known.groupby("run"):
+        for _, single in known.groupby("run") if known["run"].nunique() <= FEW else ():
             line = single.sort_values("budget")
             axes.plot(line["flops"] / size, line["value"], color=look["color"], linewidth=0.6, alpha=0.5)
         axes.plot(x, summary["mean"], markevery=max(len(x) // 6, 1), **look)

@@ -7,6 +7,7 @@ the plain backbone's FLOPs: one max-probability threshold for all exits, from va
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ QUESTIONS = {
 """The same length of each phase; the same length in all; the last exit, which needs no threshold."""
 PRIMARY = ("25", "100")  # budgets of the tests; Q3 is about the budget LAST
 LAST = "last exit"
+PAGES = "book/cells"  # where each training of a cell has its page
 
 
 def studied(cells: Iterable[Cell] = CELLS) -> pd.DataFrame:
@@ -79,7 +81,7 @@ def trained(cell: Cell) -> pd.DataFrame | None:
     longest = max((record.facts["config"]["epochs"] for record in records), default=0)
     rows = []
     for record in records:
-        named = {"cell": cell.label, "data": cell.data, "size": cell.size, "training": _training(record, longest)}
+        named = {"cell": cell.label, "data": cell.data, "size": cell.size, "training": training_of(record, longest)}
         named["seed"] = record.facts["seed"]
         budgets = record.tables["budgets"]
         chosen = budgets[(budgets["rule"] == "max-probability") & (budgets["allocation"] == "shared")]
@@ -90,13 +92,19 @@ def trained(cell: Cell) -> pd.DataFrame | None:
     return frame if whole and whole >= cell.seeds else None
 
 
-def _training(record: Record, longest: int) -> str:
+def training_of(record: Record, longest: int) -> str:
+    """Which of TRAININGS a run is; longest: epochs of the cell's longest, 2E."""
     config = record.facts["config"]
     if config["strategy"] == "mixed" and config.get("phase_split") == 1:
         return "plain 2E"
     if config["strategy"] == "joint":
         return "joint 2E" if config["epochs"] == longest else "joint E"
     return str(config["strategy"])
+
+
+def page_name(study: str, training: str) -> str:
+    """Of its file in PAGES, such as "vit1d-mnist1d-2k-joint-2e"."""
+    return re.sub(r"\W+", "-", f"{study}-{training}").lower()
 
 
 def differences(frame: pd.DataFrame, budgets: Sequence[str] = PRIMARY) -> pd.DataFrame:

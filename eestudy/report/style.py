@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 # Okabe and Ito's colours, told apart by readers with any colour vision; each strategy has its marker too. From the
 # fourth strategy on the colours are Paul Tol's muted ones.
@@ -27,6 +28,7 @@ INK = "#262626"
 FAINT = "#8c8c8c"
 WIDTH = 8.0  # inches; one width for all, so that text has one size on a page
 DPI = 180  # twice what a page column shows
+COLOURS = 64  # of an image, chosen by what is in it: a third of the bytes of all colours
 
 SETTINGS: dict[str, Any] = {
     # This font comes with matplotlib: the same everywhere.
@@ -53,7 +55,10 @@ class Plot(Figure):
         with context():
             buffer = io.BytesIO()
             self.savefig(buffer, format="png", dpi=dpi or self.dots, metadata={"Software": None})
-        return buffer.getvalue()
+        small = io.BytesIO()
+        few = Image.open(buffer).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        few.save(small, format="png", optimize=True)
+        return small.getvalue()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         return {"text/plain": repr(self), "image/png": self.png()}
