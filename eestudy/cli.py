@@ -1,4 +1,4 @@
-"""The command line: plan, run, train, dynamics, evaluate, status, table, export, import, book, refresh, get, doctor.
+"""The command line; `COMMANDS` lists what there is.
 
 Exit status: 0, 1 (a run failed; doctor found damage), 2 (a mistake in what was given), 130 (Ctrl-C), 128 + n (ended
 by signal n: SIGTERM, as schedulers send it, or SIGHUP, of a closed terminal).
@@ -142,6 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     added.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
     added.add_argument("--rule", help="exit rule (default max-probability; regression: patience)")
+    added = command("recommend", "which strategy to train with, from the study's cells that are complete")
+    added.add_argument("--budget", type=_percent, required=True, help="%% of the plain backbone's FLOPs, such as 25")
+    added.add_argument("--train-size", type=_positive, required=True, help="training samples")
+    added.add_argument("--family", help="of the network: mlp, resnet, vit or encoder (default: any)")
+    added.add_argument("--epochs", type=_positive, help="in all (default: as many as the study's)")
     added = command("export", "write the records of studies into one file, for `eestudy import` on another machine")
     added.add_argument("target", type=Path, help="the file to write, such as results.zip")
     added.add_argument("studies", nargs="*", help="studies with records in book/results (default: all)")
@@ -163,6 +168,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not valid; it must be a whole number above 0")
     return int(text)
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text.removesuffix("%"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; give per cent, such as 25") from None
 
 
 def _study(options: argparse.Namespace) -> tuple[Study, Store, Records]:
@@ -239,6 +251,16 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
+def _recommend(options: argparse.Namespace) -> int:
+    from eestudy.report.guide import recommend
+
+    advice = recommend(options.budget, options.train_size, options.family, options.epochs)
+    print(advice.text.replace("**", ""))
+    if len(advice.evidence):
+        print(advice.evidence.round(4).to_string(index=False))
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     from eestudy.bundles import export
     from eestudy.store import Store
@@ -295,6 +317,6 @@ def _doctor(options: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan_or_status, "run": _run, "train": _train, "dynamics": _dynamics, "evaluate": _evaluate,
-    "status": _plan_or_status, "table": _table, "export": _export, "import": _import, "book": _book,
-    "refresh": _refresh, "get": _get, "doctor": _doctor,
+    "status": _plan_or_status, "table": _table, "recommend": _recommend, "export": _export, "import": _import,
+    "book": _book, "refresh": _refresh, "get": _get, "doctor": _doctor,
 }  # fmt: skip

@@ -36,6 +36,7 @@ def test_a_page_shows_its_records(page):
     for record in page.records:
         assert record.id in html
     frame = study_cells.trained(page.cell)
+    assert frame is not None
     here = frame[frame["training"] == page.training]
     for budget in ("25", "50", "100"):
         values = here[here["budget"] == budget]["accuracy"]

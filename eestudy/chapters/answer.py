@@ -10,7 +10,7 @@ import pandas as pd
 
 from eestudy.report import over_cells, panels, style
 from eestudy.report import statistics as st
-from eestudy.report.study_cells import CELLS, LAST, PRIMARY, c1, c2, records_of, trained
+from eestudy.report.study_cells import CELLS, LAST, PRIMARY, c1, c2, floors, records_of, trained, without_each
 from eestudy.report.tables import DASH, Table, rows, table, texts
 
 PLANNED = len(CELLS)
@@ -108,6 +108,27 @@ def means_table(means: pd.DataFrame) -> Table:
         "six tests of Q1, or over the four of Q2 that have joint in them."
     )
     return _by_budget(means.assign(text=[_over(row) for row in means.itertuples()]), "question", caption, "over-cells")
+
+
+def without_table(found: pd.DataFrame) -> Table | None:
+    """`study_cells.without_each` for a reader: what the means rest on; None as long as all cells are of one data set."""
+    rows = without_each(found)
+    if rows.empty:
+        return None
+    rows = rows[(rows["question"] != "Q2") | (rows["pair"] != "mixed − disjoint")]
+    names = [f"without {row.without} ({row.n} cells left)" for row in rows.itertuples()]
+    made = rows.assign(column=names, text=[_over(row) for row in rows.assign(p_holm=math.nan).itertuples()])
+    wide = made.pivot(index=["pair", "budget"], columns="column", values="text").fillna(DASH)
+    caption = "The means over cells again, with each data set left out; as in the table above, without stars."
+    return texts(wide, caption, "without-each")
+
+
+def at_floor(frame: pd.DataFrame) -> str:
+    """Which budgets of which cells are left out because nothing beats the largest class there."""
+    rows = [f"{row.cell} at {row.budget} %" for row in floors(frame).itertuples()]
+    return (
+        f"Left out, because no training gets more than 5 points above the largest class: {', '.join(rows) or 'none'}."
+    )
 
 
 def _over(row: Any) -> str:

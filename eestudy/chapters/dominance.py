@@ -22,7 +22,9 @@ def competition(dominance: pd.DataFrame) -> pd.DataFrame:
 def c3(dominance: pd.DataFrame) -> Measurement:
     """The share of joint's middle exits less their number's, and the evenness of mixed less that of joint."""
     runs = competition(dominance)
-    middle = against(runs[runs["strategy"] == "joint"], "middle", "uniform").assign(what="middle share of joint")
+    middle = against(runs[runs["strategy"] == "joint"], "middle", "uniform").assign(
+        what="share of joint's middle exits less their number's"
+    )
     even = effects(runs, "evenness", (("mixed", "joint"),), ()).assign(what="evenness of mixed less joint's")
     # Half of the claim is no claim: without mixed there are no rows.
     rows = even if even.empty else one_family(middle, even)

@@ -1,4 +1,4 @@
-"""Paired differences in accuracy at each budget between methods, strategies or scalings: tests, table, figure, words.
+"""Paired differences in accuracy at each budget between methods or strategies: tests, table, figure, words.
 
 A frame of `tested` has two key columns, first and second, such as strategy and method.
 """

@@ -228,7 +228,7 @@ def _exit_lines(axes: Axes, exits: pd.DataFrame) -> None:
 
 
 def tradeoff_lines(axes: Axes, tradeoff: pd.DataFrame, size: float) -> None:
-    """Mean score against mean cost in units of `size`, a line and band a strategy, a thin line a seed of at most FEW."""
+    """Mean score against mean cost in units of `size`, a line and band a strategy; thin lines: at most FEW seeds."""
     for strategy, rows in panels.by_strategy(valued(tradeoff)):
         known = rows.dropna(subset="value")
         budgets = known.groupby("budget")

@@ -22,26 +22,31 @@ from eestudy.report import statistics as st
 
 @dataclass(frozen=True)
 class Cell:
-    """study: its records' folder; data, size: what it learns from, and how many samples; seeds: how many it has."""
+    """study: its records' folder; data, size: what it learns from, and how many samples; seeds: how many it has.
+
+    family: of its network. majority: the share of the largest class in its test data.
+    """
 
     study: str
     label: str
     data: str
     size: int
     seeds: int
+    family: str
+    majority: float = 0.1
 
 
 CELLS = (
-    Cell("vit1d-mnist1d-2k", "vit1d / mnist1d-2k", "MNIST-1D", 2000, 12),
-    Cell("vit1d-mnist1d-8k", "vit1d / mnist1d-8k", "MNIST-1D", 8000, 8),
-    Cell("resnet1d-mnist1d-1.5k-noisy", "resnet1d / mnist1d-1.5k-noisy", "MNIST-1D", 1500, 12),
-    Cell("resnet1d-mnist1d-8k-noisy", "resnet1d / mnist1d-8k-noisy", "MNIST-1D", 8000, 8),
-    Cell("mlp-mnist1d-4k", "mlp / mnist1d-4k", "MNIST-1D", 4000, 12),
-    Cell("resnet-tiny-fashion-mnist-10k", "resnet-tiny / fashion-mnist-10k", "Fashion-MNIST", 10000, 10),
-    Cell("resnet20-fashion-mnist-10k", "resnet20 / fashion-mnist-10k", "Fashion-MNIST", 10000, 6),
-    Cell("resnet20-w8-fashion-mnist-20k", "resnet20, width 8 / fashion-mnist-20k", "Fashion-MNIST", 20000, 6),
-    Cell("small-vit-fashion-mnist-10k", "small ViT / fashion-mnist-10k", "Fashion-MNIST", 10000, 8),
-    Cell("minilm-supersense-1k", "MiniLM / supersense-1k", "WordNet supersenses", 1000, 6),
+    Cell("vit1d-mnist1d-2k", "vit1d / mnist1d-2k", "MNIST-1D", 2000, 12, "vit"),
+    Cell("vit1d-mnist1d-8k", "vit1d / mnist1d-8k", "MNIST-1D", 8000, 8, "vit"),
+    Cell("resnet1d-mnist1d-1.5k-noisy", "resnet1d / mnist1d-1.5k-noisy", "MNIST-1D", 1500, 12, "resnet"),
+    Cell("resnet1d-mnist1d-8k-noisy", "resnet1d / mnist1d-8k-noisy", "MNIST-1D", 8000, 8, "resnet"),
+    Cell("mlp-mnist1d-4k", "mlp / mnist1d-4k", "MNIST-1D", 4000, 12, "mlp"),
+    Cell("resnet-tiny-fashion-mnist-10k", "resnet-tiny / fashion-mnist-10k", "Fashion-MNIST", 10000, 10, "resnet"),
+    Cell("resnet20-fashion-mnist-10k", "resnet20 / fashion-mnist-10k", "Fashion-MNIST", 10000, 6, "resnet"),
+    Cell("resnet20-w8-fashion-mnist-20k", "resnet20, width 8 / fashion-mnist-20k", "Fashion-MNIST", 20000, 6, "resnet"),
+    Cell("small-vit-fashion-mnist-10k", "small ViT / fashion-mnist-10k", "Fashion-MNIST", 10000, 8, "vit"),
+    Cell("minilm-supersense-1k", "MiniLM / supersense-1k", "WordNet supersenses", 1000, 6, "encoder"),
 )
 # E epochs a phase: joint once and for twice as long, disjoint and mixed E + E, the plain backbone for 2E.
 TRAININGS = ("joint E", "joint 2E", "disjoint", "mixed", "plain 2E")
@@ -53,11 +58,13 @@ QUESTIONS = {
 """The same length of each phase; the same length in all; the last exit, which needs no threshold."""
 PRIMARY = ("25", "100")  # budgets of the tests; Q3 is about the budget LAST
 LAST = "last exit"
+FLOOR = 0.05  # of the largest class's share: a budget where every training is so near has nothing to compare
 PAGES = "book/cells"  # where each training of a cell has its page
 
 
 def studied(cells: Iterable[Cell] = CELLS) -> pd.DataFrame:
-    """One row per run and budget of the cells that are complete: cell, data, size, training, seed, budget, accuracy.
+    """One row per run and budget of the cells that are complete: cell, data, size, family, epochs (2E), training, seed,
+    budget, accuracy.
 
     EestudyError where none is. A cell that is under way is left out, so that nobody looks before it is done.
     """
@@ -81,15 +88,21 @@ def trained(cell: Cell) -> pd.DataFrame | None:
     longest = max((record.facts["config"]["epochs"] for record in records), default=0)
     rows = []
     for record in records:
-        named = {"cell": cell.label, "data": cell.data, "size": cell.size, "training": training_of(record, longest)}
-        named["seed"] = record.facts["seed"]
-        budgets = record.tables["budgets"]
-        chosen = budgets[(budgets["rule"] == "max-probability") & (budgets["allocation"] == "shared")]
-        reached = {**dict(zip(chosen["budget"], chosen["accuracy"])), LAST: record.tables["exits"]["accuracy"].iloc[-1]}
-        rows += [{**named, "budget": budget, "accuracy": value} for budget, value in reached.items()]
+        named = {"cell": cell.label, "data": cell.data, "size": cell.size, "family": cell.family, "epochs": longest}
+        named["training"] = training_of(record, longest)
+        rows += [{**named, **row} for row in rows_of(record)]
     frame = pd.DataFrame(rows)
     whole = len(records) and frame.groupby("training")["seed"].nunique().reindex(TRAININGS, fill_value=0).min()
     return frame if whole and whole >= cell.seeds else None
+
+
+def rows_of(record: Record) -> list[dict[str, object]]:
+    """A run's accuracy on test at each budget, and that of its last exit: seed, budget, accuracy."""
+    budgets = record.tables["budgets"]
+    chosen = budgets[(budgets["rule"] == "max-probability") & (budgets["allocation"] == "shared")]
+    reached = {**dict(zip(chosen["budget"], chosen["accuracy"])), LAST: record.tables["exits"]["accuracy"].iloc[-1]}
+    seed = record.facts["seed"]
+    return [{"seed": seed, "budget": budget, "accuracy": value} for budget, value in reached.items()]
 
 
 def training_of(record: Record, longest: int) -> str:
@@ -111,10 +124,12 @@ def differences(frame: pd.DataFrame, budgets: Sequence[str] = PRIMARY) -> pd.Dat
     """Paired differences of `studied`: one row per question, pair, budget and cell.
 
     The columns of `statistics.corrected`, whose families are one pair at one budget over the cells; low_corrected,
-    high_corrected: Bonferroni's limits of the same family. A cell where a budget is out of reach has no row there.
+    high_corrected: Bonferroni's limits of the same family. A cell where a budget is out of reach, or at the floor, has
+    no row there.
     """
     families = []
     wide = frame.pivot(index=["cell", "data", "size", "seed"], columns=["training", "budget"], values="accuracy")
+    at_floor = set(zip(*(floors(frame)[name] for name in ("cell", "budget"))))
     for question, pairs in QUESTIONS.items():
         for a, b in pairs:
             for budget in (LAST,) if question == "Q3" else budgets:
@@ -124,12 +139,22 @@ def differences(frame: pd.DataFrame, budgets: Sequence[str] = PRIMARY) -> pd.Dat
                 for (cell, data, size), here in (
                     wide[[(a, budget), (b, budget)]].dropna().groupby(level=[0, 1, 2], sort=False)
                 ):
+                    if (cell, budget) in at_floor:
+                        continue
                     values = here.droplevel([0, 1, 2])
                     names = {"question": question, "a": a, "b": b, "pair": f"{a} − {b}", "budget": budget}
                     names |= {"cell": cell, "data": data, "size": size, "mean_b": values[b, budget].mean()}
                     tests.append((names, values[a, budget], values[b, budget]))
                 families.append(_limits(st.tested((), tests)) if tests else pd.DataFrame())
     return pd.concat(families, ignore_index=True)
+
+
+def floors(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of `studied`: cell and budget where every training's mean is within FLOOR of the largest class's share."""
+    best = frame.groupby(["cell", "training", "budget"])["accuracy"].mean().groupby(["cell", "budget"]).max()
+    shares = {cell.label: cell.majority for cell in CELLS}
+    largest = best.index.get_level_values("cell").map(shares).to_numpy(float)
+    return best[best.to_numpy() <= largest + FLOOR].reset_index()[["cell", "budget"]]
 
 
 def _limits(family: pd.DataFrame) -> pd.DataFrame:
@@ -158,6 +183,25 @@ def without_each(found: pd.DataFrame) -> pd.DataFrame:
     kept = [found[found["data"] != data].assign(without=data) for data in dict.fromkeys(found["data"])]
     rows = pd.concat(kept, ignore_index=True)
     return over_cells.means(rows, ("question", "pair", "budget", "without")) if len(rows) else rows
+
+
+def c7(cells: pd.DataFrame) -> tuple[st.OverCells, pd.DataFrame]:
+    """Of `differences`. Plain - joint at the last exit: its mean over the largest cell of each data set, and its slope.
+
+    Slopes: within vit1d and resnet1d, the larger cell's difference less the smaller one's, whose seeds are not paired:
+    label, mean, low, high (95 %, Welch), note.
+    """
+    here = cells[cells["question"] == "Q3"]
+    largest = here[here["size"] == here.groupby("data")["size"].transform("max")]
+    slopes = []
+    for network in ("vit1d", "resnet1d"):
+        two = here[here["cell"].str.startswith(f"{network} ")].sort_values("size")
+        if len(two) == 2:
+            (small, large), parts = two.to_dict("records"), two["sd"] ** 2 / two["n"]
+            freedom = parts.sum() ** 2 / (parts**2 / (two["n"] - 1)).sum()
+            mean, half = large["mean"] - small["mean"], stats.t.ppf(1 - st.ALPHA / 2, freedom) * parts.sum() ** 0.5
+            slopes.append({"label": network, "mean": mean, "low": mean - half, "high": mean + half, "note": ""})
+    return over_cells.over(largest), pd.DataFrame(slopes, columns=["label", "mean", "low", "high", "note"])
 
 
 def c1(found: pd.DataFrame, question: str) -> str:
