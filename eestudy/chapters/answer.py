@@ -111,7 +111,7 @@ def means_table(means: pd.DataFrame) -> Table:
 
 
 def without_table(found: pd.DataFrame) -> Table | None:
-    """`study_cells.without_each` for a reader: what the means rest on; None as long as all cells are of one data set."""
+    """`study_cells.without_each` for a reader; None as long as all cells are of one data set."""
     rows = without_each(found)
     if rows.empty:
         return None
