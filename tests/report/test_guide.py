@@ -57,7 +57,7 @@ def test_the_family_decides_and_is_named():
     ],
 )
 def test_nothing_is_extrapolated(asked, said):
-    advice = guide.recommend(*asked, **{"frame": frame()})
+    advice = guide.recommend(*asked, frame=frame())
     assert advice.strategy is None
     assert advice.evidence.empty
     assert said in advice.text
@@ -69,7 +69,7 @@ def test_nothing_is_extrapolated(asked, said):
 )
 def test_what_cannot_be_is_refused_in_one_line(asked, said):
     with pytest.raises(EestudyError, match=said):
-        guide.recommend(*asked, **{"frame": frame()})
+        guide.recommend(*asked, frame=frame())
 
 
 def test_the_command_prints_the_same(capsys):
