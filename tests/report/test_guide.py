@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
@@ -34,6 +36,9 @@ def frame(levels: dict[str, dict[str, float]] = LEVELS, seeds: int = 4) -> pd.Da
     return pd.DataFrame(rows)
 
 
+FRAME: Any = {"frame": frame()}
+
+
 def test_the_family_decides_and_is_named():
     """By hand: of the residual network joint is ahead by 2 points less what mixed's odd seeds gain, .1 on average."""
     advice = guide.recommend(25, 1500, "resnet", frame=frame())
@@ -57,7 +62,7 @@ def test_the_family_decides_and_is_named():
     ],
 )
 def test_nothing_is_extrapolated(asked, said):
-    advice = guide.recommend(*asked, frame=frame())
+    advice = guide.recommend(*asked, **FRAME)
     assert advice.strategy is None
     assert advice.evidence.empty
     assert said in advice.text
@@ -69,7 +74,7 @@ def test_nothing_is_extrapolated(asked, said):
 )
 def test_what_cannot_be_is_refused_in_one_line(asked, said):
     with pytest.raises(EestudyError, match=said):
-        guide.recommend(*asked, frame=frame())
+        guide.recommend(*asked, **FRAME)
 
 
 def test_the_command_prints_the_same(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from eestudy.models.cut.splitting import (
     trace_around,
 )  # fmt: skip
 from eestudy.models.cut.tracing import Tracing, Untraceable
+from eestudy.models.cut.weights import load_weights
 from eestudy.models.multi_exit import MultiExit
 
 # Features whose channels come last, and the kind that heads see once they are moved to the front.
@@ -34,15 +36,18 @@ CHANNELS_LAST = {"maps-last": "maps", "sequence-last": "sequence"}
 def add_exits(
     model: nn.Module, after: Iterable[str], input_shape: Iterable[int] | None = None, head: str = "auto",
     head_layers: int = 1, head_args: Mapping[str, object] | None = None, kind: str | None = None,
-    classifier_after: str | None = None, output: str | int | None = None,
+    classifier_after: str | None = None, output: str | int | None = None, weights: str | Path | None = None,
 ) -> MultiExit:  # fmt: skip
     """A network with an exit after each of the nodes `after`, from any model, in one call.
 
     The last exit is the model's own output, bit for bit, in evaluation and in training; the weights are the model's
     own tensors, so training one trains the other. input_shape: of one sample; without it the one `from_model` finds,
-    224 pixels a side for a torchvision model. The other arguments are those of `MultiExit` and `from_model`.
+    224 pixels a side for a torchvision model. weights: a file that the model's weights are read from before, see
+    `load_weights`. The other arguments are those of `MultiExit` and `from_model`.
     """
     check_module(model)
+    if weights is not None:
+        load_weights(model, weights)
     with mode(model, model.training), torch.inference_mode(False), as_it_was(model):
         backbone = from_model(model, after, input_shape, kind, classifier_after, output)
         network = MultiExit(backbone, head=head, layers=head_layers, head_args=head_args)
