@@ -16,7 +16,7 @@ _NAMES = {
     "RunConfig": "config", "EestudyError": "config", "Study": "study", "load_study": "study", "request": "study",
     "Store": "store", "Backbone": "models", "MultiExit": "models", "add_exits": "models.cut.any_model",
     "from_model": "models.cut.any_model", "Run": "runs", "run": "runs", "budgets": "runs",
-    "recommend": "report.guide",
+    "recommend": "report.guide", "adapt": "adapting.steps",
 }  # fmt: skip
 _MODULES = (
     "config", "study", "store", "data", "models", "methods", "training", "evaluation", "dynamics", "runs",

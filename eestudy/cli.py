@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   eestudy run params/smoke.yaml --workers 2    execute it; what is done is skipped
   eestudy train my.yaml                        train without notebooks, with a progress bar
   eestudy train params/small.yaml --jobs 8     the same by eight processes of one thread each
+  eestudy adapt mine.py:net --data images --budget 60%   early exits for a trained model of your own, exported
   eestudy export results.zip small             carry a study's records to another machine, where `import` adds them
   accelerate launch --num_processes 2 -m eestudy train my.yaml       the same on two GPUs
   eestudy table smoke                          the budget table of a study that has run
@@ -147,6 +148,19 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--train-size", type=_positive, required=True, help="training samples")
     added.add_argument("--family", help="of the network: mlp, resnet, vit or encoder (default: any)")
     added.add_argument("--epochs", type=_positive, help="in all (default: as many as the study's)")
+    added = command(
+        "adapt", "make an early-exit network for a budget from a trained model and your data, export it, report on it"
+    )
+    added.add_argument("model", help="package.module:factory or file.py:factory, a function that gives a torch module")
+    added.add_argument("--data", required=True, help="a folder of images by class, or another file of `dataset: own`")
+    added.add_argument("--budget", required=True, help="60%% of the model's FLOPs, or 20ms a sample on this device")
+    added.add_argument("--weights", type=Path, help="a state dict (.pt, .pth) or .safetensors file for the model")
+    added.add_argument("--out", type=Path, default=Path("adapted"), help="folder to write (default: adapted)")
+    added.add_argument("--exits", type=_positive, default=3, help="how many before the last (default 3)")
+    added.add_argument("--train", action="store_true", help="train everything, not the exits' heads alone")
+    added.add_argument("--epochs", type=_positive, default=20, help="of training (default 20)")
+    added.add_argument("--lr", type=float, default=1e-3, help="learning rate (default 0.001)")
+    added.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     added = command("export", "write the records of studies into one file, for `eestudy import` on another machine")
     added.add_argument("target", type=Path, help="the file to write, such as results.zip")
     added.add_argument("studies", nargs="*", help="studies with records in book/results (default: all)")
@@ -261,6 +275,15 @@ def _recommend(options: argparse.Namespace) -> int:
     return 0
 
 
+def _adapt(options: argparse.Namespace) -> int:
+    from eestudy.adapting.steps import adapt, budget_of, factory
+
+    budget_of(options.budget)  # before anything else is done
+    settings = {name: getattr(options, name) for name in ("out", "exits", "train", "epochs", "lr", "weights", "device")}
+    adapt(factory(options.model), str(options.data), options.budget, **settings)
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     from eestudy.bundles import export
     from eestudy.store import Store
@@ -317,6 +340,6 @@ def _doctor(options: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan_or_status, "run": _run, "train": _train, "dynamics": _dynamics, "evaluate": _evaluate,
-    "status": _plan_or_status, "table": _table, "recommend": _recommend, "export": _export, "import": _import,
-    "book": _book, "refresh": _refresh, "get": _get, "doctor": _doctor,
+    "status": _plan_or_status, "table": _table, "recommend": _recommend, "adapt": _adapt, "export": _export,
+    "import": _import, "book": _book, "refresh": _refresh, "get": _get, "doctor": _doctor,
 }  # fmt: skip
