@@ -160,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--train", action="store_true", help="train everything, not the exits' heads alone")
     added.add_argument("--epochs", type=_positive, default=20, help="of training (default 20)")
     added.add_argument("--lr", type=float, default=1e-3, help="learning rate (default 0.001)")
+    text = "of inputs: train, none, unit or imagenet (default: with which the model does best on validation data)"
+    added.add_argument("--normalization", help=text)
     added.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     added = command("export", "write the records of studies into one file, for `eestudy import` on another machine")
     added.add_argument("target", type=Path, help="the file to write, such as results.zip")
@@ -279,7 +281,8 @@ def _adapt(options: argparse.Namespace) -> int:
     from eestudy.adapting.steps import adapt, budget_of, factory
 
     budget_of(options.budget)  # before anything else is done
-    settings = {name: getattr(options, name) for name in ("out", "exits", "train", "epochs", "lr", "weights", "device")}
+    settings = {name: getattr(options, name) for name in ("out", "exits", "train", "epochs", "lr", "weights")}
+    settings |= {"normalization": options.normalization, "device": options.device}
     adapt(factory(options.model), str(options.data), options.budget, **settings)
     return 0
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import eestudy
 from eestudy import adapt
 from eestudy.adapting import steps
 from eestudy.cli import main
@@ -83,6 +84,30 @@ def test_from_a_model_and_images_to_files_that_predict(place, monkeypatch):
     assert spent == pytest.approx(made.test["cost"])
     assert made.deployed.cost <= 80
     assert f"{made.test['accuracy']:.1%}" in page
+
+
+def test_the_normalization_the_model_was_trained_with_is_found(place, capsys):
+    """A model that answers by brightness: of pixels / 255 it is right, of anything else it says one class."""
+
+    class Bright(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Conv2d(3, 3, 1, bias=False) for _ in range(2))
+            self.last = nn.Linear(1, 2)
+            with torch.no_grad():
+                self.first.weight.copy_(torch.eye(3)[:, :, None, None])
+                self.second.weight.copy_(torch.eye(3)[:, :, None, None])
+                self.last.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+                self.last.bias.copy_(torch.tensor([0.3, -0.3]))
+
+        def forward(self, x):
+            left = self.second(self.first(x))[:, :, :, :4].mean((1, 2, 3))
+            return self.last((left - 0.8).abs()[:, None])
+
+    network = eestudy.add_exits(Bright(), after=["first"], input_shape=(3, 16, 16))
+    made = adapt(network, str(place / "images"), "100%", place / "bright", epochs=1)
+    assert made.run.config.dataset_args["normalization"] == "unit"
+    assert "normalization: unit, with which the model is right on 100.0%" in capsys.readouterr().err
 
 
 def test_with_train_validation_chooses_the_strategy(place):

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from eestudy.adapting.adapted import MODEL, PAGE, Adapted
 from eestudy.adapting.page import write_page
 from eestudy.config import EestudyError, RunConfig
 from eestudy.data.own import given
+from eestudy.data.own_splits import NORMALIZATIONS
+from eestudy.data.splits import Split
 from eestudy.environment import hardware, say
 from eestudy.evaluation.exit_rules import simulate
-from eestudy.export.deployed import Deployed, deploy
+from eestudy.export.deployed import BATCH, Deployed, deploy
 from eestudy.models import MultiExit
 from eestudy.models.cut.any_model import add_exits
 from eestudy.models.cut.places import exits_at
 from eestudy.models.cut.weights import load_weights
-from eestudy.plan import outline_of
+from eestudy.plan import load_data, outline_of
 from eestudy.runs import Run, run
 from eestudy.store import Store, check_writable, write_atomically
 
@@ -40,7 +43,7 @@ TIMED, SECONDS = 100, 10.0  # test samples whose latency is measured, at most; s
 def adapt(
     model: nn.Module | MultiExit, data: Any, budget: str = "60%", out: str | Path = "adapted", exits: int = 3,
     train: bool = False, epochs: int = 20, lr: float = 1e-3, weights: str | Path | None = None,
-    store: str | Path | None = None, device: str | None = None,
+    normalization: str | None = None, store: str | Path | None = None, device: str | None = None,
 ) -> Adapted:  # fmt: skip
     """An early-exit network for `budget` from a trained model, exported to the folder `out`, with a page on it.
 
@@ -48,8 +51,9 @@ def adapt(
     through the model. budget: "60%" of the model's FLOPs, or "20ms" a sample on this device; `exits` are placed by the
     same. Only their heads are trained, for `epochs` at the rate `lr`, and the model stays as it is; with `train`
     everything is, from the model's weights, by each of STRATEGIES, and the one most accurate on validation data at the
-    budget is taken. weights: a file that the model's are read from before. store: of the runs, default `out`/runs,
-    where a killed one goes on.
+    budget is taken. weights: a file that the model's are read from before. normalization: of the inputs, as the model
+    was trained with; None: of NORMALIZATIONS the one with which it is right most often on validation data, which is
+    said. store: of the runs, default `out`/runs, where a killed one goes on.
     Raises EestudyError for a budget that cannot be kept and for a folder that holds something else.
     """
     limit, unit = budget_of(budget)
@@ -72,6 +76,7 @@ def adapt(
         network, names = _with_exits(model, exits, "flops" if unit == "%" else "time", facts.input_shape, folder)
     say(f"exits after {', '.join(names)}, and the model's own output")
     network.eval()
+    asked = _normalized(asked, network, normalization)
     least = network.costs("flops" if unit == "%" else "ms")
     cheapest = 100 * least.flops[0] / least.backbone if unit == "%" else least.ms[0]  # type: ignore[union-attr]
     if limit < cheapest:
@@ -93,6 +98,33 @@ def adapt(
     made = Adapted(fitted, done, tuple(names), tried, test, latency, machine, folder)
     say(f"open {write_page(made, budget).resolve().as_uri()}")
     return made
+
+
+def _normalized(config: RunConfig, network: MultiExit, name: str | None) -> RunConfig:
+    """The config with the normalization `name`, or with the one that suits the network as it is trained."""
+    if name is None:
+        rates = {}
+        for each in NORMALIZATIONS if network.backbone.input_dtype.is_floating_point else ():
+            with suppress(EestudyError):  # imagenet has three channels
+                held_out = load_data(_with(config, each)).validation
+                rates[each] = float((own_answers(network, held_out) == held_out.y.numpy()).mean())
+        if not rates:
+            return config
+        name = max(rates, key=lambda each: rates[each])
+        others = ", ".join(f"{each} {rate:.1%}" for each, rate in rates.items() if each != name)
+        say(f"normalization: {name}, with which the model is right on {rates[name]:.1%} of validation data ({others})")
+    return _with(config, name)
+
+
+def _with(config: RunConfig, normalization: str) -> RunConfig:
+    return config.replace(dataset_args={**config.dataset_args, "normalization": normalization})
+
+
+@torch.no_grad()
+def own_answers(network: MultiExit, split: Split) -> np.ndarray:
+    """The class (N,) that the plain backbone gives each sample of a split."""
+    parts = torch.arange(len(split.y)).split(BATCH)
+    return torch.cat([network.backbone(network.inputs(split.inputs(part))).argmax(-1).cpu() for part in parts]).numpy()
 
 
 def _with_exits(
@@ -123,7 +155,6 @@ def budget_of(text: str) -> tuple[float, str]:
     return limit, match[2]
 
 
-@torch.no_grad()
 def on_test(done: Run, fitted: Deployed, network: MultiExit) -> dict[str, float]:
     """Of the test data: accuracy and mean cost (a share of the plain backbone's), samples; before: accuracy of the
     model as it was given; low, high: 95 % interval of accuracy less before, over samples.
@@ -132,10 +163,7 @@ def on_test(done: Run, fitted: Deployed, network: MultiExit) -> dict[str, float]
     exit_index = simulate(logits, fitted.rule)
     answers = logits[exit_index - 1, np.arange(len(labels))].argmax(-1)
     cost = np.asarray(fitted.costs)[exit_index - 1].mean() / fitted.backbone
-    device, test = next(network.parameters()).device, done.data().test
-    parts = torch.arange(len(labels)).split(256)
-    own = torch.cat([network.backbone(test.inputs(part).to(device)).argmax(-1).cpu() for part in parts]).numpy()
-    right, before = answers == labels, own == labels
+    right, before = answers == labels, own_answers(network, done.data().test) == labels
     change = right.astype(float) - before
     half = 1.96 * float(change.std()) / len(labels) ** 0.5
     return {
