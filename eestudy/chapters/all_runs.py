@@ -17,16 +17,19 @@ NAME = "all-runs"
 def rows() -> pd.DataFrame:
     """One row per cell and training: its page, seeds, and accuracy (%) at 25, 50, 100 % and at the last exit."""
     found = []
-    for (label, size, training), here in study_cells.studied().groupby(["cell", "size", "training"], sort=False):
-        study = next(cell.study for cell in study_cells.CELLS if cell.label == label)
-        page = f"../{Path(study_cells.PAGES).name}/{study_cells.page_name(study, training)}.html"
-        wide = here.pivot(index="seed", columns="budget", values="accuracy")
-        scores = {
-            name: tables.percent(st.mean_interval(wide[budget])) if budget in wide else tables.DASH
-            for budget, name in SHOWN.items()
-        }
-        names = {"cell": f'<a href="{page}">{label}</a>', "training": training}
-        found.append({**names, "samples": size, "seeds": len(wide), **scores})
+    for cell in study_cells.CELLS:
+        frame = study_cells.trained(cell)
+        for training in study_cells.TRAININGS if frame is not None else ():
+            here = frame[frame["training"] == training].pivot(index="seed", columns="budget", values="accuracy")
+            if training == "plain 2E":
+                here = here[[study_cells.LAST]]  # its heads are untrained
+            page = f"../{Path(study_cells.PAGES).name}/{study_cells.page_name(cell.study, training)}.html"
+            scores = {
+                name: tables.percent(st.mean_interval(here[budget])) if budget in here else tables.DASH
+                for budget, name in SHOWN.items()
+            }
+            names = {"cell": f'<a href="{page}">{cell.label}</a>', "training": training}
+            found.append({**names, "samples": cell.size, "seeds": len(here), **scores})
     return pd.DataFrame(found)
 
 

@@ -70,13 +70,8 @@ def claims_table(frame: pd.DataFrame, measured: Mapping[str, Measurement]) -> Ta
     found = study_cells.differences(frame)
     means = study_cells.means(found)
     here = {
-        "C1": _of_strategies(means, found, ("joint E − disjoint", "joint 2E − disjoint"), study_cells.c1(means, "Q1")),
-        "C2": _of_strategies(
-            means,
-            found,
-            ("mixed − joint E", "mixed − joint 2E", "mixed − disjoint"),
-            study_cells.c2(means, found, "Q1"),
-        ),
+        "C1": _of_strategies(means, found, ("joint E − disjoint",), study_cells.c1(means, "Q1")),
+        "C2": _of_strategies(means, found, ("mixed − joint E", "mixed − disjoint"), study_cells.c2(means, found, "Q1")),
         **{name: _measured(found) for name, found in measured.items()},
         "C7": _of_the_last_exit(found),
         "C8": _of_substitutes(frame),
@@ -96,7 +91,7 @@ def _row(here: str, verdict: str, decides: str) -> dict[str, str]:
 
 
 def _of_strategies(means: pd.DataFrame, found: pd.DataFrame, pairs: tuple[str, ...], verdict: str) -> dict[str, str]:
-    rows = means[means["pair"].isin(pairs)].drop_duplicates(["pair", "budget"])
+    rows = means[(means["question"] == "Q1") & means["pair"].isin(pairs)]
     said = [f"{row.pair} at {row.budget} %: {over_cells.in_words(row)}" for row in rows.itertuples()]
     cells, planned = found["cell"].nunique(), len(study_cells.CELLS)
     needed = max(cells_needed(row.tau) for row in rows.itertuples())
