@@ -19,7 +19,9 @@ def rows() -> pd.DataFrame:
     found = []
     for cell in study_cells.CELLS:
         frame = study_cells.trained(cell)
-        for training in study_cells.TRAININGS if frame is not None else ():
+        if frame is None:
+            continue
+        for training in study_cells.TRAININGS:
             here = frame[frame["training"] == training].pivot(index="seed", columns="budget", values="accuracy")
             if training == "plain 2E":
                 here = here[[study_cells.LAST]]  # its heads are untrained
