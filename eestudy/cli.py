@@ -151,7 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     added = command(
         "adapt", "make an early-exit network for a budget from a trained model and your data, export it, report on it"
     )
-    added.add_argument("model", help="package.module:factory or file.py:factory, a function that gives a torch module")
+    added.add_argument(
+        "model",
+        help="package.module:factory or file.py:factory, which gives a torch module; or, with their trained weights, "
+        "torchvision/NAME, timm/NAME, huggingface/FOLDER",
+    )
     added.add_argument("--data", required=True, help="a folder of images by class, or another file of `dataset: own`")
     added.add_argument("--budget", required=True, help="60%% of the model's FLOPs, or 20ms a sample on this device")
     added.add_argument("--weights", type=Path, help="a state dict (.pt, .pth) or .safetensors file for the model")

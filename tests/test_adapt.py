@@ -180,3 +180,22 @@ def test_places_near_the_shares_asked_for():
     assert names == ["0", "1"]
     with pytest.raises(EestudyError, match="no place for an exit"):
         exits_at(nn.Sequential(nn.Linear(4, 2)), [0.5])
+
+
+def test_a_trained_model_by_name(tmp_path):
+    """A Hugging Face model for classification from its folder, cut and equal to itself; what is none says so."""
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=50, num_labels=3, **small)
+    given = transformers.BertForSequenceClassification(config).eval()
+    given.save_pretrained(tmp_path / "bert")
+    model = steps.factory(f"huggingface/{tmp_path / 'bert'}")
+    x = torch.randint(5, 50, (4, 7))
+    assert torch.equal(model(x).logits, given(x).logits)
+    network = eestudy.add_exits(model, after=["bert.encoder.layer.0"], input_shape=(7,))
+    assert torch.equal(network(x)[-1], given(x).logits)
+    transformers.BertModel(config).save_pretrained(tmp_path / "plain")
+    with pytest.raises(EestudyError, match="give one for classification"):
+        steps.factory(f"huggingface/{tmp_path / 'plain'}")
+    with pytest.raises(EestudyError, match="nearest: resnet18"):
+        steps.factory("torchvision/resnet17")

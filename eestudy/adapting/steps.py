@@ -28,6 +28,7 @@ from eestudy.evaluation.exit_rules import simulate
 from eestudy.export.deployed import BATCH, Deployed, deploy
 from eestudy.models import MultiExit
 from eestudy.models.cut.any_model import add_exits
+from eestudy.models.cut.named import SOURCES, named
 from eestudy.models.cut.places import exits_at
 from eestudy.models.cut.weights import load_weights
 from eestudy.plan import load_data, outline_of
@@ -194,10 +195,17 @@ def latencies(network: MultiExit, fitted: Deployed, done: Run) -> tuple[float, f
 
 
 def factory(place: str) -> nn.Module:
-    """What "package.module:function" or "file.py:function" gives. EestudyError, one line, for whatever fails there."""
+    """What "package.module:function" or "file.py:function" gives, or "torchvision/resnet18" and the like (`named`).
+
+    EestudyError, one line, for whatever fails there.
+    """
+    if ":" not in place and place.split("/")[0] in SOURCES:
+        return named(place)
     module_name, _, name = place.rpartition(":")
     if not module_name or not name.isidentifier():
-        raise EestudyError(f"model: {place!r} is not valid; give package.module:factory, or file.py:factory")
+        raise EestudyError(
+            f"model: {place!r} is not valid; give package.module:factory, file.py:factory or torchvision/NAME"
+        )
     sys.path.insert(0, "")  # as `python -m` has it
     try:
         if module_name.endswith(".py"):
