@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import eestudy
 from eestudy.config import EestudyError
 from eestudy.evaluation import max_probability
+from eestudy.models.backbone import counted, flop_counter
 from eestudy.models.cut.exporting import InBothModes
 
 
@@ -284,3 +285,13 @@ def test_families_of_transformers(family):
     torch.testing.assert_close(
         left, torch.stack([network(x)[exit - 1][row] for row, exit in enumerate(exits.tolist())])
     )
+
+
+def test_an_lstm_costs_what_its_products_cost():
+    """torch's counter leaves the processor's fused LSTM out: 8 products of (24 + 32) x 32 a step, twice backwards."""
+    lstm = nn.LSTM(24, 32, batch_first=True)
+    (_, flops), forward = counted(lstm, torch.randn(1, 11, 24)), 8 * 11 * (24 + 32) * 32
+    assert flops == forward
+    with flop_counter() as counter:
+        lstm(torch.randn(1, 11, 24))[0].sum().backward()
+    assert counter.get_total_flops() == 3 * forward

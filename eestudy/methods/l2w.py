@@ -44,11 +44,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.config import EestudyError, RunConfig, named_seed
 from eestudy.methods import Args, Argument, Method, classes_only
 from eestudy.models import MultiExit
+from eestudy.models.backbone import flop_counter
 from eestudy.training.batches import Inputs
 from eestudy.training.eager_step import build_optimizer, learning_rate
 from eestudy.training.execution import Execution
@@ -233,7 +233,7 @@ def meta_flops(network: MultiExit, phase: Phase, args: Args) -> float:
     optimizer = build_optimizer(set_trainable(model, plain), plain)
     objective = WeighedSamples(model, plain, None, (0, "flops"), Execution(torch.device("cpu")), args=args)
     x, targets = model.backbone.dry_input(4), torch.zeros(4, dtype=torch.int64)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
         loss = meta_loss(model, plain, optimizer, objective, x, targets, plain.settings.lr)
         loss.backward(inputs=list(objective.weigher.parameters()))
     turns = phase.turns.count("all") / len(phase.turns) if phase.turns else 1.0

@@ -129,9 +129,25 @@ def stage_flops(backbone: Backbone) -> list[int]:
 @torch.no_grad()
 def counted(call: Callable[..., Any], *inputs: Any) -> tuple[Any, int]:
     """What a call gives, and its FLOPs by torch's own counter: a multiply and an add count as two."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         result = call(*inputs)
     return result, counter.get_total_flops()
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, which leaves out the fused LSTM that a processor runs; here it counts, its backward twice."""
+    layers = torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten.mkldnn_rnn_layer_backward
+    return FlopCounterMode(display=False, custom_mapping={layers[0]: _lstm_flops, layers[1]: _lstm_backward_flops})
+
+
+def _lstm_flops(x: tuple[int, int, int], weight: tuple[int, int], *_: Any, **__: Any) -> int:
+    """x: shape (T, B, inputs); weight: (4 x width, inputs), of the gates' inputs."""
+    steps, batch, inputs = x
+    return 2 * steps * batch * weight[0] * (inputs + weight[0] // 4)
+
+
+def _lstm_backward_flops(*given: Any, **__: Any) -> int:
+    return 2 * _lstm_flops(*given)
 
 
 @contextmanager

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from eestudy.models import MultiExit
-from eestudy.models.backbone import counted
+from eestudy.models.backbone import counted, flop_counter
 from eestudy.training.objective import FISHER_SAMPLES
 from eestudy.training.phase_network import PhaseNetwork, exit_logits, phase_exits, phase_logits, set_trainable
 from eestudy.training.phases import Phase
@@ -27,7 +25,7 @@ def step_flops(model: MultiExit, phase: Phase) -> float:
     copied = copy.deepcopy(model).cpu()
     set_trainable(copied, phase)
     x = copied.backbone.dry_input(2)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         PhaseNetwork(copied, phase)(x).float().sum().backward()
         if phase.keeps == "lwf":  # what the earlier exits said before
             set_trainable(copied, replace(phase, trains=()))
@@ -48,7 +46,7 @@ def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
         alike = Phase("fisher", ("backbone",), earlier, stages=(1, model.exit_stages[earlier[-1] - 1]))
         copied = copy.deepcopy(model).cpu()
         set_trainable(copied, alike)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             for logits in phase_logits(copied, alike, copied.backbone.dry_input(2)):
                 logits.float().sum().backward(retain_graph=True)
         flops += min(samples, FISHER_SAMPLES) * counter.get_total_flops() / 2

@@ -8,10 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from eestudy.config import EestudyError
-from eestudy.models.backbone import mode
+from eestudy.models.backbone import flop_counter, mode
 from eestudy.models.cut.any_model import add_exits, from_model
 from eestudy.models.cut.dry_run import as_it_was, check_module, dry_run
 from eestudy.models.multi_exit import MultiExit
@@ -77,10 +76,11 @@ def _ends(model: nn.Module, by: str, input_shape: Iterable[int] | None) -> dict[
         names = {module: name for name, module in model.named_modules(remove_duplicate=True) if name}
         spent: dict[str, list[float]] = {}
         totals: list[float] = []
-        counter = FlopCounterMode(display=False)
+        counter = flop_counter()
 
         def note(module: nn.Module, given: object, result: object) -> None:
-            if isinstance(result, Tensor) and result.ndim > 1:
+            first = result[0] if isinstance(result, tuple) and result else result  # of a recurrent layer
+            if isinstance(first, Tensor) and first.ndim > 1:
                 now = time.perf_counter() - began if by == "time" else float(counter.get_total_flops())
                 spent.setdefault(names[module], []).append(now)
 
