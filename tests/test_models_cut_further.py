@@ -295,3 +295,23 @@ def test_an_lstm_costs_what_its_products_cost():
     with flop_counter() as counter:
         lstm(torch.randn(1, 11, 24))[0].sum().backward()
     assert counter.get_total_flops() == 3 * forward
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_alone_behind_the_last_exit(kind):
+    """The last stage ends with what a layer's tuple holds, where nothing but such layers are left."""
+
+    class Stack(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = kind(6, 16, batch_first=True), kind(16, 16, batch_first=True)
+            self.classify = nn.Linear(16, 3)
+
+        def forward(self, x):
+            x, _ = self.first(x)
+            x, _ = self.second(x)
+            return self.classify(x[:, -1])
+
+    model, x = Stack().eval(), torch.randn(4, 9, 6)
+    network = eestudy.add_exits(model, after=["first"], input_shape=(9, 6))
+    assert torch.equal(network(x)[-1], model(x))

@@ -235,8 +235,7 @@ def find(tracing: Tracing, steps: dict[fx.Node, Step], name: str) -> fx.Node:
             f"valid: {', '.join(_numbered(of, calls))}"
         )
     else:
-        if steps[node].type_name == "tuple":  # an exit after it reads what the model goes on with
-            node = next((each for each in node.users if each.target is operator.getitem and each.users), node)
+        node = _read(steps, node)
         wrong = why_not(tracing, steps, node)
         if not wrong:
             return node
@@ -249,6 +248,13 @@ def find(tracing: Tracing, steps: dict[fx.Node, Step], name: str) -> fx.Node:
     order = list(tracing.graph.nodes)
     close = sorted(working, key=lambda place: abs(order.index(working[place]) - order.index(node)))[:3]
     raise CannotCut(f"nodes: {name!r} {wrong}; nearest: {', '.join(close) or '(none)'}")
+
+
+def _read(steps: dict[fx.Node, Step], node: fx.Node) -> fx.Node:
+    """What the model goes on with of a tuple, which a recurrent layer gives; any other node itself."""
+    if steps[node].type_name != "tuple":
+        return node
+    return next((each for each in node.users if each.target is operator.getitem and each.users), node)
 
 
 def _numbered(module: str, calls: list[fx.Node]) -> list[str]:
@@ -288,7 +294,7 @@ def last_stage_end(tracing: Tracing, steps: dict[fx.Node, Step], last_cut: fx.No
     with_weights = [node for node in nodes if has_weights(node)]
     classifier = nodes.index(with_weights[-1]) if with_weights else 0
     between = [node for node in with_weights if nodes.index(last_cut) < nodes.index(node) < classifier]
-    ends = [node for node in between if not why_not(tracing, steps, node)]
+    ends = [node for each in between if not why_not(tracing, steps, node := _read(steps, each))]
     if not ends:
         raise EestudyError(
             f"nodes: between {name!r} and the classifier there is no layer, so its exit would read what the "
