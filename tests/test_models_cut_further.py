@@ -315,3 +315,43 @@ def test_recurrent_layers_alone_behind_the_last_exit(kind):
     model, x = Stack().eval(), torch.randn(4, 9, 6)
     network = eestudy.add_exits(model, after=["first"], input_shape=(9, 6))
     assert torch.equal(network(x)[-1], model(x))
+
+
+def test_a_head_reads_in_training_what_it_reads_in_evaluation():
+    """Where training takes a step more, nodes of one name are other steps: a block's end stays its end."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x, *, scale=1.0):
+            y = self.inner(x) * scale
+            if self.training:
+                y = y + 0 * y
+            return x + y
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Block() for _ in range(3))
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x, scale=0.5)
+                if x.shape[0] > 10**6:  # torch.fx does not follow this
+                    x = x[:1]
+            return self.last(x)
+
+    model, x = Net(), torch.randn(4, 8)
+    network = eestudy.add_exits(model, after=["blocks.0", "blocks.1"], input_shape=(8,))
+    given = []
+    hook = model.blocks[1].register_forward_hook(lambda module, inputs, result: given.append(result))
+    for training in (False, True):
+        model.train(training)
+        model(x)
+        network.train(training)
+        state = network.advance(2, network.advance(1, x))
+        assert torch.equal(network.backbone.features(state), given[-1]), training
+    hook.remove()

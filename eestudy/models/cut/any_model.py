@@ -199,13 +199,13 @@ def _checked_modules(
     def modules(changed: list[set[int]]) -> list[nn.Module]:
         parts: list[nn.Module] = [*_parts(tracing, states, changed)]
         if tracing.trained is not None:
-            there = {node.name: node for node in tracing.trained.graph.nodes}
-            lost = [node.name for state in states for node in state if node.name not in there]
+            there = tracing.in_training
+            lost = [node.name for state in states for node in state if node not in there]
             if lost:
                 raise EestudyError(
                     f"model: its steps in training are not those in evaluation: {lost[0]!r} is in one alone"
                 )
-            same = [[there[node.name] for node in state] for state in states]
+            same = [[there[node] for node in state] for state in states]
             parts = [
                 InBothModes(*both)
                 for both in zip(_parts(tracing, states, changed), _parts(tracing.trained, same, changed))

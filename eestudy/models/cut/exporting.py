@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -27,7 +28,42 @@ def export_trace(whole: Whole, x: Tensor) -> Tracing:
     """
     evaluated, trained = (_exported(whole, x, training) for training in (False, True))
     evaluated.trained = trained
+    evaluated.in_training = _matched(evaluated.graph, trained.graph)
+    for call, nodes in evaluated.outputs.items():  # which exits read: what a module gives, however it comes to it
+        if len(others := trained.outputs.get(call, [])) == len(nodes):
+            evaluated.in_training.update(zip(nodes, others))
     return evaluated
+
+
+def _matched(graph: fx.Graph, trained: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Node -> the one that does the same in training: the same step of the same call, giving the same shape.
+
+    Names tell nothing: where training has a step more, "add_3" is another sum.
+    """
+
+    def keyed(of: fx.Graph) -> dict[tuple[object, ...], fx.Node]:
+        seen: Counter[tuple[object, ...]] = Counter()
+        found: dict[tuple[object, ...], fx.Node] = {}
+        for node in of.nodes:
+            step = tuple(_calls(node)), node.op, str(node.target)
+            seen[step] += 1
+            found[(*step, seen[step])] = node
+        return found
+
+    others = keyed(trained)
+    return {
+        node: others[key] for key, node in keyed(graph).items() if key in others and _sizes(node) == _sizes(others[key])
+    }
+
+
+def _sizes(node: fx.Node) -> list[str]:
+    """Of what a node gives, without the batch, whose symbol is a graph's own."""
+    given = node.meta.get("val")
+    return [
+        str(tuple(each.shape[1:]))
+        for each in (given if isinstance(given, (tuple, list)) else [given])
+        if isinstance(each, Tensor)
+    ]
 
 
 def _exported(whole: Whole, x: Tensor, training: bool) -> Tracing:

@@ -268,7 +268,7 @@ def why_not(tracing: Tracing, steps: dict[fx.Node, Step], node: fx.Node) -> str:
         return f"gives a {step.type_name}, not the features of a tensor"
     if not step.of_samples or not 2 <= len(step.shape) <= 4 or node.op == "placeholder":
         return f"gives a tensor of shape {step.shape} for {DRY_BATCH} samples, which no head reads"
-    if tracing.trained is not None and node.name not in {each.name for each in tracing.trained.graph.nodes}:
+    if tracing.trained is not None and node not in tracing.in_training:
         return "is a step of evaluation alone, training has others there"
     try:
         split(tracing, steps, [node])

@@ -24,7 +24,7 @@ class Tracing:
     """The forward pass as a graph, what its targets name, and what each call of a module gave.
 
     layers: the module that a node is of, where no hook on a module can tell. trained: the graph in training, if the
-    first one is that of evaluation alone.
+    first one is that of evaluation alone; in_training: the same step in it.
     """
 
     graph: fx.Graph
@@ -32,6 +32,7 @@ class Tracing:
     outputs: dict[str, list[fx.Node]]
     layers: dict[fx.Node, nn.Module] = field(default_factory=dict)
     trained: Tracing | None = None
+    in_training: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def module(self) -> fx.GraphModule:
         return fx.GraphModule(self.attributes, self.graph)
