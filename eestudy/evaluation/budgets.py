@@ -207,8 +207,9 @@ def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None)
     else:
         from .optimized import optimized_fitter  # which no training needs
 
+        starts: tuple[Fitter, ...] = (shared,)
         if regression:
-            worth, starts = -squared_errors(tensor, labels), (shared,)
+            worth = -squared_errors(tensor, labels)
         else:
             if not is_multi_label(labels):
                 check_classes(tensor, labels, "method optimized")
