@@ -18,7 +18,7 @@ from eestudy import data, evaluation
 from eestudy.config import EestudyError, RunConfig, check_name
 from eestudy.data.splits import MULTI_LABEL
 from eestudy.environment import describe, say
-from eestudy.evaluation.reliability import LABEL_SCORES, REGRESSION_SCORES
+from eestudy.evaluation.quality import LABEL_SCORES, REGRESSION_SCORES
 from eestudy.methods import MethodOfRun
 from eestudy.models import MultiExit, check_network, exit_costs
 from eestudy.plan import Plan, build_model, fingerprint, load_data, outline_of, prepare, stages_of

@@ -14,6 +14,7 @@ from torch import Tensor
 from eestudy import data
 from eestudy.models import MultiExit, build_backbone
 from eestudy.training.batches import Batches
+from eestudy.training.earlier_exits import Penalty
 from eestudy.training.execution import Execution
 from eestudy.training.losses import (
     RAMP_START,
@@ -24,7 +25,7 @@ from eestudy.training.losses import (
     teachers_of,
     weighting_of,
 )
-from eestudy.training.objective import Objective, Penalty
+from eestudy.training.objective import Objective
 from eestudy.training.phase_network import exit_logits, phase_logits, set_trainable
 from eestudy.training.phases import Phase
 from eestudy.training.strategies import heads_phase, together_phase

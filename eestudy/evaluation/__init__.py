@@ -17,23 +17,23 @@ from .budgets import (
     paper_budgets,
     paper_sweep,
 )
-from .curves import area_under_curve, curve_summary, threshold_sweep, tradeoff_curve
+from .curves import threshold_sweep, tradeoff_curve
 from .exit_rules import ExitRule, entropy, every_label, margin, max_probability, patience, per_exit, scores, simulate
-from .reliability import (
-    apply_temperatures,
-    exit_metrics,
-    fit_temperatures,
-    ood_detection,
-    reliability_metrics,
-    reliability_table,
-)
+from .quality import exit_metrics
 
 if TYPE_CHECKING:
     from .clock import latency
+    from .reliability import apply_temperatures, fit_temperatures, ood_detection, reliability_metrics, reliability_table
     from .risk import RISKS, Certified, control_risk
+    from .summary import area_under_curve, curve_summary
 
 # Name -> its module, of what no training run needs: imported when it is first used.
-_LATER = {"latency": "clock", **dict.fromkeys(("RISKS", "Certified", "control_risk"), "risk")}
+_LATER = {
+    "latency": "clock", "apply_temperatures": "reliability", "fit_temperatures": "reliability",
+    "ood_detection": "reliability", "reliability_metrics": "reliability", "reliability_table": "reliability",
+    "RISKS": "risk", "Certified": "risk", "control_risk": "risk",
+    "area_under_curve": "summary", "curve_summary": "summary",
+}  # fmt: skip
 
 __all__ = [
     "ALLOCATIONS", "BUDGETS", "RISKS", "Certified", "ExitRule", "apply_temperatures", "area_under_curve",

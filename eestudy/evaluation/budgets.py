@@ -25,7 +25,7 @@ from torch import Tensor
 from eestudy.config import EestudyError, check_name
 from eestudy.sweeps import paper_budgets_of_sweeps
 
-from .allocation import Fitter, geometric_fitter, optimized_fitter, shared_fitter
+from .allocation import Fitter, geometric_fitter, shared_fitter
 from .checks import (
     ArrayLike,
     Costs,
@@ -39,7 +39,7 @@ from .checks import (
 )
 from .curves import RULE, right, squared_errors, threshold_sweep
 from .exit_rules import check_rule, leave_at, rule_for, score_table, scores
-from .reliability import LABEL_SCORES, REGRESSION_SCORES, label_scores, regression_scores
+from .quality import LABEL_SCORES, REGRESSION_SCORES, label_scores, regression_scores
 from .rules.patience import TOO_EARLY
 from .rules.rule import predictions as classes_of
 
@@ -204,14 +204,17 @@ def fitter(validation: Predictions, costs: Costs, rule: str, method: str | None)
         fit_score = shared
     elif method == "geometric":
         fit_score = geometric_fitter(score, cost)
-    elif regression:
-        fit_score = optimized_fitter(score, -squared_errors(tensor, labels), cost, (shared,))
     else:
-        if not is_multi_label(labels):
-            check_classes(tensor, labels, "method optimized")
-        fit_score = optimized_fitter(
-            score, right(tensor, predicted, labels), cost, (shared, geometric_fitter(score, cost))
-        )
+        from .optimized import optimized_fitter  # which no training needs
+
+        starts: tuple[Fitter, ...] = (shared,)
+        if regression:
+            worth = -squared_errors(tensor, labels)
+        else:
+            if not is_multi_label(labels):
+                check_classes(tensor, labels, "method optimized")
+            worth, starts = right(tensor, predicted, labels), (shared, geometric_fitter(score, cost))
+        fit_score = optimized_fitter(score, worth, cost, starts)
 
     @cache
     def fit(budget: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How good, and how honest about it, each exit is by itself, and the network that leaves early.
+"""How honest about it each exit is, and the network that leaves early.
 
 And what mends or tests that: temperatures, and samples of no class of the network's. K exits, N samples, C classes;
 confidence (N,): the largest softmax probability of the exit where a sample leaves; correct (N,) bool.
@@ -13,52 +13,18 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import average_precision_score, f1_score, mean_squared_error, r2_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from eestudy.config import EestudyError
 
-from .checks import ArrayLike, check_alike, check_classes, check_logits, check_predictions, is_multi_label
+from .checks import ArrayLike, check_alike, check_classes, check_logits, check_predictions
 from .exit_rules import ExitRule, scaled, score_table, simulate
+from .quality import BINS, bin_edges, bin_of, calibration_error
 
-BINS = 15
-"""Guo et al. 2017 use 15 bins."""
 TEMPERATURES = (0.01, 100.0)
 """Range of T. An exit that is never wrong on validation data has the least loss at T = 0: it gets the lower end."""
-REGRESSION_SCORES = ("r2", "pearson", "spearman", "mse")
-"""R2 = 1 - mse / variance of the labels; the correlations of Pearson and of Spearman (ranks); mean squared error."""
-LABEL_SCORES = ("exact_match", "macro_f1", "mean_average_precision")
-"""Of several labels a sample: the share with all of them right; means over labels of F1 (at probability 0.5) and of the
-average precision, without labels that no sample has."""
-
-
-def exit_metrics(logits: ArrayLike, labels: ArrayLike) -> pd.DataFrame:
-    """One row an exit: exit (from 1), accuracy, nll (mean, nats), ece; every sample counted at every exit.
-
-    In regression (C = 1): exit and `REGRESSION_SCORES`; of several labels a sample, labels (N, C): `LABEL_SCORES`.
-    logits (K, N, C), labels (N,). Raises EestudyError for shapes that do not match, labels out of range, NaN.
-    """
-    tensor, label_array = check_predictions(logits, labels, several=True)
-    if is_multi_label(label_array):
-        return pd.DataFrame(
-            [{"exit": k, **label_scores(each, label_array)} for k, each in enumerate(tensor.numpy(), 1)]
-        )
-    if tensor.shape[2] == 1:
-        values = enumerate(tensor[:, :, 0].numpy(), 1)
-        return pd.DataFrame([{"exit": k, **regression_scores(predicted, label_array)} for k, predicted in values])
-    confidence, predicted = score_table(tensor, "max-probability")
-    correct = predicted == label_array
-    target = torch.from_numpy(label_array)
-    return pd.DataFrame(
-        {
-            "exit": range(1, len(tensor) + 1),
-            "accuracy": correct.mean(axis=1),
-            "nll": [F.cross_entropy(logits, target).item() for logits in tensor],
-            "ece": [calibration_error(*exit) for exit in zip(confidence, correct)],
-        }
-    )
 
 
 def reliability_metrics(
@@ -99,12 +65,12 @@ def reliability_table(
     system, bin (from 1), low, high (the bin holds confidences in (low, high], the first also 0), count, confidence and
     accuracy (means in the bin; NaN in an empty one). Equal widths, as in Guo et al. 2017.
     """
-    edges = _edges(bins)
+    edges = bin_edges(bins)
     tables = []
     for name, left, label_array in _systems(logits, labels, rule):
         confidence, predicted = score_table(left, "max-probability")
         correct = predicted[0] == label_array
-        index = _bin_of(confidence[0], edges)
+        index = bin_of(confidence[0], edges)
         count = np.bincount(index, minlength=bins)
         sums = [np.bincount(index, weights=values, minlength=bins) for values in (confidence[0], correct)]
         means = [np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums]
@@ -131,26 +97,6 @@ def where_they_leave(tensor: Tensor, rule: ExitRule) -> Tensor:
 
 
 # ---------------------------------------------------------------- one system
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error of confidences (N,) in [0, 1] and correctness (N,) bool.
-
-    Guo et al. 2017, eq. 3: sum over equal-width bins ((m-1)/M, m/M] of |B_m| / N * |accuracy - mean confidence|.
-    """
-    index = _bin_of(confidence, _edges(bins))
-    gap = np.bincount(index, weights=correct.astype(np.float64) - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
-
-
-def _edges(bins: int) -> np.ndarray:
-    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1:
-        raise EestudyError(f"bins: must be a whole number from 1 on, got {bins!r}")
-    return np.linspace(0.0, 1.0, bins + 1)
-
-
-def _bin_of(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    return np.digitize(confidence.astype(np.float64), edges[1:-1], right=True)
 
 
 def ks_error(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -180,35 +126,6 @@ def failure_auroc(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, s
         answers = f"all {len(correct)} answers are {'right' if right else 'wrong'}"
         return math.nan, f"{answers}, so there is nothing to tell apart"
     return float(roc_auc_score(correct, confidence)), ""
-
-
-def regression_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The `REGRESSION_SCORES` of predictions (N,). NaN where one is not defined, and no warning.
-
-    R2 is not defined for labels that are all the same, a correlation neither for such labels nor for predictions that
-    are all the same.
-    """
-    predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
-    spread = np.ptp(labels) > 0
-    varied = spread and np.ptp(predicted) > 0
-    return {
-        "r2": float(r2_score(labels, predicted)) if spread else math.nan,
-        "pearson": float(stats.pearsonr(labels, predicted).statistic) if varied else math.nan,
-        "spearman": float(stats.spearmanr(labels, predicted).statistic) if varied else math.nan,
-        "mse": float(mean_squared_error(labels, predicted)),
-    }
-
-
-def label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The `LABEL_SCORES` of logits (N, C) and labels (N, C), bool. NaN where no sample has a label."""
-    predicted, there = logits > 0, labels.any(axis=0)
-    f1 = f1_score(labels, predicted, average="macro", zero_division=np.nan) if (labels | predicted).any() else math.nan
-    precision = average_precision_score(labels[:, there], logits[:, there], average=None) if there.any() else math.nan
-    return {
-        "exact_match": float((predicted == labels).all(axis=1).mean()),
-        "macro_f1": float(f1),
-        "mean_average_precision": float(np.mean(precision)),
-    }
 
 
 # ---------------------------------------------------------------- temperatures: Guo et al. 2017

@@ -19,14 +19,8 @@ from eestudy.registry import EXIT_RULES, LABEL_RULES
 from .budgets import ALLOCATIONS, budget_misses, calibrate, fitter, measured
 from .checks import Predictions, check_predictions, is_multi_label
 from .exit_rules import ExitRule, leave_at, per_exit, score_table
-from .reliability import (
-    LABEL_SCORES,
-    REGRESSION_SCORES,
-    apply_temperatures,
-    fit_temperatures,
-    reliability_metrics,
-    reliability_table,
-)
+from .quality import LABEL_SCORES, REGRESSION_SCORES
+from .reliability import apply_temperatures, fit_temperatures, reliability_metrics, reliability_table
 from .risk import control_risk
 
 STEPS = 60

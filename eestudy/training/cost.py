@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from eestudy.models import MultiExit
 from eestudy.models.backbone import counted, flop_counter
-from eestudy.training.objective import FISHER_SAMPLES
 from eestudy.training.phase_network import PhaseNetwork, exit_logits, phase_exits, phase_logits, set_trainable
 from eestudy.training.phases import Phase
 
@@ -41,6 +40,8 @@ def once_flops(model: MultiExit, phase: Phase, samples: int) -> float:
         _, of_two = counted(exit_logits, copied, phase_exits(model, phase), copied.backbone.dry_input(2))
         flops += samples * of_two / 2
     if phase.keeps == "ewc":
+        from eestudy.training.earlier_exits import FISHER_SAMPLES
+
         earlier = tuple(range(1, phase_exits(model, phase)[0]))
         # As a phase that trains all stages up to the last earlier exit, with every exit's backward pass by itself.
         alike = Phase("fisher", ("backbone",), earlier, stages=(1, model.exit_stages[earlier[-1] - 1]))

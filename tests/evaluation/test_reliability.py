@@ -11,7 +11,8 @@ from sklearn.metrics import brier_score_loss
 
 from eestudy import evaluation as ev
 from eestudy.config import EestudyError
-from eestudy.evaluation.reliability import brier_score, calibration_error, failure_auroc, ks_error
+from eestudy.evaluation.quality import calibration_error
+from eestudy.evaluation.reliability import brier_score, failure_auroc, ks_error
 
 from .cases import random_run
 
