@@ -14,7 +14,7 @@ from pandas.core.groupby import SeriesGroupBy
 
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
-from eestudy.report.effects import against, effects
+from eestudy.report.effects import against, counted, effects
 from eestudy.report.tables import DASH, Table, rows, table, why
 
 METRICS = {"ece": "ECE", "ks": "KS error", "brier": "Brier score", "nll": "NLL, nats", "auroc": "AUROC, right or wrong"}
@@ -182,3 +182,12 @@ def cost_effects(ood: pd.DataFrame) -> pd.DataFrame:
     """Mean cost of OOD samples less that of test samples under the dynamic rule: `against` by cell and kind."""
     known = ood[ood["cost"].notna()].assign(part=lambda frame: frame["outside"])
     return against(known, "cost", "cost_inside", ("part",))
+
+
+def in_short(scaling: pd.DataFrame, order: pd.DataFrame, spent: pd.DataFrame) -> str:
+    """Of `scaling_effects` of the KS error, `strategy_effects` of the AUROC and `cost_effects`: what tests decide."""
+    return (
+        f"**In short.** KS error after temperature scaling against before: {counted(scaling, 'part')}. How well "
+        f"confidence tells right from wrong, the first strategy against the second: {counted(order, 'pair')}. "
+        f"The cost of out-of-distribution samples against that of test samples, {counted(spent, 'pair')} comparisons."
+    )

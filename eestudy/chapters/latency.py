@@ -161,6 +161,16 @@ def parts_table(measured: Measured) -> Table:
     return table(pd.DataFrame(shown).set_index(["network", "batch"]), caption, "latency-parts")
 
 
+def in_short(frame: pd.DataFrame) -> str:
+    """The share of the FLOPs speed-up that the clock shows, by batch size, and how many networks reach the aim."""
+    parts = []
+    for size, aim in AIMS.items():
+        ratios = frame[frame["batch_size"] == size].groupby("network")["ratio"].median()
+        told = f"{ratios.min():.2f} to {ratios.max():.2f} at a batch of {size}"
+        parts.append(f"{told} (at least {aim:g} for {(ratios >= aim).sum()} of {len(ratios)} networks)")
+    return f"**In short.** Of the speed-up in FLOPs the clock shows, in the median, {' and '.join(parts)}."
+
+
 def verdict(frame: pd.DataFrame) -> str:
     """Which aims were met, and for those that were not, what most of the loss is.
 

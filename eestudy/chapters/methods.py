@@ -16,6 +16,7 @@ import pandas as pd
 from eestudy.registry import METHODS, STRATEGIES
 from eestudy.report import statistics as st
 from eestudy.report.differences import REFERENCE, at_own_rule, by_seed, tested
+from eestudy.report.effects import counted
 from eestudy.report.frames import Results, in_order
 from eestudy.report.tables import BUDGETS, PAIRS, Table, budget_name, percent, table
 
@@ -196,6 +197,19 @@ def regimes(results: Results) -> pd.DataFrame:
         if {(a, method, budget), (b, method, budget)} <= set(groups)
     ]
     return tested(("pair", "method"), pairs)
+
+
+def in_short(methods: pd.DataFrame, regimes: pd.DataFrame, strategies: pd.DataFrame) -> str:
+    """What the corrected tests decide of `differences` by method and by strategy, and of `regimes`."""
+
+    def told(frame: pd.DataFrame, by: str) -> str:
+        words = {"better": "higher", "worse": "lower"}
+        return counted(frame.assign(decision=frame["decision"].replace(words)), by)
+
+    return (
+        f"**In short.** Each method less SDN under the same strategy: {told(methods, 'strategy')} comparisons. Within a "
+        f"method, {told(regimes, 'pair')}. SDN under another strategy less joint: {told(strategies, 'method')}."
+    )
 
 
 def _part(frame: pd.DataFrame, by: str) -> pd.DataFrame:

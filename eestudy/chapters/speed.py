@@ -59,6 +59,18 @@ def aims_table(frame: pd.DataFrame) -> Table:
     return table(made, "The package's own step, in its faster precision.", "aims")
 
 
+def in_short(frame: pd.DataFrame, step: Measured) -> str:
+    """The package's own step against plain code, and what the aims were set for."""
+    own = frame[frame["step"].isin(["float32", "bfloat16"])].groupby("model")["ratio"].max()
+    met = sum(own[model] >= aim for model, (aim, _) in AIMS.items())
+    rates = [max(found["rates"][name] for found in step.values()) for name in ("float32", "bfloat16")]
+    return (
+        f"**In short.** A training step is {own.min():.2f} to {own.max():.2f} times as fast as plain code, and {met} of "
+        f"{len(AIMS)} aims are met. They were set for processors with instructions for bfloat16; this one reaches "
+        f"{rates[0]:.0f} GFLOP/s in float32 and {rates[1]:.1f} in bfloat16."
+    )
+
+
 def operations_table(step: Measured) -> Table:
     """Where a float32 step's time goes."""
     shares = pd.Series({model: found["operations"] for model, found in step.items()}, name="operations")

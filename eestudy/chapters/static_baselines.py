@@ -123,6 +123,16 @@ def verdict(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
+def in_short(frame: pd.DataFrame) -> str:
+    """`at_equal_cost` over all cells."""
+    words, spent = frame["decision"].value_counts(), frame["spent"]
+    return (
+        f"**In short.** Of {len(frame)} comparisons at equal cost, a smaller plain network wins {words.get('worse', 0)}, "
+        f"early exits win {words.get('better', 0)}, and the rest are inconclusive. Early exits spend {spent.min():.0%} "
+        f"to {spent.max():.0%} of the plain network's cost."
+    )
+
+
 @style.context()
 def plot(tradeoff: pd.DataFrame, plain: pd.DataFrame, whole: dict[str, float]) -> style.Plot:
     """The trade-off curves of every cell with the plain networks on them: crosses, with seeds' 95 % intervals."""

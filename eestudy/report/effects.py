@@ -108,6 +108,17 @@ def _where(row: Any) -> str:
     return f"{row['cell']}, {budget_name(row['budget'])}" if "budget" in row else row["cell"]
 
 
+def counted(frame: pd.DataFrame, *by: str) -> str:
+    """In how many rows of each group of `by` the corrected tests decide, as part of a sentence."""
+    words = frame["decision"].replace("", "inconclusive")
+    parts = []
+    for key, here in words.groupby([frame[name] for name in by], sort=False):
+        counts = [(word, (here == word).sum()) for word in ("higher", "lower", "inconclusive")]
+        told = ", ".join(f"{word} in {many}" for word, many in counts if many)
+        parts.append(f"{', '.join(map(str, key))}: {told} of {len(here)}")
+    return "; ".join(parts)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What was measured of a claim whose definition in the paper could not be obtained: no verdict on it."""
@@ -118,23 +129,13 @@ class Measurement:
     effects: pd.DataFrame
 
     def _repr_markdown_(self) -> str:
-        found = self.found.replace("; ", "\n- ")
-        return f"**{self.name}.** Claimed: {self.claimed} Measured, under this book's definition:\n\n- {found}"
+        return f"**In short.** {self.name} claims: {self.claimed} Measured, under this book's definition: {self.found}."
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.found}"
 
 
-def measurement(name: str, claimed: str, rows: pd.DataFrame, by: Sequence[str], unit: str = "") -> Measurement:
-    """With `reasons`; without rows nothing is compared."""
-    found = reasons(rows, by, unit) if len(rows) else "the strategies it speaks of are not compared in this study"
+def measurement(name: str, claimed: str, rows: pd.DataFrame, by: Sequence[str], of: str) -> Measurement:
+    """With `counted`; of: what was measured. Without rows nothing is compared."""
+    found = f"{of}. {counted(rows, *by)} cells" if len(rows) else "the strategies it speaks of are not compared here"
     return Measurement(name, claimed, found, rows)
-
-
-def reasons(rows: pd.DataFrame, by: Sequence[str], unit: str = "") -> str:
-    """Every row in words; by: the columns that say what it is of."""
-    return "; ".join(
-        f"{', '.join(str(getattr(row, name)) for name in by)}: {unit}{row.decision or 'inconclusive'}, "
-        f"{st.with_interval(row, _number, to=' to ')}, {row.n} seeds"
-        for row in rows.itertuples()
-    )
