@@ -4,7 +4,6 @@ By exit and where samples leave. Frames of `Results.evaluation`: "reliability", 
 or "dynamic", the network that leaves early at half of the plain backbone's cost.
 """
 
-import math
 from itertools import product
 
 import numpy as np
@@ -122,17 +121,6 @@ def metric_table(reliability: pd.DataFrame) -> Table:
             }
     text = "On test, x 100, mean over seeds: before → after temperature scaling (fitted on validation data)."
     return table(rows(found, "cell", "system", "strategy"), text + why(reliability, "ece"), "reliability")
-
-
-def temperature_table(reliability: pd.DataFrame) -> Table:
-    """Rows cell x strategy, columns exits: the mean temperature. Above 1 the exit was too sure, below 1 not enough."""
-    chosen = reliability[reliability["scaled"] & reliability["temperature"].notna()]
-    chosen = chosen.assign(exit=number_of(chosen["system"]).astype(int))
-    wide = chosen.pivot_table(index=["cell", "strategy"], columns="exit", values="temperature", sort=False)
-    made = wide.sort_index(axis=1).map(lambda value: "" if math.isnan(value) else f"{value:.2f}")
-    made.columns = pd.Index([f"exit {k}" for k in made.columns], name="temperature of")
-    caption = "Temperatures, means over seeds: above 1 the exit was too sure, below 1 too modest."
-    return table(made, caption, "temperatures")
 
 
 def _hundred(values: pd.Series) -> str:

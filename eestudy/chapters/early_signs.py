@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from eestudy.config import EestudyError, check_name
+from eestudy.config import EestudyError
 from eestudy.report import statistics as st
 from eestudy.report.dynamics import exit_shares, third_of
 from eestudy.report.frames import Results
 from eestudy.report.tables import Table, budget_name, by_budget, select, table
 
-WHEN = ("run", "last phase")
 METRICS = ("cell", "seed", "strategy", "metric", "value")
-EARLY = ((5, "run"), (5, "last phase"), (10, "last phase"))  # per cent, of what
+EARLY = (5, 10)  # per cent of the last phase
 FIXED = "mixed"  # the strategy one would take without any sign
 
 
@@ -33,48 +32,36 @@ def predictions(studies: Sequence[Results], protocol: str, rule: str) -> pd.Data
     names = ("dominance", "conflict", "rank")
     frames = [pd.concat([r.dynamics(name) for r in studies], ignore_index=True).drop_duplicates() for name in names]
     parts = []
-    for per_cent, when in EARLY:
-        metrics = early_metrics(*frames, per_cent, when)
-        parts.append(early_prediction(metrics, outcomes).assign(measured=f"{per_cent} % of the {when}"))
+    for per_cent in EARLY:
+        found = early_prediction(early_metrics(*frames, per_cent), outcomes)
+        parts.append(found.assign(measured=f"{per_cent} % of the last phase"))
     return pd.concat(parts, ignore_index=True)
 
 
-def early_metrics(
-    dominance: pd.DataFrame, conflict: pd.DataFrame, rank: pd.DataFrame, per_cent: int, when: str
-) -> pd.DataFrame:
-    """Metrics at the last checkpoint within the first `per_cent` of the run, or of its last phase (`when`).
+def early_metrics(dominance: pd.DataFrame, conflict: pd.DataFrame, rank: pd.DataFrame, per_cent: int) -> pd.DataFrame:
+    """Metrics at the last checkpoint within the first `per_cent` of a run's last phase: METRICS.
 
-    Within the run it is the last checkpoint that all strategies of a (cell, seed) have: as much is trained of each.
-    Tidy: cell, seed, strategy, metric, value. middle share, evenness (`dynamics.exit_shares`), conflicts (rate of the
-    whole backbone's pairs), rank of early and of late stages. In disjoint's last phase the backbone is frozen: its rank
-    is that of the phase before. Raises EestudyError for an unknown `when`.
+    middle share, evenness (`dynamics.exit_shares`), conflicts (rate of the whole backbone's pairs), rank of early and
+    of late stages. In disjoint's last phase the backbone is frozen: its rank is that of the phase before.
     """
-    check_name("when", when, WHEN)
-
-    def chosen(frame: pd.DataFrame) -> pd.DataFrame:
-        return _within_run(frame, per_cent) if when == "run" else _within_last_phase(frame, per_cent)
-
-    pairs = chosen(conflict[(conflict["stage"] == 0) & (conflict["kind"] == "exits")])
-    stages = chosen(rank)
+    whole, pairs, stages = (
+        _within_last_phase(frame, per_cent)
+        for frame in (
+            dominance[dominance["stage"] == 0],
+            conflict[(conflict["stage"] == 0) & (conflict["kind"] == "exits")],
+            rank,
+        )
+    )
     stages = stages.assign(part=third_of(stages, "stage"))
     keys = ["cell", "seed", "strategy"]
     found = [
-        exit_shares(chosen(dominance[dominance["stage"] == 0])).melt(keys, ["middle", "evenness"], "metric"),
+        exit_shares(whole).melt(keys, ["middle", "evenness"], "metric"),
         pairs.groupby(keys)["negative_rate"].mean().rename("value").reset_index().assign(metric="conflicts"),
     ]
     for part in ("early", "late"):
         mean = stages[stages["part"] == part].groupby(keys)["numerical_share"].mean().rename("value")
         found.append(mean.reset_index().assign(metric=f"rank of {part} stages"))
     return pd.concat(found, ignore_index=True)[list(METRICS)]
-
-
-def _within_run(frame: pd.DataFrame, per_cent: int) -> pd.DataFrame:
-    """The rows of each (cell, seed) at the largest progress up to `per_cent` that all its strategies have."""
-    frame = frame.assign(at=frame["progress"].round(6))
-    strategies = frame.groupby(["cell", "seed"])["strategy"].transform("nunique")
-    have = frame.groupby(["cell", "seed", "at"])["strategy"].transform("nunique")
-    frame = frame[(have == strategies) & (frame["at"] <= per_cent / 100)]
-    return frame[frame["at"] == frame.groupby(["cell", "seed"])["at"].transform("max")]
 
 
 def _within_last_phase(frame: pd.DataFrame, per_cent: int) -> pd.DataFrame:

@@ -81,11 +81,11 @@ def in_short(accuracy: pd.DataFrame, leads: pd.DataFrame, a: str, b: str) -> str
     ends = 100 * leads[["low", "high"]].abs().max(axis=1).dropna()
     wide = f"half of the leads' intervals reach up to {ends.median():.1f} points from 0" if len(ends) else "no interval"
     return (
-        f"**In short.** {changed} between {a} and {b}: of {len(leads)} comparisons of strategies {reversed_} are decided "
-        f"in opposite ways, {(leads['change'] == 'decided in one').sum()} in one of the two only, and {differ} leads "
-        f"differ by the corrected tests. {(accuracy['decision'] != '').sum()} of {len(accuracy)} accuracies differ; the "
-        f"largest mean difference is {st.points(largest['mean'])} points ({largest['cell']}, {largest['strategy']}, "
-        f"{budget_name(largest['budget'])}). What is not excluded: {wide}."
+        f"**In short.** {changed} between {a} and {b}: of {len(leads)} comparisons of strategies {reversed_} are "
+        f"decided in opposite ways, {(leads['change'] == 'decided in one').sum()} in one of the two only, and {differ} "
+        f"leads differ by the corrected tests. {(accuracy['decision'] != '').sum()} of {len(accuracy)} accuracies "
+        f"differ; the largest mean difference is {st.points(largest['mean'])} points ({largest['cell']}, "
+        f"{largest['strategy']}, {budget_name(largest['budget'])}). What is not excluded: {wide}."
     )
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
 from eestudy.report.effects import counted, effects
-from eestudy.report.frames import in_order, is_regression, valued
+from eestudy.report.frames import is_regression, valued
 from eestudy.report.tables import DASH, Table, budget_name, by_budget, ordered, plus_minus, rows, table, tested, why
 
 METHODS = ("geometric", "shared", "optimized")
@@ -76,7 +76,7 @@ def miss_plot(allocation: pd.DataFrame, rule: str) -> style.Plot:
 
 
 def in_short(allocation: pd.DataFrame, rule: str, ways: pd.DataFrame, draws: pd.DataFrame) -> str:
-    """How far the budget is missed with one shared threshold, what other ways gain (`method_effects`), the guarantee."""
+    """How far one shared threshold misses the budget, what other ways gain (`method_effects`), and the guarantee."""
     chosen = of_rule(allocation, rule)
     miss = 100 * chosen[chosen["allocation"] == "shared"]["miss"]
     low, high = (st.signed(value) for value in miss.quantile([0.05, 0.95]))
@@ -135,17 +135,6 @@ def cost_effects(curves: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(mean_a=[mean.iloc[0] for mean in common], mean_b=[mean.iloc[1] for mean in common])
 
 
-def reached(curves: pd.DataFrame) -> str:
-    """In how many seeds each strategy reaches 99 % of the best last exit, a line a cell."""
-    best = curves[curves["goal_of"] == "best"]
-    lines = []
-    for cell, here in best.groupby("cell", sort=False):
-        seeds = here.groupby("strategy")["cost"].agg(["count", "size"])
-        words = (f"{name} in {seeds['count'][name]} of {seeds['size'][name]} seeds" for name in in_order(seeds.index))
-        lines.append(f"- {cell}: reached by {', '.join(words)}.")
-    return "\n".join(lines)
-
-
 # Guarantees
 
 
@@ -168,7 +157,7 @@ def risk_table(risk: pd.DataFrame, confidence: float) -> Table:
 
 
 def certified(risk: pd.DataFrame) -> str:
-    """How many runs have a certified threshold for each tolerance and confidence, and why the first of others has none."""
+    """How many runs have a certified threshold for each tolerance and confidence, and why others have none."""
     lines = []
     for (tolerance, confidence), here in risk.groupby(["tolerance", "confidence"], sort=False):
         refused = here[~here["certified"].eq(True)]

@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
 from eestudy.report import statistics as st
-from eestudy.report.tables import DASH, PAIRS, Table, budget_name, table, tested
+from eestudy.report.tables import DASH, PAIRS, Table, table, tested
 
 
 def effects(
@@ -75,39 +74,6 @@ def _number(value: float, digits: int = 3, scale: float = 1.0) -> str:
     return DASH if not math.isfinite(value) else f"{scale * value:.{digits}f}".replace("-", "−")
 
 
-def findings(frame: pd.DataFrame, what: str, scale: float = 100, unit: str = "points") -> str:
-    """What the corrected tests of effects decide, pair by pair, with the largest effect that was tested."""
-
-    def number(value: float) -> str:
-        return st.signed(scale * value)
-
-    lines = []
-    for pair, here in frame.groupby("pair", sort=False):
-        sure, found = here[here["p"].notna()], here[here["decision"] != ""]
-        untested = here[here["p"].isna()]["note"].str.removesuffix(": no interval").value_counts(sort=False)
-        notes = ", ".join(f"{note} in {many}" for note, many in untested.items())
-        missing = f"not tested ({untested.sum()} of {len(here)}: {notes})"
-        if sure.empty:
-            lines.append(f"- {what}, {pair}: {missing}.")
-            continue
-        largest = sure.loc[sure["mean"].abs().idxmax()]
-        words = "; ".join(
-            f"{_where(row)}: {row['decision']} by {scale * abs(row['mean']):.2g} {unit} "
-            f"[{number(row['low'])} to {number(row['high'])}]"
-            for row in found.to_dict("records")
-        )
-        lines.append(
-            f"- {what}, {pair}: {words or 'inconclusive'} ({len(found)} of {len(sure)} tests decide; the "
-            f"largest mean is {number(largest['mean'])} {unit}, {_where(largest)})"
-            f"{f'; {missing}' if len(untested) else ''}."
-        )
-    return "\n".join(lines)
-
-
-def _where(row: Any) -> str:
-    return f"{row['cell']}, {budget_name(row['budget'])}" if "budget" in row else row["cell"]
-
-
 def counted(frame: pd.DataFrame, *by: str) -> str:
     """In how many rows of each group of `by` the corrected tests decide, as part of a sentence."""
     words = frame["decision"].replace("", "inconclusive")
@@ -137,5 +103,5 @@ class Measurement:
 
 def measurement(name: str, claimed: str, rows: pd.DataFrame, by: Sequence[str], of: str) -> Measurement:
     """With `counted`; of: what was measured. Without rows nothing is compared."""
-    found = f"{of}. {counted(rows, *by)} cells" if len(rows) else "the strategies it speaks of are not compared here"
+    found = f"{counted(rows, *by)} cells ({of})" if len(rows) else "the strategies it speaks of are not compared here"
     return Measurement(name, claimed, found, rows)
