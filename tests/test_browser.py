@@ -59,7 +59,10 @@ def test_a_page_is_whole_at_every_width_and_needs_nobody_else(tab: browser.Brows
         ("<div style='height: 9px; overflow: hidden'>one line<br>and another</div>", "cut"),
         ("<svg width='90' height='40'><text x='60' y='20'>a label beyond the edge</text></svg>", "cut"),
         (f"<pre style='overflow: auto'>{'code ' * 60}</pre>", "code"),
-        (f"<div style='overflow: auto'><table><tr>{'<td>cell&nbsp;of&nbsp;a&nbsp;table</td>' * 30}</table></div>", "table"),
+        (
+            f"<div style='overflow: auto'><table><tr>{'<td>cell&nbsp;of&nbsp;a&nbsp;table</td>' * 30}</table></div>",
+            "table",
+        ),
         ("<p style='position: absolute; left: -80px'>out</p>", "out"),
     ],
 )
@@ -123,7 +126,9 @@ KEYS = {"ArrowRight": 39, "Home": 36}
 def test_the_explorer_has_round_ticks_and_is_seen_in_the_dark(tab: browser.Browser) -> None:
     tab.open(EXPLORER, DESK, dark=True)
     tab.run("document.documentElement.dataset.theme = 'dark'")
-    ticks = tab.run("[...document.querySelectorAll('.ee-live svg text[text-anchor=end]')].map((each) => each.textContent)")
+    ticks = tab.run(
+        "[...document.querySelectorAll('.ee-live svg text[text-anchor=end]')].map((each) => each.textContent)"
+    )
     assert ticks
     assert all(re.fullmatch(r"\d+(\.[05])?", tick) for tick in ticks), ticks
     contrasts = tab.run(CONTRASTS)
@@ -166,7 +171,9 @@ class _Links(HTMLParser):
 
 def dead_links(html: Path) -> list[str]:
     """Links between the pages below a folder that lead nowhere, a place within a page included."""
-    pages = {path.relative_to(html).as_posix(): _Links(path) for path in html.rglob("*.html") if "_static" not in str(path)}
+    pages = {
+        path.relative_to(html).as_posix(): _Links(path) for path in html.rglob("*.html") if "_static" not in str(path)
+    }
     found = []
     for page, read in pages.items():
         for link in read.links:

@@ -76,10 +76,10 @@ def _number(value: float, digits: int = 3, scale: float = 1.0) -> str:
 
 def counted(frame: pd.DataFrame, *by: str) -> str:
     """In how many rows of each group of `by` the corrected tests decide, as part of a sentence."""
-    words = frame["decision"].replace("", "inconclusive")
+    words = frame["decision"].mask(frame["decision"] == "", "inconclusive").mask(frame["p"].isna(), "not tested")
     parts = []
     for key, here in words.groupby([frame[name] for name in by], sort=False):
-        counts = [(word, (here == word).sum()) for word in ("higher", "lower", "inconclusive")]
+        counts = [(word, (here == word).sum()) for word in ("higher", "lower", "inconclusive", "not tested")]
         told = ", ".join(f"{word} in {many}" for word, many in counts if many)
         parts.append(f"{', '.join(map(str, key))}: {told} of {len(here)}")
     return "; ".join(parts)
