@@ -29,11 +29,13 @@ def predictions(studies: Sequence[Results], protocol: str, rule: str) -> pd.Data
     """`early_prediction` at each of EARLY (column `measured`), over the runs of all studies, each counted once."""
     outcomes = pd.concat([select(results.budgets, protocol, rule) for results in studies])
     outcomes = outcomes.drop_duplicates(["run", "budget"])
-    names = ("dominance", "conflict", "rank")
-    frames = [pd.concat([r.dynamics(name) for r in studies], ignore_index=True).drop_duplicates() for name in names]
+    dominance, conflict, rank = (
+        pd.concat([results.dynamics(name) for results in studies], ignore_index=True).drop_duplicates()
+        for name in ("dominance", "conflict", "rank")
+    )
     parts = []
     for per_cent in EARLY:
-        found = early_prediction(early_metrics(*frames, per_cent), outcomes)
+        found = early_prediction(early_metrics(dominance, conflict, rank, per_cent), outcomes)
         parts.append(found.assign(measured=f"{per_cent} % of the last phase"))
     return pd.concat(parts, ignore_index=True)
 

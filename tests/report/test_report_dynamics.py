@@ -229,7 +229,7 @@ def test_c5_says_both_ends():
     assert set(found(0.2, 0.0).effects["decision"]) == {"higher", ""}
     text = found(0.2, -0.2)._repr_markdown_()
     assert text.startswith("**In short.** C5 claims: Training the exits along")
-    assert "early, joint − disjoint: higher in 1 of 1; late, joint − disjoint: lower in 1 of 1 cells (value)." in text
+    assert "early, joint − disjoint: higher in 2 of 2; late, joint − disjoint: lower in 2 of 2 cells (value)." in text
 
 
 def test_c6_says_which_cells_differ():
