@@ -218,7 +218,7 @@ def test_misses_are_counted(frames):
         f"{rule} − max-probability" for rule in ("entropy", "margin", "patience")
     }
     shared = frames["allocation"].query("rule == 'max-probability' and allocation == 'shared'")["miss"].dropna()
-    draws = pd.DataFrame({"exceeded": [None], "reason": [WHY]})
+    draws = frames["draws"].assign(exceeded=None, reason=WHY)
     said = thresholds.in_short(frames["allocation"], "max-probability", effects, draws)
     assert f"above the budget in {(shared > 0).sum()} of {len(shared)} cases" in said
     table = thresholds.effects_table(effects, "Accuracy.", "x")
