@@ -4,7 +4,6 @@ By exit and where samples leave. Frames of `Results.evaluation`: "reliability", 
 or "dynamic", the network that leaves early at half of the plain backbone's cost.
 """
 
-import math
 from itertools import product
 
 import numpy as np
@@ -14,7 +13,7 @@ from pandas.core.groupby import SeriesGroupBy
 
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
-from eestudy.report.effects import against, effects
+from eestudy.report.effects import against, counted, effects
 from eestudy.report.tables import DASH, Table, rows, table, why
 
 METRICS = {"ece": "ECE", "ks": "KS error", "brier": "Brier score", "nll": "NLL, nats", "auroc": "AUROC, right or wrong"}
@@ -124,17 +123,6 @@ def metric_table(reliability: pd.DataFrame) -> Table:
     return table(rows(found, "cell", "system", "strategy"), text + why(reliability, "ece"), "reliability")
 
 
-def temperature_table(reliability: pd.DataFrame) -> Table:
-    """Rows cell x strategy, columns exits: the mean temperature. Above 1 the exit was too sure, below 1 not enough."""
-    chosen = reliability[reliability["scaled"] & reliability["temperature"].notna()]
-    chosen = chosen.assign(exit=number_of(chosen["system"]).astype(int))
-    wide = chosen.pivot_table(index=["cell", "strategy"], columns="exit", values="temperature", sort=False)
-    made = wide.sort_index(axis=1).map(lambda value: "" if math.isnan(value) else f"{value:.2f}")
-    made.columns = pd.Index([f"exit {k}" for k in made.columns], name="temperature of")
-    caption = "Temperatures, means over seeds: above 1 the exit was too sure, below 1 too modest."
-    return table(made, caption, "temperatures")
-
-
 def _hundred(values: pd.Series) -> str:
     found = st.mean_interval(values)
     return DASH if not found.n else f"{100 * found.mean:.1f}"
@@ -182,3 +170,12 @@ def cost_effects(ood: pd.DataFrame) -> pd.DataFrame:
     """Mean cost of OOD samples less that of test samples under the dynamic rule: `against` by cell and kind."""
     known = ood[ood["cost"].notna()].assign(part=lambda frame: frame["outside"])
     return against(known, "cost", "cost_inside", ("part",))
+
+
+def in_short(scaling: pd.DataFrame, order: pd.DataFrame, spent: pd.DataFrame) -> str:
+    """Of `scaling_effects` of the KS error, `strategy_effects` of the AUROC and `cost_effects`: what tests decide."""
+    return (
+        f"**In short.** KS error after temperature scaling against before: {counted(scaling, 'part')}. How well "
+        f"confidence tells right from wrong, the first strategy against the second: {counted(order, 'pair')}. "
+        f"The cost of out-of-distribution samples against that of test samples, {counted(spent, 'pair')} comparisons."
+    )

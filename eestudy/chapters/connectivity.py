@@ -89,7 +89,23 @@ def c4(paths: pd.DataFrame, split: str = "train", column: str = "loss") -> Measu
             *(against(wide.assign(what=f"{far}, less disjoint to mixed"), far, "near", ("what",)) for far in FAR)
         )
     statement = "Disjoint and mixed models lie in one basin; the joint model lies in another."
-    return measurement("C4", statement, rows, ("cell", "what"), "barrier ")
+    return measurement("C4", statement, rows, ("what",), f"barriers on {split}")
+
+
+def scale(barriers: pd.DataFrame) -> str:
+    """Barriers to joint beside those between two seeds of one strategy, as a sentence."""
+    far = barriers[(barriers["relation"] == "seeds") | barriers["pair"].str.contains(r"\bjoint")]
+    means = far.groupby(["split", "relation", "cell", "pair"])["barrier"].mean().groupby(level=[0, 1])
+    spans = means.agg(lambda each: f"{each.min():.2f} to {each.max():.2f}")
+    told = [f"on {split} {spans[split, 'strategies']} against {spans[split, 'seeds']}" for split in ("train", "test")]
+    return f"For scale, barriers to joint against those between seeds of one strategy, nats: {'; '.join(told)}."
+
+
+def bent(curves: pd.DataFrame) -> pd.DataFrame:
+    """The curve's barrier less the line's, by split and pair: `against`."""
+    found = curve_barriers(curves)
+    wide = found.pivot_table(index=["cell", "split", "pair", "seed"], columns="way", values="barrier").reset_index()
+    return against(wide, "curve", "line", ("split", "pair"))
 
 
 def _pair_colour(a: str, b: str) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
-from eestudy.report.effects import against, effects
+from eestudy.report.effects import against, counted, effects
 from eestudy.report.frames import in_order
 from eestudy.report.pictures import samples as pictures_of
 from eestudy.report.tables import DASH, Table, ordered, plus_minus, table, why
@@ -139,3 +139,12 @@ def examples_plot(examples: pd.DataFrame, cell: str, kind: str) -> style.Plot | 
     same = chosen["label"] == chosen["majority"]
     names = chosen["label_name"].where(same, chosen["label_name"] + "\n(" + chosen["majority_name"] + ")")
     return pictures_of(x, list(names), f"{cell}. {KINDS[kind]}")
+
+
+def in_short(later: pd.DataFrame, gaps: pd.DataFrame, agreed: pd.DataFrame) -> str:
+    """Of `depth_effects`, `gap_effects` and `last_exit_effects`: what the corrected tests decide, in cells."""
+    return (
+        f"**In short.** Hard samples exit later than easy ones in {(later['decision'] == 'higher').sum()} of "
+        f"{len(later)} comparisons. How much later, first strategy against second: {counted(gaps, 'pair')} cells. "
+        f"Agreement of seeds at the last exit: {counted(agreed, 'pair')} cells."
+    )

@@ -28,5 +28,25 @@ def c3(dominance: pd.DataFrame) -> Measurement:
     even = effects(runs, "evenness", (("mixed", "joint"),), ()).assign(what="evenness of mixed less joint's")
     # Half of the claim is no claim: without mixed there are no rows.
     rows = even if even.empty else one_family(middle, even)
-    statement = "In the joint regime the exits in the middle drive the backbone; mixed training balances them."
-    return measurement("C3", statement, rows, ("cell", "what"))
+    statement = "In joint training the exits in the middle drive the backbone; mixed training balances them."
+    return measurement("C3", statement, rows, ("what",), "shares of the gradient")
+
+
+def second_phase(whole: pd.DataFrame) -> str:
+    """The share of mixed's last exit, trained alone before the second phase, at its start and after 5 % of it."""
+    last = whole["exit"] == whole.groupby("cell")["exit"].transform("max")
+    mixed = whole[last & (whole["strategy"] == "mixed")]
+    start, begun = (mixed[(mixed["phase"] == p) & (mixed["share"] == s)] for p, s in ((1, 100), (2, 5)))
+    means = pd.concat([each.groupby("cell")["norm_share"].mean() for each in (start, begun)], axis=1).dropna()
+    shares = "; ".join(f"{100 * a:.0f} and {100 * b:.0f} % on {cell}" for cell, (a, b) in means.T.items())
+    return f"The last exit of mixed has this share where the second phase starts, and after 5 % of it: {shares}."
+
+
+def conflicts(conflict: pd.DataFrame) -> pd.DataFrame:
+    """The rate of negative cosines of each exit with the others, whole backbone; `noise`: between its own batches."""
+    keys = ["cell", "strategy", "seed", "progress"]
+    backbone = conflict[conflict["stage"] == 0]
+    noise = backbone[backbone["kind"] == "noise"].groupby(keys)["negative_rate"].mean().rename("noise")
+    pairs = backbone[backbone["kind"] == "exits"]
+    sides = pd.concat([pairs.assign(exit=pairs[side]) for side in ("exit_a", "exit_b")])
+    return sides.groupby([*keys, "exit"])["negative_rate"].mean().reset_index().join(noise, on=keys)

@@ -4,23 +4,21 @@ import pandas as pd
 
 from eestudy.report.frames import Results, score_name
 from eestudy.report.panels import by_strategy
-from eestudy.report.tables import BUDGETS, budget_name, engineering, select
+from eestudy.report.tables import BUDGETS, budget_name, select
 
 
-def described(results: Results) -> str:
-    """The study's cells with their exits and costs, as a Markdown list."""
-    runs, exits = results.runs, results.exits.groupby("cell")["exit"].max()
-    seeds = runs["seed"].nunique()
-    head = (
-        f"Study **{results.study}**: {len(runs)} runs in {len(results.cells)} cells, strategies "
-        f"{', '.join(results.strategies)}, {seeds} seed{'s' if seeds > 1 else ''}."
+def in_short(results: Results, protocol: str = "calibrated", rule: str | None = None) -> str:
+    """In how many runs half of the backbone's FLOPs cost less than a point, and what one seed cannot say."""
+    rows = select(results.budgets, protocol, rule)
+    at = rows[rows["budget"] == "50"].set_index("run")["value"]
+    last = results.exits.sort_values("exit").groupby("run")["value"].last()
+    near = int((at >= last.reindex(at.index) - 0.01).sum())
+    seeds = results.runs["seed"].nunique()
+    alone = " One seed: nothing here says which strategy is better." if seeds == 1 else ""
+    return (
+        f"**In short.** With half of the plain backbone's FLOPs {near} of {results.runs['run'].nunique()} networks are "
+        f"within a point of their last exit.{alone}"
     )
-    lines = [
-        f"- {cell}: {exits[cell]} exits, {engineering(own['backbone_flops'].iloc[0])}FLOPs a sample, trained for "
-        f"{engineering(own['training_flops'].mean())}FLOPs on average."
-        for cell, own in runs.groupby("cell", sort=False)
-    ]
-    return "\n".join([head, "", *lines])
 
 
 def savings(results: Results, protocol: str = "calibrated", rule: str | None = None) -> str:
@@ -42,13 +40,7 @@ def savings(results: Results, protocol: str = "calibrated", rule: str | None = N
                 f"{means.index[-1]}, first within a point of it at exit {near}{_least(own, means.iloc[-1])}"
             )
         lines.append(f"- **{cell}**, {score_name(exits)} on test. {'; '.join(parts)}.")
-    seeds = results.runs.groupby(["cell", "strategy"])["seed"].nunique().max()
-    close = (
-        "\n\nOne seed: these are single runs. They cannot tell which strategy is better, here or in the figures."
-        if seeds == 1
-        else f"\n\nMeans over {seeds} seeds; the tests that compare strategies are in other chapters."
-    )
-    return "\n".join(lines) + close
+    return "\n".join(lines)
 
 
 def _least(budgets: pd.DataFrame, last: float) -> str:

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 
 from eestudy.report import panels, style
+from eestudy.report.effects import counted
 from eestudy.report.frames import in_order
 
 
@@ -30,3 +31,20 @@ def landscapes(frame: pd.DataFrame) -> style.Plot:
         bar = figure.colorbar(filled, ax=row, shrink=0.8, ticks=levels[::4], format="%.2g")
         bar.set_label("loss, nats")
     return figure
+
+
+def walls(landscape: pd.DataFrame) -> pd.DataFrame:
+    """Mean loss over the four points half a unit away along the axes, less the model's own: a row a run and exit."""
+    x, y = landscape["x"].abs(), landscape["y"].abs()
+    half = ((x - 0.5).abs() < 0.01) & (y < 1e-6) | ((y - 0.5).abs() < 0.01) & (x < 1e-6)
+    keys = ["cell", "strategy", "seed", "exit"]
+    far, own = (landscape[which].groupby(keys)["loss"].mean() for which in (half, (x < 1e-6) & (y < 1e-6)))
+    return (far - own).rename("wall").reset_index()
+
+
+def in_short(mean: pd.DataFrame, last: pd.DataFrame) -> str:
+    """Of the effects on the walls' height: the mean over exits, and the last exit."""
+    return (
+        "**In short.** A picture, and no claim of the paper. How high the loss rises half a unit away, first strategy "
+        f"against second, cells. Mean of the exits: {counted(mean, 'pair')}. Last exit: {counted(last, 'pair')}."
+    )

@@ -15,7 +15,6 @@ AIMS = {1: 0.8, 256: 0.9}  # batch size -> share of the FLOPs speed-up that the 
 MARKERS = {1: "v", 32: "s", 256: "o"}
 PARTS = {"stages": "stages", "heads": "heads", "rule": "exit rule", "rest": "dropping who leaves, and Python"}
 P95_CALLS = 20  # below, the 95th percentile is hardly more than the slowest call
-FEWEST_CALLS = 5  # below, a time is too uncertain to say where it went
 DISTURBED = 0.05  # share of the cores that other programs used, above which times say little
 
 
@@ -161,30 +160,11 @@ def parts_table(measured: Measured) -> Table:
     return table(pd.DataFrame(shown).set_index(["network", "batch"]), caption, "latency-parts")
 
 
-def verdict(frame: pd.DataFrame) -> str:
-    """Which aims were met, and for those that were not, what most of the loss is.
-
-    The aims were set for the networks that are not trained, which are the larger ones; the trained ones are told too.
-    """
-    lines = []
+def in_short(frame: pd.DataFrame) -> str:
+    """The share of the FLOPs speed-up that the clock shows, by batch size, and how many networks reach the aim."""
+    parts = []
     for size, aim in AIMS.items():
-        for name, group in frame[frame["batch_size"] == size].groupby("network", sort=False):
-            outside = " (trained; outside the stated aim)" if group["trained"].all() else ""
-            lines.append(f"- batch {size}, {name}{outside}: {_loss(group, aim)}")
-    return "\n".join(lines)
-
-
-def _loss(group: pd.DataFrame, aim: float) -> str:
-    ratio, reached = group["ratio"], int((group["ratio"] >= aim).sum())
-    few = group["calls"] < FEWEST_CALLS
-    calls = f"; as few as {group['calls'].min()} calls a row" if few.any() else ""
-    text = f"{ratio.median():.2f} of the FLOPs speed-up (aim {aim:g}, reached by {reached} of {len(ratio)}{calls})"
-    if reached == len(ratio):
-        return text
-    sure = group[~few & (group["own"] <= 1)]
-    if sure.empty:
-        return f"{text}; these times cannot say where the loss is"
-    stages, rest = float(sure["stages"].median()), float(sure["rest"].median())
-    cause = "the stages: early ones take more time for their FLOPs" if stages < rest else "heads, rule and dropping"
-    left_out = f"; without {len(group) - len(sure)} rows that cannot say it" if len(sure) < len(group) else ""
-    return f"{text}; most of the loss is in {cause} (stages x {stages:.2f}, the rest x {rest:.2f}{left_out})"
+        ratios = frame[frame["batch_size"] == size].groupby("network")["ratio"].median()
+        told = f"{ratios.min():.2f} to {ratios.max():.2f} at a batch of {size}"
+        parts.append(f"{told} (at least {aim:g} for {(ratios >= aim).sum()} of {len(ratios)} networks)")
+    return f"**In short.** Of the speed-up in FLOPs the clock shows, in the median, {' and '.join(parts)}."

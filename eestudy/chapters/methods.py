@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from eestudy.registry import METHODS, STRATEGIES
 from eestudy.report import statistics as st
 from eestudy.report.differences import REFERENCE, at_own_rule, by_seed, tested
+from eestudy.report.effects import counted
 from eestudy.report.frames import Results, in_order
 from eestudy.report.tables import BUDGETS, PAIRS, Table, budget_name, percent, table
 
@@ -83,47 +83,6 @@ def markdown(text: str) -> str:
         else:
             made.append(line)
     return re.sub(r":math:`([^`]*)`", r"$\1$", "\n".join(made[:-1])).strip()
-
-
-def formula(phases: Iterable[Any], exits: int) -> str:
-    """What each phase (`training.phases.Phase`) minimizes, a line a phase, in a network with an exit after each stage.
-
-    b the stages, c the classifier, h the heads. A tilde: taught by what the exit said before. Omega: a penalty.
-    """
-    lines = [rf"&{number}.\quad {_minimum(phase, exits)}" for number, phase in enumerate(phases, 1)]
-    return "$$\n\\begin{aligned}\n" + " \\\\\n".join(lines) + "\n\\end{aligned}\n$$"
-
-
-def _minimum(phase: Any, exits: int) -> str:
-    if phase.turns:
-        steps = {
-            "last": r"\min_{\theta_b, \theta_c} L_K",
-            "all": r"\min_{\theta_b, \theta_c, \theta_h} \sum_{k \leq K} w_k L_k",
-        }
-        return r",\quad ".join(
-            rf"{steps[turn]} \;\text{{ in {odd_or_even} steps}}"
-            for turn, odd_or_even in zip(phase.turns, ("odd", "even"), strict=True)
-        )
-    numbers: tuple[int, ...] = () if isinstance(phase.exits, str) else phase.exits
-    weights = []
-    if "backbone" in phase.trains:
-        first, last = phase.stages or (0, 0)
-        weights.append(r"\theta_b" if not last else rf"\theta_{{b,{first if first == last else f'{first}..{last}'}}}")
-        if not last or exits in numbers:
-            weights.append(r"\theta_c")
-    heads = [str(number) for number in numbers if number < exits]
-    if "heads" in phase.trains and (heads or not numbers):
-        weights.append(rf"\theta_{{h,{','.join(heads)}}}" if numbers else r"\theta_h")
-    losses = {"last": "L_K", "all": r"\sum_{k \leq K} w_k L_k", "internal": r"\sum_{k < K} w_k L_k"}
-    if isinstance(phase.exits, str):
-        loss = losses[phase.exits]
-    elif phase.keeps == "lwf":
-        loss = " + ".join([*(rf"\tilde L_{number}" for number in numbers[:-1]), f"L_{numbers[-1]}"])
-    else:
-        loss = " + ".join(f"w_{number} L_{number}" if len(numbers) > 1 else f"L_{number}" for number in numbers)
-    if phase.keeps == "ewc" and numbers != (1,):
-        loss += r" + \Omega"
-    return rf"\min_{{{', '.join(weights)}}} {loss}"
 
 
 def relative_cost(flops: Mapping[str, float], reference: str) -> dict[str, str]:
@@ -196,6 +155,19 @@ def regimes(results: Results) -> pd.DataFrame:
         if {(a, method, budget), (b, method, budget)} <= set(groups)
     ]
     return tested(("pair", "method"), pairs)
+
+
+def in_short(methods: pd.DataFrame, regimes: pd.DataFrame, strategies: pd.DataFrame) -> str:
+    """What the corrected tests decide of `differences` by method and by strategy, and of `regimes`."""
+
+    def told(frame: pd.DataFrame, by: str) -> str:
+        words = {"better": "higher", "worse": "lower"}
+        return counted(frame.assign(decision=frame["decision"].replace(words)), by)
+
+    return (
+        f"**In short.** Each method less SDN under the same strategy: {told(methods, 'strategy')} comparisons. Within "
+        f"a method, {told(regimes, 'pair')}. SDN under another strategy less joint: {told(strategies, 'method')}."
+    )
 
 
 def _part(frame: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -73,45 +73,20 @@ def conclusion_table(frame: pd.DataFrame, a: str, b: str) -> Table:
     return table(made, text, "contrast-conclusions")
 
 
-def accuracy_findings(frame: pd.DataFrame, a: str, b: str) -> str:
-    """What the corrected tests of `accuracies` say, the largest difference, and what cannot be excluded."""
-    decided = frame[frame["decision"] != ""]
-    largest, overall = frame.loc[frame["mean"].abs().idxmax()], f"{100 * frame['mean'].mean():+.2f}"
-    tested = int(frame["p"].notna().sum())
-    lines = [
-        f"Of {len(frame)} accuracies the corrected tests find {len(decided)} that differ between {a} and {b} "
-        f"({tested} could be tested; where all seeds differ alike, there is no test).",
-        f"The largest mean difference is {st.points(largest['mean'])} points ({largest['cell']}, "
-        f"{largest['strategy']}, {budget_name(largest['budget'])}); the mean over all of them is "
-        f"{overall.replace('-', '−')} points.",
-        *(f"{r.cell}, {r.strategy}, {budget_name(r.budget)}: {a} is {r.verdict}." for r in decided.itertuples()),
-    ]
-    return "\n".join(f"- {line}" for line in [*lines, _excluded(frame)])
-
-
-def conclusion_findings(frame: pd.DataFrame, a: str, b: str) -> str:
-    """Whether any lead is reversed, decided in one study alone, or different by the test of the two leads."""
-    reversed_ = frame[frame["change"] == "reversed"]
-    alone = frame[frame["change"] == "decided in one"]
-    same = frame[(frame["change"] == "") & (frame["decision_a"] != "")]
-    sign = (frame["in_a"] * frame["in_b"] < 0).sum()
-    differ = frame[frame["decision"] != ""]
-    changed = len(reversed_) + len(differ)
-    answer = f"{changed} conclusions change." if changed else "No conclusion is seen to change."
-    lines = [
-        f"**{answer}** {len(reversed_)} of {len(frame)} comparisons of strategies are decided in opposite ways with "
-        f"{a} and {b}; in {sign} the two means have opposite signs.",
-        f"Decided alike in both: {len(same)}; in neither: {len(frame) - len(same) - len(alone) - len(reversed_)}; "
-        f"in one of the two only: {len(alone)}.",
-        f"The corrected tests of the leads' difference, which is what a changed conclusion needs, find {len(differ)}.",
-        *(
-            f"{r.cell}, {r.pair}, {budget_name(r.budget)}: the lead differs by {st.points(r.mean)} points "
-            f"({st.spread(r.low, r.high, r.note)})."
-            for r in differ.itertuples()
-        ),
-        *(f"Decided in opposite ways: {r.cell}, {r.pair}, {budget_name(r.budget)}." for r in reversed_.itertuples()),
-    ]
-    return "\n".join(f"- {line}" for line in [*lines, _excluded(frame)])
+def in_short(accuracy: pd.DataFrame, leads: pd.DataFrame, a: str, b: str) -> str:
+    """What the corrected tests say of `accuracies` and `conclusions`, and what the intervals leave open."""
+    reversed_, differ = (leads["change"] == "reversed").sum(), (leads["decision"] != "").sum()
+    largest = accuracy.loc[accuracy["mean"].abs().idxmax()]
+    changed = f"{reversed_ + differ} conclusions change" if reversed_ + differ else "No conclusion is seen to change"
+    ends = 100 * leads[["low", "high"]].abs().max(axis=1).dropna()
+    wide = f"half of the leads' intervals reach up to {ends.median():.1f} points from 0" if len(ends) else "no interval"
+    return (
+        f"**In short.** {changed} between {a} and {b}: of {len(leads)} comparisons of strategies {reversed_} are "
+        f"decided in opposite ways, {(leads['change'] == 'decided in one').sum()} in one of the two only, and {differ} "
+        f"leads differ by the corrected tests. {(accuracy['decision'] != '').sum()} of {len(accuracy)} accuracies "
+        f"differ; the largest mean difference is {st.points(largest['mean'])} points ({largest['cell']}, "
+        f"{largest['strategy']}, {budget_name(largest['budget'])}). What is not excluded: {wide}."
+    )
 
 
 @style.context()
@@ -156,15 +131,4 @@ def _family(frame: pd.DataFrame) -> str:
     return (
         f"Paired over {frame['n'].max()} seeds; * where the paired t test, Holm-corrected over the {tested} tests of "
         f"this table, is below {st.ALPHA}. A budget that is not reached by both is left out."
-    )
-
-
-def _excluded(frame: pd.DataFrame) -> str:
-    """What the intervals leave open: seeing no difference is not the same as there being none."""
-    ends = frame[["low", "high"]].abs().max(axis=1).dropna()
-    if ends.empty:
-        return "No interval can be given: nothing small can be excluded."
-    return (
-        f"What the intervals leave open: half of them reach no further than {100 * ends.median():.1f} points from "
-        f"zero, the widest {100 * ends.max():.1f}. What lies within an interval is not excluded."
     )

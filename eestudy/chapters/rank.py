@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from eestudy.report import panels, style
-from eestudy.report.dynamics import finals
+from eestudy.report.dynamics import THIRDS, finals, third_of
 from eestudy.report.effects import Measurement, effects, measurement, one_family
+from eestudy.report.tables import Table, table
 
 
 @style.context()
@@ -29,6 +30,17 @@ def similarities(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> style
     return figure
 
 
+def same_stages(frame: pd.DataFrame) -> Table:
+    """CKA of the same stage in two models: rows cell x pair, columns thirds of the network."""
+    same = frame[frame["stage_a"] == frame["stage_b"]]
+    names = zip(same["strategy"], same["strategy_2"], same["relation"], strict=True)
+    pairs = [f"{a} – {b}" if relation == "strategies" else f"{a}, {relation}" for a, b, relation in names]
+    same = same.assign(part=third_of(same, "stage_a"), pair=pairs)
+    wide = same.pivot_table(index=["cell", "relation", "pair"], columns="part", values="cka")[list(THIRDS)]
+    caption = "Debiased linear CKA of the same stage, mean over stages and seeds."
+    return table(wide.map("{:.2f}".format), caption, "cka")
+
+
 def c5(rank: pd.DataFrame, value: str = "numerical_share") -> Measurement:
     """Joint's rank less disjoint's, in the early third of the stages and in the late one."""
     rows = effects(finals(rank), value, (("joint", "disjoint"),))
@@ -36,4 +48,4 @@ def c5(rank: pd.DataFrame, value: str = "numerical_share") -> Measurement:
     statement = (
         "Training the exits along (joint against disjoint) raises the rank of early stages and lowers late ones."
     )
-    return measurement("C5", statement, rows, ("cell", "part", "pair"))
+    return measurement("C5", statement, rows, ("part", "pair"), value.replace("_share", " rank"))

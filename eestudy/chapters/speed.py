@@ -59,25 +59,16 @@ def aims_table(frame: pd.DataFrame) -> Table:
     return table(made, "The package's own step, in its faster precision.", "aims")
 
 
-def operations_table(step: Measured) -> Table:
-    """Where a float32 step's time goes."""
-    shares = pd.Series({model: found["operations"] for model, found in step.items()}, name="operations")
-    texts = shares.map(lambda parts: ", ".join(f"{name} {part:.0%}" for name, part in parts.items()))
-    caption = "The largest operations of a float32 step, by their own time."
-    return table(texts.rename_axis("model").to_frame(), caption, "operations")
-
-
-def compile_table(step: Measured) -> Table:
-    """What torch.compile gains, and what it takes to earn it back."""
-    rows = []
-    for model, found in step.items():
-        compiled, plain = found["variants"]["compiled"], found["variants"]["float32"]
-        gain = compiled["samples_per_second"]["median"] / plain["samples_per_second"]["median"]
-        rows.append(
-            {"model": model, "x float32": f"{gain:.2f}", "seconds to compile": f"{compiled['warmup_seconds']:.0f}",
-             "steps to earn them back": str(compiled["steps_to_earn_it_back"] or "never")}
-        )  # fmt: skip
-    return table(pd.DataFrame(rows).set_index("model"), "torch.compile.", "compiled")
+def in_short(frame: pd.DataFrame, step: Measured) -> str:
+    """The package's own step against plain code, and what the aims were set for."""
+    own = frame[frame["step"].isin(["float32", "bfloat16"])].groupby("model")["ratio"].max()
+    met = sum(own[model] >= aim for model, (aim, _) in AIMS.items())
+    rates = [max(found["rates"][name] for found in step.values()) for name in ("float32", "bfloat16")]
+    return (
+        f"**In short.** A training step is {own.min():.2f} to {own.max():.2f} times as fast as plain code, and {met} "
+        f"of {len(AIMS)} aims are met. They were set for processors with instructions for bfloat16; this one reaches "
+        f"{rates[0]:.0f} GFLOP/s in float32 and {rates[1]:.1f} in bfloat16."
+    )
 
 
 def augmentation_table(overhead: Measured) -> Table:

@@ -107,20 +107,14 @@ def _difference(row: Any) -> str:
     return f"{st.with_interval(row, star='*' if row.decision else '', to=' to ')} ({row.spent:.0%})"
 
 
-def verdict(frame: pd.DataFrame) -> list[str]:
-    """Where plain networks win, where early exits do, in sentences; one a cell."""
-    lines = []
-    for cell, rows in frame.groupby("cell", sort=False):
-        parts = []
-        for word, who in (("worse", "plain networks win"), ("better", "early exits win")):
-            won = rows[rows["decision"] == word]
-            if len(won):
-                by_name = won.groupby("name", sort=False)["strategy"]
-                names = [f"{name} ({', '.join(in_order(strategies))})" for name, strategies in by_name]
-                parts.append(f"{who} at the cost of {'; '.join(names)}")
-        parts.append(f"inconclusive in {(rows['decision'] == '').sum()} of {len(rows)} comparisons")
-        lines.append(f"**{cell}**: {'; '.join(parts)}.")
-    return lines
+def in_short(frame: pd.DataFrame) -> str:
+    """`at_equal_cost` over all cells."""
+    words, spent = frame["decision"].value_counts(), frame["spent"]
+    return (
+        f"**In short.** Of {len(frame)} comparisons at equal cost, a smaller plain network wins "
+        f"{words.get('worse', 0)}, early exits win {words.get('better', 0)}, and the rest are inconclusive. "
+        f"Early exits spend {spent.min():.0%} to {spent.max():.0%} of the plain network's cost."
+    )
 
 
 @style.context()

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from eestudy.report import style
+from eestudy.report.tables import Table, table
 
 FROZEN = "#d9d9d9"
 
@@ -36,6 +38,20 @@ def drawing(phases: Mapping[str, Sequence[Any]]) -> style.Plot:
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_bounds(0, 1)
     return figure
+
+
+def phase_table(phases: Mapping[str, Sequence[Any]]) -> Table:
+    """Rows strategy x step: the phase, what learns, from which exits' loss, for which share of the epochs."""
+    rows = {
+        (name, number): {
+            "phase": phase.name, "learns": " and ".join(phase.trains),
+            "loss of exits": phase.exits if isinstance(phase.exits, str) else ", ".join(map(str, phase.exits)),
+            "share of epochs": f"{100 * phase.share:.0f} %",
+        }
+        for name, row in phases.items() for number, phase in enumerate(row, 1)
+    }  # fmt: skip
+    made = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["strategy", "step"])
+    return table(made, "What each phase trains.", "phases")
 
 
 def _caption(phase: Any) -> str:

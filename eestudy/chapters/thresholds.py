@@ -14,8 +14,8 @@ from scipy import stats
 
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
-from eestudy.report.effects import effects
-from eestudy.report.frames import in_order, is_regression, valued
+from eestudy.report.effects import counted, effects
+from eestudy.report.frames import is_regression, valued
 from eestudy.report.tables import DASH, Table, budget_name, by_budget, ordered, plus_minus, rows, table, tested, why
 
 METHODS = ("geometric", "shared", "optimized")
@@ -75,20 +75,16 @@ def miss_plot(allocation: pd.DataFrame, rule: str) -> style.Plot:
     return figure
 
 
-def miss_findings(allocation: pd.DataFrame, rule: str) -> str:
-    """How often and how far the budget is exceeded, by method, over all runs and budgets."""
+def in_short(allocation: pd.DataFrame, rule: str, ways: pd.DataFrame, draws: pd.DataFrame) -> str:
+    """How far one shared threshold misses the budget, what other ways gain (`method_effects`), and the guarantee."""
     chosen = of_rule(allocation, rule)
-    lines = []
-    for method in METHODS:
-        miss = 100 * chosen[chosen["allocation"] == method]["miss"]
-        if len(miss):
-            median, low, high, worst = (st.signed(value) for value in miss.quantile([0.5, 0.05, 0.95, 1]))
-            lines.append(
-                f"- **{method}**: spends more than the budget in {int((miss > 0).sum())} of {len(miss)} cases; the "
-                f"median miss is {median} % of the budget, nine in ten lie between {low} and {high} %, the worst is "
-                f"{worst} %."
-            )
-    return "\n".join(lines)
+    miss = 100 * chosen[chosen["allocation"] == "shared"]["miss"]
+    low, high = (st.signed(value) for value in miss.quantile([0.05, 0.95]))
+    return (
+        f"**In short.** With one shared threshold the cost on test is above the budget in {(miss > 0).sum()} of "
+        f"{len(miss)} cases; nine in ten misses lie between {low} and {high} % of it. Accuracy of another way to spend "
+        f"the budget: {counted(ways, 'pair')} comparisons. {guarantee(draws)}"
+    )
 
 
 def method_effects(allocation: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -139,17 +135,6 @@ def cost_effects(curves: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(mean_a=[mean.iloc[0] for mean in common], mean_b=[mean.iloc[1] for mean in common])
 
 
-def reached(curves: pd.DataFrame) -> str:
-    """In how many seeds each strategy reaches 99 % of the best last exit, a line a cell."""
-    best = curves[curves["goal_of"] == "best"]
-    lines = []
-    for cell, here in best.groupby("cell", sort=False):
-        seeds = here.groupby("strategy")["cost"].agg(["count", "size"])
-        words = (f"{name} in {seeds['count'][name]} of {seeds['size'][name]} seeds" for name in in_order(seeds.index))
-        lines.append(f"- {cell}: reached by {', '.join(words)}.")
-    return "\n".join(lines)
-
-
 # Guarantees
 
 
@@ -171,15 +156,15 @@ def risk_table(risk: pd.DataFrame, confidence: float) -> Table:
     return table(made, text, "risk")
 
 
-def none_certified(risk: pd.DataFrame) -> str:
-    """Where there is none, a line a cell, tolerance and confidence: the first of its reasons."""
-    refused = risk[~risk["certified"].eq(True)]
-    lines = [
-        f"- {cell}, tolerated loss {100 * tolerance:g} points at confidence {confidence:g} ({len(here)} runs): "
-        f"{here.iloc[0]['reason']}."
-        for (cell, tolerance, confidence), here in refused.groupby(["cell", "tolerance", "confidence"], sort=False)
-    ]
-    return "\n".join(lines) or "Every run has a certified threshold for every tolerance and confidence."
+def certified(risk: pd.DataFrame) -> str:
+    """How many runs have a certified threshold for each tolerance and confidence, and why others have none."""
+    lines = []
+    for (tolerance, confidence), here in risk.groupby(["tolerance", "confidence"], sort=False):
+        refused = here[~here["certified"].eq(True)]
+        why_not = f"; {refused['cell'].iloc[0]}: {refused['reason'].iloc[0]}" if len(refused) else ""
+        share = f"{len(here) - len(refused)} of {len(here)} runs"
+        lines.append(f"- {100 * tolerance:g} points at confidence {confidence:g}: {share}{why_not}.")
+    return "\n".join(lines)
 
 
 def draws_table(draws: pd.DataFrame) -> Table:
@@ -222,16 +207,14 @@ def exceedance(draws: pd.DataFrame) -> pd.DataFrame:
 
 
 def guarantee(draws: pd.DataFrame) -> str:
-    """Whether the stated level holds: the largest share, and what the corrected tests say."""
+    """Whether the stated level of risk control holds in the simulation, by the corrected tests."""
     frame = exceedance(draws)
     if frame.empty:
-        return f"Not simulated: {draws['reason'].iloc[0]}."
+        return f"The guarantee was not simulated: {draws['reason'].iloc[0]}."
     broken = frame[frame["p_holm"] < st.ALPHA]
-    worst = frame.loc[frame["share"].idxmax()]
-    words = "; ".join(f"{row.cell}, {row.strategy}" for row in broken.itertuples()) or "none of them"
+    words = "; ".join(f"{row.cell}, {row.strategy}" for row in broken.itertuples()) or "none"
+    over, total = int(frame["exceeded"].sum()), int(frame["draws"].sum())
     return (
-        f"Of {int(frame['draws'].sum())} draws {int(frame['exceeded'].sum())} have a true risk above the tolerance "
-        f"({100 * frame['exceeded'].sum() / frame['draws'].sum():.1f} %; allowed: {100 * worst['allowed']:.0f} %). "
-        f"Most in {worst['cell']}, {worst['strategy']}: {100 * worst['share']:.1f} %. Above the allowed share by the "
-        f"Holm-corrected binomial tests over {len(frame)} rows: {words}."
+        f"A guaranteed loss is exceeded in {over} of {total} simulated draws ({100 * over / total:.1f} %; allowed: "
+        f"{100 * frame['allowed'].iloc[0]:.0f} %); networks above the allowed share: {words}."
     )

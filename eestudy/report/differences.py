@@ -47,29 +47,6 @@ def difference_table(frame: pd.DataFrame, what: str, name: str) -> Table:
     return table(made, f"{what}, points of accuracy [95 % interval]; {stars(frame)}", name)
 
 
-def findings(frame: pd.DataFrame, what: str) -> str:
-    """What the corrected tests of a frame decide, and how wide the intervals of the others are; Markdown."""
-    decided, tests = frame[frame["decision"] != ""], int(frame["p"].notna().sum())
-    open_ = frame[(frame["decision"] == "") & frame["low"].notna()]
-    lines = [f"{what}: the corrected tests decide {len(decided)} of {tests} differences."]
-    first, second = frame.columns[:2]
-    for key, rows in frame.groupby(first, sort=False):
-        if frame[second].nunique() > 1:
-            there = [set(group["decision"]) - {""} for _, group in rows.groupby(second)]
-            up, down = (sum(word in words for words in there) for word in ("better", "worse"))
-            lines.append(f"{key}: higher at some budget for {up}, lower for {down} of {len(there)} {second}s.")
-    for keys, rows in decided.groupby([first, second], sort=False):
-        each = [f"{budget_name(row.budget)}: {st.with_interval(row, to=' to ')}" for row in rows.itertuples()]
-        lines.append(f"{', '.join(keys)}: {', '.join(each)}.")
-    if len(open_):
-        half = float(((open_["high"] - open_["low"]) / 2).median())
-        lines.append(
-            f"Where nothing is decided, half of the 95 % interval is {100 * half:.1f} points in the median: smaller "
-            "differences cannot be seen with these seeds."
-        )
-    return "\n".join(f"- {line}" for line in lines)
-
-
 @style.context()
 def difference_plot(frame: pd.DataFrame, budgets: tuple[str, ...] = ("50", "100"), label: str = "") -> style.Plot:
     """Differences with their intervals: a panel a first key, rows second keys; filled where decided.

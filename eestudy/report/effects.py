@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
 from eestudy.report import statistics as st
-from eestudy.report.tables import DASH, PAIRS, Table, budget_name, table, tested
+from eestudy.report.tables import DASH, PAIRS, Table, table, tested
 
 
 def effects(
@@ -75,37 +74,15 @@ def _number(value: float, digits: int = 3, scale: float = 1.0) -> str:
     return DASH if not math.isfinite(value) else f"{scale * value:.{digits}f}".replace("-", "−")
 
 
-def findings(frame: pd.DataFrame, what: str, scale: float = 100, unit: str = "points") -> str:
-    """What the corrected tests of effects decide, pair by pair, with the largest effect that was tested."""
-
-    def number(value: float) -> str:
-        return st.signed(scale * value)
-
-    lines = []
-    for pair, here in frame.groupby("pair", sort=False):
-        sure, found = here[here["p"].notna()], here[here["decision"] != ""]
-        untested = here[here["p"].isna()]["note"].str.removesuffix(": no interval").value_counts(sort=False)
-        notes = ", ".join(f"{note} in {many}" for note, many in untested.items())
-        missing = f"not tested ({untested.sum()} of {len(here)}: {notes})"
-        if sure.empty:
-            lines.append(f"- {what}, {pair}: {missing}.")
-            continue
-        largest = sure.loc[sure["mean"].abs().idxmax()]
-        words = "; ".join(
-            f"{_where(row)}: {row['decision']} by {scale * abs(row['mean']):.2g} {unit} "
-            f"[{number(row['low'])} to {number(row['high'])}]"
-            for row in found.to_dict("records")
-        )
-        lines.append(
-            f"- {what}, {pair}: {words or 'inconclusive'} ({len(found)} of {len(sure)} tests decide; the "
-            f"largest mean is {number(largest['mean'])} {unit}, {_where(largest)})"
-            f"{f'; {missing}' if len(untested) else ''}."
-        )
-    return "\n".join(lines)
-
-
-def _where(row: Any) -> str:
-    return f"{row['cell']}, {budget_name(row['budget'])}" if "budget" in row else row["cell"]
+def counted(frame: pd.DataFrame, *by: str) -> str:
+    """In how many rows of each group of `by` the corrected tests decide, as part of a sentence."""
+    words = frame["decision"].mask(frame["decision"] == "", "inconclusive").mask(frame["p"].isna(), "not tested")
+    parts = []
+    for key, here in words.groupby([frame[name] for name in by], sort=False):
+        counts = [(word, (here == word).sum()) for word in ("higher", "lower", "inconclusive", "not tested")]
+        told = ", ".join(f"{word} in {many}" for word, many in counts if many)
+        parts.append(f"{', '.join(map(str, key))}: {told} of {len(here)}")
+    return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -118,23 +95,13 @@ class Measurement:
     effects: pd.DataFrame
 
     def _repr_markdown_(self) -> str:
-        found = self.found.replace("; ", "\n- ")
-        return f"**{self.name}.** Claimed: {self.claimed} Measured, under this book's definition:\n\n- {found}"
+        return f"**In short.** {self.name} claims: {self.claimed} Measured, under this book's definition: {self.found}."
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.found}"
 
 
-def measurement(name: str, claimed: str, rows: pd.DataFrame, by: Sequence[str], unit: str = "") -> Measurement:
-    """With `reasons`; without rows nothing is compared."""
-    found = reasons(rows, by, unit) if len(rows) else "the strategies it speaks of are not compared in this study"
+def measurement(name: str, claimed: str, rows: pd.DataFrame, by: Sequence[str], of: str) -> Measurement:
+    """With `counted`; of: what was measured. Without rows nothing is compared."""
+    found = f"{counted(rows, *by)} cells ({of})" if len(rows) else "the strategies it speaks of are not compared here"
     return Measurement(name, claimed, found, rows)
-
-
-def reasons(rows: pd.DataFrame, by: Sequence[str], unit: str = "") -> str:
-    """Every row in words; by: the columns that say what it is of."""
-    return "; ".join(
-        f"{', '.join(str(getattr(row, name)) for name in by)}: {unit}{row.decision or 'inconclusive'}, "
-        f"{st.with_interval(row, _number, to=' to ')}, {row.n} seeds"
-        for row in rows.itertuples()
-    )

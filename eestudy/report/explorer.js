@@ -65,15 +65,10 @@
   }
 
   function drawCurves(cell, curves, chosen, at) {
-    var values = [].concat.apply([], curves.map(function (c) { return c.accuracy; }));
-    var low = Math.min.apply(null, values), high = Math.max.apply(null, values);
-    var most = Math.max.apply(null, cell.budgets);
+    var low = cell.ticks[0], high = cell.ticks[cell.ticks.length - 1], most = Math.max.apply(null, cell.budgets);
     function x(cost) { return L + (W - L - R) * cost / most; }
-    function y(value) { return H - B - (H - B - T) * (value - low) / Math.max(high - low, 1e-9); }
-    var yTicks = [0, 0.25, 0.5, 0.75, 1].map(function (share) {
-      var value = low + share * (high - low);
-      return [y(value), percent(value, 1)];
-    });
+    function y(value) { return H - B - (H - B - T) * (value - low) / (high - low); }
+    var yTicks = cell.ticks.map(function (value) { return [y(value), String(Number(percent(value, 1)))]; });
     var ticks = [0, 0.25, 0.5, 0.75, 1].map(function (place) { return [x(place), percent(place, 0)]; });
     var svg = frame(left, cell.score + " against mean cost", ticks, yTicks, cell.score + ", %, against mean cost, %");
     curves.forEach(function (curve) {
@@ -84,7 +79,7 @@
       }
       var points = curve.cost.map(function (cost, k) { return x(cost) + "," + y(curve.accuracy[k]); });
       make("polyline", {points: points.join(" "), fill: "none", stroke: shade,
-        "stroke-width": mine ? 3 : 1.2, opacity: mine ? 1 : 0.6}, svg);
+        "stroke-width": mine ? 3.5 : 1.5}, svg);
       make("circle", {cx: x(curve.cost[at]), cy: y(curve.accuracy[at]), r: mine ? 6 : 3, fill: shade}, svg);
     });
     make("line", {"class": "ee-mark", x1: x(cell.budgets[at]), x2: x(cell.budgets[at]), y1: T, y2: H - B}, svg);

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from eestudy.config import EestudyError
 from eestudy.report import statistics as st
@@ -28,10 +29,10 @@ WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 360, 240, 46, 16, 40, 12
 def payload(frame: pd.DataFrame) -> dict[str, Any]:
     """What the page shows, from `Results.evaluation("explorer")`: means over seeds, by cell, strategy and method.
 
-    cells: [{cell, score, exits, budgets (B,), curves: [{strategy, method, seeds, accuracy, low, high, cost (B,), shares
-    (B, K), thresholds (B, K - 1)}]}]. Numbers are rounded to DIGITS; thresholds, to THRESHOLD_DIGITS, are those of the
-    smallest seed, on the score of the rule, null where nobody leaves at an exit and "all" where everybody does. Raises
-    EestudyError when no row has an answer.
+    cells: [{cell, score, exits, budgets (B,), ticks (round, around all curves), curves}]; curves: [{strategy, method,
+    seeds, accuracy, low, high, cost (B,), shares (B, K), thresholds (B, K - 1)}]. Numbers are rounded to DIGITS;
+    thresholds, to THRESHOLD_DIGITS, are those of the smallest seed, on the score of the rule, null where nobody exits
+    and "all" where everybody does. EestudyError when no row has an answer.
     """
     cells = []
     for cell, here in valued(frame).dropna(subset="value").groupby("cell", sort=False):
@@ -44,7 +45,10 @@ def payload(frame: pd.DataFrame) -> dict[str, Any]:
         ]
         facts = {"cell": cell, "score": score_name(here), "rule": here["rule"].iloc[0], "exits": len(exits)}
         budgets = here.groupby("run", sort=False)["budget"].apply(list).iloc[0]
-        cells.append({**facts, "budgets": _rounded(budgets[: len(curves[0]["cost"])]), "curves": curves})
+        spans = [value for curve in curves for value in curve["accuracy"] if value is not None]
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(min(spans), max(spans))
+        facts |= {"budgets": _rounded(budgets[: len(curves[0]["cost"])]), "ticks": _rounded(ticks)}
+        cells.append({**facts, "curves": curves})
     if not cells:
         raise EestudyError(f"explorer: no run has an answer: {frame['reason'].iloc[0]}")
     return {"cells": cells}
@@ -128,19 +132,18 @@ def _sentence(cell: dict[str, Any], curve: dict[str, Any]) -> str:
 def _still(cell: dict[str, Any], colours: dict[str, str]) -> str:
     """The drawing without a script, and its caption: curves of the first method, their points at the middle budget."""
     shown = [curve for curve in cell["curves"] if curve["method"] == cell["curves"][0]["method"]]
-    values = [value for curve in shown for value in curve["accuracy"]]
-    low, high = min(values), max(values)
+    low, high = cell["ticks"][0], cell["ticks"][-1]
     right = max(cell["budgets"])
 
     def x(cost: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * cost / right
 
     def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / max(high - low, 1e-9)
+        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / (high - low)
 
     parts = [f'<path class="ee-axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>']
-    for value in (low, high):
-        parts.append(f'<text x="{LEFT - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{100 * value:.1f}</text>')
+    for value in cell["ticks"]:
+        parts.append(f'<text x="{LEFT - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{100 * value:g}</text>')
     for cost in (0.25, 0.5, 0.75, 1.0):
         where = f'x="{x(cost):.1f}" y="{HEIGHT - BOTTOM + 16}"'
         parts.append(f'<text {where} text-anchor="middle">{100 * cost:g}</text>')

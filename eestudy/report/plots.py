@@ -4,7 +4,6 @@ Bands and bars are 95 % t intervals over seeds; thin lines and small dots are si
 is 12.7 standard errors wide on each side; axes follow the seeds' own values, a band may leave them.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +14,6 @@ from matplotlib.lines import Line2D
 from eestudy.report import panels, style
 from eestudy.report import statistics as st
 from eestudy.report.frames import in_order, score_name, valued
-from eestudy.report.tables import budget_name
 
 SPLITS = {"validation": ("-", 1.7), "train": (":", 1.2)}  # line, width
 FEW = 4  # seeds whose own lines can be told apart
@@ -58,19 +56,6 @@ def training_curves(history: pd.DataFrame) -> style.Plot:
     handles = [Line2D([], [], color=shades[k], label=f"exit {k}") for k in exits]
     handles += [Line2D([], [], color=style.INK, linestyle=dashes, label=n) for n, (dashes, _) in SPLITS.items()]
     figure.legend(handles=handles, loc="outside right center")
-    return figure
-
-
-@style.context()
-def accuracy_by_exit(exits: pd.DataFrame, title: str = "") -> style.Plot:
-    """Accuracy on test when all samples take one exit; a line a strategy, bars over seeds."""
-    name = score_name(exits)
-    figure = style.Plot(3.6, f"{name} by exit, a line for each of: " + ", ".join(in_order(exits["strategy"])))
-    axes = figure.subplots()
-    _exit_lines(axes, exits)
-    axes.set(xlabel="exit (the last is the backbone's own classifier)", title=title)
-    style.percent_axis(axes, f"{name}, %")
-    axes.legend()
     return figure
 
 
@@ -173,44 +158,6 @@ def where_samples_exit(samples: pd.DataFrame, exits: int) -> style.Plot:
     figure.legend(handles[::-1], labels[::-1], loc="outside right center")
     for axes in (left, right):
         axes.grid(visible=False, axis="x")
-    return figure
-
-
-@style.context()
-def forest(comparisons: pd.DataFrame) -> style.Plot:
-    """Paired differences with 95 % intervals: a panel a pair, rows cell x budget. Filled and in the better
-    strategy's colour where the corrected test decides, grey and hollow elsewhere.
-
-    `comparisons`: from `tables.comparisons`. Axes span four times the largest mean: longer intervals leave the frame.
-    """
-    pairs = list(dict.fromkeys(comparisons["pair"]))
-    keys = list(dict.fromkeys(zip(comparisons["cell"], comparisons["budget"], strict=True)))
-    cells = list(dict.fromkeys(cell for cell, _ in keys))
-    # A free row above each cell holds its name.
-    heights = {key: row + cells.index(key[0]) + 1 for row, key in enumerate(keys)}
-    bound = 100 * min(4 * comparisons["mean"].abs().max(), 1.1 * comparisons[["low", "high"]].abs().max().max())
-    bound = max(bound, 130 * comparisons["mean"].abs().max(), 0.5) if math.isfinite(bound) else 1.0
-    height = 1.3 + 0.2 * (len(keys) + len(cells))
-    shows = "paired differences: " + "; ".join(pairs)
-    figure, shown = panels.of_cells(pairs, shows, (0, height), len(pairs), sharey=True)
-    for pair, axes in shown.items():
-        rows = comparisons[comparisons["pair"] == pair].dropna(subset="mean")
-        shades = [style.colour(r.a if r.mean > 0 else r.b) if r.decision else style.FAINT for r in rows.itertuples()]
-        y = [heights[row.cell, row.budget] for row in rows.itertuples()]
-        panels.forest(axes, rows, y, shades, solid_capstyle="butt")
-        axes.axvline(0, color=style.INK, linewidth=0.9)
-        axes.set_xlim(-bound, bound)
-        axes.grid(visible=False, axis="y")
-    left = figure.axes[0]
-    for cell in cells:
-        top = min(y for key, y in heights.items() if key[0] == cell) - 1
-        plate = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-        beside = {"textcoords": "offset points", "va": "center", "weight": "bold", "bbox": plate}
-        left.annotate(cell, (-bound, top), (2, 0), **beside)
-    left.set_yticks(list(heights.values()), [budget_name(b) for _, b in keys])
-    left.set_ylim(max(heights.values()) + 0.8, -0.8)
-    left.set_ylabel("budget, of the plain backbone's FLOPs")
-    figure.supxlabel(f"difference in {score_name(comparisons)}, points", fontsize=10)
     return figure
 
 

@@ -90,8 +90,8 @@ def look(strategy: str) -> dict[str, Any]:
 
 
 def depth_colours(count: int) -> list[Any]:
-    """`count` colours from light (first exit) to dark (last), readable on white."""
-    shades = mpl.colormaps["cividis_r"]
+    """`count` colours from light (first exit) to dark (last) whose hues tell those in the middle apart."""
+    shades = mpl.colormaps["viridis_r"]
     return [shades(0.12 + 0.88 * k / max(count - 1, 1)) for k in range(count)]
 
 

@@ -224,7 +224,7 @@ def engineering(value: float) -> str:
 
 
 def cost_table(results: Results) -> Table:
-    """What leaving at each exit of the first run costs: stage, FLOPs, share of the backbone, parameters."""
+    """What exiting at each exit of the first run costs: stage, FLOPs, share of the backbone, parameters."""
     first = results.runs.iloc[0]
     exits = results.exits[results.exits["run"] == first["run"]].sort_values("exit")
     columns = {
@@ -234,8 +234,17 @@ def cost_table(results: Results) -> Table:
         "parameters": exits["params"].map(engineering),
     }
     frame = pd.DataFrame(columns).set_index(exits["exit"])
-    text = f"Cost of leaving at each exit, {first['cell']}: the backbone up to there and all heads on the way."
+    text = f"Cost of each exit, {first['cell']}: the backbone up to there and all heads on the way."
     return table(frame, text, "costs")
+
+
+def described(results: Results) -> str:
+    """What a chapter's tables are of, as a sentence."""
+    seeds, runs = results.runs.groupby(["cell", "strategy"])["seed"].nunique().min(), results.runs
+    return (
+        f"Study **{results.study}**: {len(runs)} runs in {len(results.cells)} cells, strategies "
+        f"{', '.join(results.strategies)}, {seeds} {'paired seeds' if seeds > 1 else 'seed'} each."
+    )
 
 
 def _pairs(strategies: list[str]) -> list[tuple[str, str]]:

@@ -45,27 +45,6 @@ def test_rows_say_what_the_stages_alone_would_save() -> None:
     assert (frame["stages"] * frame["rest"]).tolist() == pytest.approx(frame["ratio"].tolist())
 
 
-def test_the_verdict_says_who_reached_the_aim_and_what_was_lost_where() -> None:
-    lines = latency.verdict(latency.rows(measurement())).splitlines()
-    assert len(lines) == 4
-    assert "batch 1, one: 0.75 of the FLOPs speed-up (aim 0.8, reached by 0 of 1)" in lines[0]
-    assert "most of the loss is in heads, rule and dropping (stages x 1.20, the rest x 0.62)" in lines[0]
-    assert lines[1].startswith("- batch 1, two (trained; outside the stated aim): 0.75")
-    assert lines[2].endswith("reached by 1 of 1)")
-    slow = latency.verdict(
-        latency.rows(measurement(speedup=1.01, stage_ms=(3.9, 0.1, 0.0), flops_speedup=1.3))
-    ).splitlines()[0]
-    assert "in the stages" in slow
-
-
-@pytest.mark.parametrize(("speedup", "calls"), [(1.58, 2), (1.59, 9)], ids=["few calls", "faster than its stages"])
-def test_no_cause_is_named_where_the_times_are_unsure(speedup: float, calls: int) -> None:
-    unsure = measurement(speedup, calls=calls, stage_ms=(1.0, 2.0, 1.0) if calls == 2 else (2.0, 1.0, 1.0))
-    line = latency.verdict(latency.rows(unsure)).splitlines()[0]
-    assert line.endswith("; these times cannot say where the loss is")
-    assert ("as few as 2 calls a row" in line) == (calls == 2)
-
-
 def test_a_percentile_takes_enough_calls() -> None:
     for calls, shown in ((9, ["–", "–"]), (20, ["5.0", "3.0"])):
         table = latency.times_table(latency.rows(measurement(calls=calls)), "mixed", 50).data
@@ -103,3 +82,8 @@ def test_what_was_not_measured_is_refused() -> None:
     for strategy, budget in (("joint", 50), ("mixed", 60)):
         with pytest.raises(EestudyError, match=f"{strategy if strategy == 'joint' else budget}"):
             latency.times_table(frame, strategy, budget)
+
+
+def test_what_is_said_first_is_the_median_beside_the_aim() -> None:
+    said = latency.in_short(latency.rows(measurement()))
+    assert "0.75 to 0.75 at a batch of 1 (at least 0.8 for 0 of 2 networks)" in said

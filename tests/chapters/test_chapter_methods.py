@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from eestudy.chapters import methods
+from eestudy.chapters.strategies import phase_table
 from eestudy.config import RunConfig
 from eestudy.registry import METHODS, STRATEGIES
 from eestudy.report import differences
@@ -49,7 +50,7 @@ def test_a_strategys_card_has_yaml_and_a_line_for_each_phase(name):
     config = RunConfig(architecture="mlp", dataset="digits", **settings(card))
     assert config.strategy == name
     phases = phases_of(config, (1, 2, 3))
-    assert methods.formula(phases, 3).count(r"\quad \min") == len(phases) + (name == "alternating")
+    assert len(phase_table({name: phases}).data) == len(phases)
     assert len(card.idea) > 40
 
 
@@ -57,12 +58,9 @@ def test_what_a_card_says_of_phases():
     joint, mixed = (methods.strategy_cards()[name].idea for name in ("joint", "mixed"))
     assert joint.startswith("Phase 2: backbone and heads")
     assert mixed.startswith("Phase 1: the backbone alone, with its own classifier; then Phase 2")
-    lines = methods.formula(STRATEGIES["sequential-ewc"](0.5, (1, 2, 3)), 3).splitlines()
-    assert lines[2:5] == [
-        r"&1.\quad \min_{\theta_{b,1}, \theta_{h,1}} L_1 \\",
-        r"&2.\quad \min_{\theta_{b,1..2}, \theta_{h,2}} L_2 + \Omega \\",
-        r"&3.\quad \min_{\theta_{b,1..3}, \theta_c} L_3 + \Omega",
-    ]
+    rows = phase_table({"mixed": STRATEGIES["mixed"](0.25)}).data
+    assert rows["share of epochs"].tolist() == ["25 %", "75 %"]
+    assert rows.loc[("mixed", 2), "learns"] == "backbone and heads"
 
 
 def test_docstrings_become_markdown():
@@ -123,11 +121,8 @@ def test_methods_are_compared_at_their_own_rule_with_sdn_under_the_same_strategy
     assert means["mixed"] == pytest.approx(0.001, abs=2e-3)
     assert set(frame[frame["strategy"] == "joint"]["decision"]) == {"worse"}
     assert set(frame[frame["strategy"] == "mixed"]["decision"]) == {""}
-    said = differences.findings(frame, "Method less SDN")
-    assert "decide 4 of 8 differences" in said
-    assert "joint: higher at some budget for 0, lower for 1 of 1 methods" not in said  # one method: nothing to count
-    assert "joint, pbee: 50 %: −2." in said
-    assert "mixed, pbee" not in said
+    said = methods.in_short(frame, methods.regimes(study()), methods.differences(study(), "strategy"))
+    assert "joint: lower in 4 of 4; mixed: inconclusive in 4 of 4 comparisons." in said
 
 
 def test_strategies_are_compared_with_joint():
@@ -162,11 +157,6 @@ def test_a_method_that_is_sdn_number_for_number_is_no_case_of_its_own():
     assert ("joint", "msdnet") in methods.accuracy_table(twin, "method").data.index
     frames["budgets"].loc[frames["budgets"]["run"] == "joint-msdnet-0", "accuracy"] += 0.1
     assert methods.same_as_reference(Results("made-up", None, frames)) == []
-
-
-def test_findings_count_methods():
-    said = differences.findings(methods.regimes(study()), "Regimes")
-    assert "mixed − joint: higher at some budget for 2, lower for 0 of 2 methods." in said
 
 
 def test_tables_for_readers():

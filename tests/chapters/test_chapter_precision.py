@@ -67,7 +67,8 @@ def test_differences_of_accuracy_are_paired_over_seeds() -> None:
     assert (row["low"], row["high"]) == pytest.approx(tuple(expected.confidence_interval()))
     assert row["p_holm"] >= row["p"]
     assert set(frame.loc[frame["decision"] == "worse", "strategy"]) == {"joint"}
-    assert "joint, 50 %: bfloat16 is worse by 2.0 points" in precision.accuracy_findings(frame, "bfloat16", "float32")
+    said = precision.in_short(frame, precision.conclusions(low, high), "bfloat16", "float32")
+    assert f"{(frame['decision'] != '').sum()} of {len(frame)} accuracies differ" in said
 
 
 def test_the_same_change_of_all_strategies_changes_no_conclusion() -> None:
@@ -76,9 +77,9 @@ def test_the_same_change_of_all_strategies_changes_no_conclusion() -> None:
     frame = precision.conclusions(low, high)
     assert (frame["decision"] == "").all()
     assert (frame["change"] != "reversed").all()
-    findings = precision.conclusion_findings(frame, "bfloat16", "float32")
-    assert "**No conclusion is seen to change.** 0 of " in findings
-    assert "find 0." in findings
+    said = precision.in_short(precision.accuracies(low, high), frame, "bfloat16", "float32")
+    assert "No conclusion is seen to change" in said
+    assert "0 are decided in opposite ways" in said
 
 
 def test_a_change_of_one_strategy_reverses_its_lead() -> None:
@@ -90,9 +91,9 @@ def test_a_change_of_one_strategy_reverses_its_lead() -> None:
     assert (reversed_["in_a"] < 0).all()
     assert (reversed_["in_b"] > 0).all()
     assert (frame.loc[frame["pair"] == "joint − disjoint", "decision"] == "").all()
-    findings = precision.conclusion_findings(frame, "bfloat16", "float32")
-    assert "conclusions change.**" in findings
-    assert "the lead differs by −6.0 points" in findings
+    said = precision.in_short(precision.accuracies(low, high), frame, "bfloat16", "float32")
+    assert f"{len(reversed_)} are decided in opposite ways" in said
+    assert "conclusions change between bfloat16 and float32" in said
 
 
 def test_tables_and_figure_show_every_row() -> None:
@@ -117,7 +118,7 @@ def test_parts_with_nothing_in_common_are_refused() -> None:
 def test_one_seed_is_told_without_a_verdict() -> None:
     results = Results("x", None, synthetic_study.frames(1))
     text = families.savings(results)
-    assert "cannot tell which strategy is better" in text
+    assert "nothing here says which strategy is better" in families.in_short(results)
     assert "better by" not in text
     assert text.count("- **") == 2
     exits = results.exits[(results.exits["cell"] == "mlp / digits") & (results.exits["strategy"] == "joint")]
@@ -125,4 +126,4 @@ def test_one_seed_is_told_without_a_verdict() -> None:
     near = 1 + int(np.argmax(accuracy >= accuracy[-1] - 0.01))
     assert f"joint: {100 * accuracy[0]:.1f} % at exit 1" in text
     assert f"first within a point of it at exit {near}" in text
-    assert "2 cells, strategies disjoint, joint, mixed, 1 seed." in families.described(results)
+    assert "2 cells, strategies disjoint, joint, mixed, 1 seed each." in tables.described(results)

@@ -182,7 +182,7 @@ def test_a_curve_is_set_beside_the_line_between_the_same_models():
     assert set(found["size"]) == {len(SEEDS)}
 
 
-NOT_COMPARED = "the strategies it speaks of are not compared in this study"
+NOT_COMPARED = "the strategies it speaks of are not compared here"
 RENAMED = {"joint": "joint", "disjoint": "disjoint", "mixed": "gradual"}  # three strategies, not the paper's
 
 
@@ -228,8 +228,8 @@ def test_c5_says_both_ends():
     assert set(found(0.2, 0.2).effects["decision"]) == {"higher"}
     assert set(found(0.2, 0.0).effects["decision"]) == {"higher", ""}
     text = found(0.2, -0.2)._repr_markdown_()
-    assert text.startswith("**C5.** Claimed: Training the exits along")
-    assert "Measured, under this book's definition:\n\n- a, early, joint − disjoint: higher, 0.200 [" in text
+    assert text.startswith("**In short.** C5 claims: Training the exits along")
+    assert "early, joint − disjoint: higher in 2 of 2; late, joint − disjoint: lower in 2 of 2 cells (value)." in text
 
 
 def test_c6_says_which_cells_differ():

@@ -24,7 +24,7 @@ from eestudy.evaluation import difficulty as samples_of
 from eestudy.evaluation import ood_detection, run_tables
 from eestudy.evaluation.run_tables import Predicted, or_reason, stacked
 from eestudy.report import explorer, style
-from eestudy.report.effects import findings
+from eestudy.report.effects import counted
 
 COSTS, BACKBONE = (110, 230, 350, 470, 620), 600.0
 STRATEGIES = ("disjoint", "joint", "mixed")
@@ -128,7 +128,7 @@ def test_tables_say_why_there_is_no_number(name, frames):
     table = TABLES[name](frames)
     text, caption = repr(table), str(getattr(table, "caption", ""))
     assert "nan" not in text.lower().replace("dominan", "")
-    if name != "risk":  # what risk control refuses is told by `none_certified`
+    if name != "risk":  # what risk control refuses is told by `certified`
         assert WHY in caption
 
 
@@ -206,10 +206,6 @@ def test_the_script_runs_and_follows_the_controls(two_cells, tmp_path):
 
 def test_misses_are_counted(frames):
     chosen = frames["allocation"].query("rule == 'max-probability' and allocation == 'geometric'")
-    over, many = int((chosen["miss"] > 0).sum()), int(chosen["miss"].notna().sum())
-    assert f"**geometric**: spends more than the budget in {over} of {many} cases" in thresholds.miss_findings(
-        frames["allocation"], "max-probability"
-    )
     row = thresholds.miss_table(frames["allocation"], "max-probability").data.loc[("a / b", "geometric")]
     at = chosen[chosen["budget"] == "50"]
     assert f"({int((at['miss'] > 0).sum())} of 6)" in row["50 %"]
@@ -221,7 +217,10 @@ def test_misses_are_counted(frames):
     assert set(thresholds.rule_effects(frames["allocation"])["pair"]) == {
         f"{rule} − max-probability" for rule in ("entropy", "margin", "patience")
     }
-    assert "inconclusive" in findings(effects.assign(decision="", p=0.5), "accuracy")
+    shared = frames["allocation"].query("rule == 'max-probability' and allocation == 'shared'")["miss"].dropna()
+    draws = frames["draws"].assign(exceeded=None, reason=WHY)
+    said = thresholds.in_short(frames["allocation"], "max-probability", effects, draws)
+    assert f"above the budget in {(shared > 0).sum()} of {len(shared)} cases" in said
     table = thresholds.effects_table(effects, "Accuracy.", "x")
     assert table.data.shape == (3, 4)
 
@@ -236,12 +235,10 @@ def test_what_was_not_tested_is_not_called_the_same():
     frame = thresholds.cost_effects(curves).set_index("pair")
     assert frame.loc["mixed − joint", ["mean_a", "mean_b", "mean"]].tolist() == pytest.approx([0.4, 0.25, 0.15])
     assert frame.loc["joint − disjoint", ["mean_a", "mean_b"]].tolist() == pytest.approx([0.5, 0.9])
-    lines = findings(frame.reset_index(), "Cost").splitlines()
-    assert lines[0].startswith("- Cost, mixed − joint: inconclusive (0 of 1 tests decide; the largest mean is +15")
-    assert lines[1] == "- Cost, mixed − disjoint: not tested (1 of 1: no common seed in 1)."
-    assert lines[2] == "- Cost, joint − disjoint: not tested (1 of 1: one seed in 1)."
-    assert thresholds.reached(curves) == (
-        "- a: reached by disjoint in 1 of 3 seeds, joint in 3 of 3 seeds, mixed in 2 of 3 seeds."
+    said = counted(frame.reset_index(), "pair")
+    assert said == (
+        "mixed − joint: inconclusive in 1 of 1; mixed − disjoint: not tested in 1 of 1; "
+        "joint − disjoint: not tested in 1 of 1"
     )
 
 
@@ -253,13 +250,13 @@ def test_a_broken_guarantee_is_seen():
     frame = thresholds.exceedance(draws)
     assert frame[["draws", "exceeded", "share"]].iloc[0].tolist() == [100, 30, 0.3]
     assert frame["p"].iloc[0] < 1e-6
-    assert "rows: a, joint." in thresholds.guarantee(draws)
+    assert "allowed share: a, joint." in thresholds.guarantee(draws)
     held = draws.assign(exceeded=[True] * 9 + [False] * 91)
-    assert "none of them" in thresholds.guarantee(held)
+    assert "allowed share: none." in thresholds.guarantee(held)
     assert thresholds.exceedance(held)["p"].iloc[0] > 0.5
     assert thresholds.draws_table(held).data["risk too high, %"].iloc[0].startswith("9.0 [")
     nothing = draws[:1].assign(exceeded=None, reason=WHY)
-    assert thresholds.guarantee(nothing) == f"Not simulated: {WHY}."
+    assert thresholds.guarantee(nothing) == f"The guarantee was not simulated: {WHY}."
 
 
 def test_risk_control_says_what_it_certified(frames):
@@ -269,8 +266,13 @@ def test_risk_control_says_what_it_certified(frames):
     many = int(held["certified"].eq(True).sum())
     assert f"({many} of 2)" in text if many else text == "–"
     refused = risk[risk["certified"].eq(False)]
-    assert refused["reason"].iloc[0] in thresholds.none_certified(risk)
-    assert len(thresholds.none_certified(refused).splitlines()) == len(refused.groupby(["tolerance", "confidence"]))
+    lines = thresholds.certified(risk).splitlines()
+    assert len(lines) == len(risk.groupby(["tolerance", "confidence"]))
+    at = risk[
+        (risk["tolerance"] == refused["tolerance"].iloc[0]) & (risk["confidence"] == refused["confidence"].iloc[0])
+    ]
+    line = next(each for each in lines if refused["reason"].iloc[0] in each)
+    assert f": {int(at['certified'].eq(True).sum())} of {len(at)} runs; " in line
 
 
 def test_validation_data_that_chose_the_weights_guarantee_nothing():
@@ -278,7 +280,7 @@ def test_validation_data_that_chose_the_weights_guarantee_nothing():
     assert len(table) == len(run_tables.TOLERANCES) * len(run_tables.CONFIDENCES)
     assert not table["certified"].any()
     assert table["reason"].str.startswith("match: patience chose the weights").all()
-    assert "they guarantee nothing" in thresholds.none_certified(table.assign(cell="a"))
+    assert "they guarantee nothing" in thresholds.certified(table.assign(cell="a"))
     for match in ("epochs", "patience"):
         run = SimpleNamespace(
             predictions=str, costs=COSTS, backbone_flops=BACKBONE, config=SimpleNamespace(match=match)
@@ -296,9 +298,6 @@ def test_ends_scaling_and_strategies(frames):
     pairs = calibration.strategy_effects(frame, "auroc").set_index(["part", "pair"])
     first = frame.query("system == 'exit 1' and not scaled").groupby("strategy")["auroc"].mean()
     assert pairs.loc[("first exit", "mixed − joint"), "mean"] == pytest.approx(first["mixed"] - first["joint"])
-    heat = calibration.temperature_table(frame).data
-    known = frame.query("strategy == 'mixed' and system == 'exit 2' and scaled")["temperature"].mean()
-    assert heat.loc[("a / b", "mixed"), "exit 2"] == f"{known:.2f}"
     costs = calibration.cost_effects(frames["ood"])
     assert costs["mean"].iloc[0] == pytest.approx(0.1)
 

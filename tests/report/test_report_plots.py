@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from eestudy.registry import STRATEGIES
-from eestudy.report import Results, plots, style, tables
+from eestudy.report import Results, plots, style
 
 
 def named(axes: Axes, label: str) -> Line2D:
@@ -28,13 +28,11 @@ def one(frame: pd.DataFrame, strategy: str | None = None) -> pd.DataFrame:
 SAMPLES = pd.DataFrame({"sample": range(6), "exit_index": [1, 1, 2, 3, 3, 3], "difficulty": [0, 0, 0.2, 0.5, 0.9, 1.0]})
 FIGURES: dict[str, Callable[[Results], style.Plot]] = {
     "training curves": lambda r: plots.training_curves(one(r.history, "mixed")),
-    "accuracy by exit": lambda r: plots.accuracy_by_exit(one(r.exits)),
     "exit grid": lambda r: plots.exit_grid(r.exits),
     "trade-off": lambda r: plots.tradeoff(one(r.tradeoff), one(r.exits), 2.4e6),
     "trade-off grid": lambda r: plots.tradeoff_grid(r.tradeoff, r.runs),
     "flops": lambda r: plots.flops_by_exit(one(r.exits, "joint"), np.full(6, 1e4)),
     "where samples exit": lambda r: plots.where_samples_exit(SAMPLES, 3),
-    "forest": lambda r: plots.forest(tables.comparisons(r)),
 }
 
 
@@ -69,9 +67,9 @@ def test_strategies_differ_in_colour_and_marker() -> None:
     assert style.colour("a-later-one") == style.colour("a-later-one")
 
 
-def test_accuracy_by_exit_draws_the_means(results: Results) -> None:
+def test_the_grid_draws_the_means(results: Results) -> None:
     exits = one(results.exits, "mixed")
-    (axes,) = plots.accuracy_by_exit(exits).axes
+    (axes,) = plots.exit_grid(exits).axes
     assert axes.lines[0].get_ydata() == pytest.approx(exits.groupby("exit")["accuracy"].mean())
 
 
@@ -111,16 +109,6 @@ def test_samples_are_counted_by_exit_and_difficulty() -> None:
     heights = np.array([[bar.get_height() for bar in bars] for bars in right.containers])  # exit x bin
     assert heights[0] == pytest.approx([1, 0, 0, 0, 0])
     assert heights[2] == pytest.approx([0, 0, 1, 0, 1])
-
-
-def test_forest_fills_only_what_the_corrected_test_decides(results: Results) -> None:
-    frame = tables.comparisons(results)
-    panel = plots.forest(frame).axes[0]
-    rows = frame[frame["pair"] == panel.get_title(loc="left")].dropna(subset="mean")
-    dots = [line for line in panel.lines if line.get_marker() == "o"]
-    assert [line.get_xdata()[0] for line in dots] == pytest.approx(100 * rows["mean"])
-    filled = [line.get_markerfacecolor() != "white" for line in dots]
-    assert filled == list(rows["decision"] != "")
 
 
 def test_one_seed_and_equal_seeds_draw_without_warnings() -> None:
