@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -190,6 +189,7 @@ class _Driver:
         self.running: dict[Any, str] = {}  # by future: the phase or run that it makes
         self.unfit: dict[str, set[str]] = {}  # workers that cannot make a thing
         self.failed: dict[str, str] = {}
+        self.changed = threading.Event()
 
     def all(self, tasks: Mapping[RunConfig, Task], records: Records | None) -> Iterator[Failure]:
         """Has all runs made: phases of backbones alone first, which others wait for, then the longest."""
@@ -241,14 +241,13 @@ class _Driver:
             priority=urgency, workers=sorted(workers - unfit) if unfit else None,
         )  # fmt: skip
         needed("distributed", "cluster").fire_and_forget(future)
+        future.add_done_callback(lambda _: self.changed.set())
         self.running[future] = name
 
     def _ended(self) -> list[Any]:
-        if not self.running:
-            time.sleep(LOOK_EVERY)
-        with suppress(TimeoutError, CancelledError):
-            wait = needed("distributed", "cluster").wait
-            wait(list(self.running), timeout=LOOK_EVERY, return_when="FIRST_COMPLETED")
+        """What ended; waits until something does, or for LOOK_EVERY."""
+        self.changed.wait(LOOK_EVERY)
+        self.changed.clear()
         return [future for future in self.running if future.done()]
 
     def _take(self, future: Any, name: str) -> None:

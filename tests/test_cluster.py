@@ -162,6 +162,6 @@ def test_a_bundle_that_changed_on_its_way_is_refused(small_run, tmp_path):
     made: Run = small_run("mlp", "digits", "joint")
     content = bytearray(cluster.bundles.pack([made.folder]))
     content[len(content) // 3] ^= 1
-    with pytest.raises(EestudyError, match="is not as it was exported|damaged"):
+    with pytest.raises(EestudyError, match=r"is not as it was exported|damaged"):
         cluster.bundles.unpack(bytes(content), Store(tmp_path))
     assert not list(tmp_path.iterdir())
