@@ -17,9 +17,12 @@ def status(study: Study, store: Store, records: Records) -> Iterator[str]:
     done = [config for config in study.configs if config.id in finished]
     yield f"{study.name}: {len(there)} of {len(study.configs)} runs have a record in {records.folder}"
     yield f"{study.name}: {len(done)} of {len(study.configs)} runs are done in {store.path}"
+    begun = [path.parent.name for path in sorted((store.path / "phases").glob("*/state-*"))]
+    for phase in dict.fromkeys(begun):
+        yield f"  begun, with its state saved: {phase}"
     for config in study.configs:
-        if config not in there:
-            yield f"  no record{'' if config in done else ', not done'}: {config.id}"
+        if config.id not in recorded:
+            yield f"  no record{'' if config.id in finished else ', not done'}: {config.id}"
 
 
 def plan(study: Study, store: Store, records: Records) -> Iterator[str]:
