@@ -7,6 +7,7 @@ manifest.json has the SHA-256 of each. Nothing is pickled, and no name leads any
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 from eestudy.config import EestudyError, nearest
 from eestudy.environment import say
 from eestudy.records import KINDS, NAME, SUFFIX, Record, Records, results_folder
-from eestudy.store import Store, clear_os_errors
+from eestudy.store import Folder, Store, clear_os_errors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -96,6 +97,26 @@ def _stored(store: Store, record: Record) -> dict[str, Path]:
     }
 
 
+def pack(folders: Sequence[Folder]) -> bytes:
+    """These folders of a store in one bundle, for `unpack`; nothing for none."""
+    raw = io.BytesIO()
+    files = {f"store/{f.path.parent.name}/{f.id}/{name}": f.read(name) for f in folders for name in f.manifest()}
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as bundle:
+        for name, content in files.items():
+            bundle.writestr(zipfile.ZipInfo(name, OLD), content)
+        listed = {name: _entry(content) for name, content in files.items()}
+        bundle.writestr(MANIFEST, json.dumps({"format": FORMAT, "files": listed}))
+    return raw.getvalue() if files else b""
+
+
+def unpack(content: bytes, store: Store) -> None:
+    """Adds the folders of `pack` to a store. EestudyError, and nothing is changed, for one that is not as it was."""
+    if content:
+        _check_bundle(io.BytesIO(content), "a bundle of folders")
+        with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+            _fill_store(bundle, store, Counter())
+
+
 def _entry(content: bytes) -> dict[str, object]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -108,7 +129,7 @@ def bring_in(sources: Sequence[Path], store: Store) -> tuple[Counter[str], Count
     edited or not one. Killed at any moment, the union is whole, and the same command goes on.
     """
     for source in sources:
-        _check_bundle(source)
+        _check_bundle(source, source)
     counts, folders = Counter[str](), Counter[str]()
     for source in sources:
         records: dict[str, Records] = {}
@@ -122,10 +143,10 @@ def bring_in(sources: Sequence[Path], store: Store) -> tuple[Counter[str], Count
     return counts, folders
 
 
-def _check_bundle(source: Path) -> None:
-    """EestudyError unless every member is what was exported. Reads all of it."""
+def _check_bundle(file: Path | io.BytesIO, source: Path | str) -> None:
+    """EestudyError, of `source`, unless every member is what was exported. Reads all of it."""
     try:
-        with zipfile.ZipFile(source) as bundle:
+        with zipfile.ZipFile(file) as bundle:
             for name, entry in _listed(bundle, source).items():
                 content = bundle.read(name)
                 if _entry(content) != entry:
@@ -140,7 +161,7 @@ def _check_bundle(source: Path) -> None:
         raise EestudyError(f"{source}: cut short, damaged or not a bundle of eestudy ({error})") from None
 
 
-def _listed(bundle: zipfile.ZipFile, source: Path) -> dict[str, dict[str, object]]:
+def _listed(bundle: zipfile.ZipFile, source: Path | str) -> dict[str, dict[str, object]]:
     """The manifest's files, which are the members, each once and with a name that may be written."""
     foreign = f"{source}: is not a bundle of eestudy"
     try:
@@ -159,7 +180,7 @@ def _listed(bundle: zipfile.ZipFile, source: Path) -> dict[str, dict[str, object
     return listed
 
 
-def _check_record(name: str, found: re.Match[str], content: bytes, source: Path) -> None:
+def _check_record(name: str, found: re.Match[str], content: bytes, source: Path | str) -> None:
     record = Record.from_bytes(content, f"{source}, {name}")
     same = found["file"] == f"{record.id}{SUFFIX}"
     if "/replicates/" in name:

@@ -10,13 +10,14 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from eestudy.config import EestudyError
+from eestudy.stopping import ended_like_ctrl_c, for_minutes
 
 if TYPE_CHECKING:  # a command loads what it needs
     from eestudy.progress import Failure
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     ended_by = [signal.SIGINT]
     try:
-        with _ended_like_ctrl_c(ended_by):
+        with ended_like_ctrl_c(ended_by):
             return COMMANDS[options.command](options)
     except EestudyError as error:
         print(f"eestudy: {error}", file=sys.stderr)
@@ -65,35 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-@contextmanager
-def _ended_like_ctrl_c(ended_by: list[signal.Signals]) -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP end a command as Ctrl-C does: the state is saved, no process is left behind."""
-
-    process = os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # forked from it, such as a reader of image files
-            os._exit(128 + number)
-        ended_by.append(signal.Signals(number))
-        interrupt = signal.getsignal(signal.SIGINT)
-        if not callable(interrupt):  # a shell's background jobs do not hear of Ctrl-C
-            raise KeyboardInterrupt
-        interrupt(signal.SIGINT, frame)
-
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        # What is ignored stays so, as below nohup. Only a main thread may ask for signals.
-        with suppress(ValueError):
-            if number and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     of_study("plan", "list a study's runs: done or not, with estimated training FLOPs", workers=False)
-    of_study("run", "execute the notebooks of a study's runs that have no record, and add theirs to book/results")
+    added = of_study(
+        "run", "execute the notebooks of a study's runs that have no record, and add theirs to book/results"
+    )
+    _on_cluster(added)
     of_study("status", "how much of a study is done", workers=False)
     of_study("book", "run a study, execute the chapters on it and build the book")
     added = of_study("dynamics", "measure the training dynamics of a study that has run, and add them to its records")
@@ -139,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--compile", default="auto", help=text)
     added.add_argument("--jobs", type=_positive, help="train so many runs at a time, in processes of one thread each")
+    added.add_argument("--minutes", type=float, help="save the state and end after so many; the same command goes on")
+    _on_cluster(added)
     added = command("table", "print a study's budget table")
     added.add_argument("study", help="a study whose tables are in book/results, such as smoke")
     added.add_argument("--protocol", default="calibrated", help="calibrated (default) or paper")
@@ -184,6 +161,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _on_cluster(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--scheduler", help="train on a Dask cluster, such as tcp://host:8786")
+    added.add_argument("--slurm", help="train in jobs of Slurm: partition=gpu,gres=gpu:1,time=8:00:00")
+    added.add_argument("--resources", default="", help="what a run needs of a worker of Dask, such as GPU=1")
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not valid; it must be a whole number above 0")
@@ -224,6 +207,14 @@ def _plan_or_status(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from eestudy.book.run_pages import run_study
 
+    if options.scheduler or options.slurm:  # notebooks then find their runs trained
+        from eestudy.jobs import WorkerSettings, train_study
+
+        where = options.scheduler, options.slurm, options.resources
+        study, store, records = _study(options)
+        lacking = tuple(config for config in study.configs if not records.has("runs", config.id))
+        about = WorkerSettings(store, None, None, 0, "auto", *where)
+        train_study(replace(study, configs=lacking), options.workers, about)
     return _report(run_study(*_study(options), options.workers))
 
 
@@ -235,10 +226,19 @@ def _train(options: argparse.Namespace) -> int:
 
     study, results = load_study(options.params), folder_for(options.params)
     records = Records(results) if results else None
-    settings = WorkerSettings(Store(options.store), records, options.device, options.workers, options.compile)
-    if options.jobs:
-        return _report(train_study(study, options.jobs, settings))
-    train_here(study, settings)
+    where = options.scheduler, options.slurm, options.resources
+    about = options.device, options.workers, options.compile
+    settings = WorkerSettings(Store(options.store), records, *about, *where)
+    with for_minutes(options.minutes) as over:
+        if options.jobs or options.scheduler or options.slurm:
+            return _report(train_study(study, options.jobs or 1, settings))
+        train_here(study, settings)
+    if over.is_set():
+        from eestudy.environment import say
+
+        done = settings.store.done("runs")
+        left = sum(config.id not in done for config in study.configs)
+        say(f"{options.minutes:g} minutes are over; {left} of {len(study.configs)} runs are left, the state is saved")
     return 0
 
 

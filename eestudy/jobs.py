@@ -51,6 +51,9 @@ class WorkerSettings:
     device: str | None
     workers: int
     compile: str  # "auto": the whole step, on a processor and with seeds enough
+    scheduler: str | None = None  # of a Dask cluster, or the options of jobs on Slurm; none: processes on this machine
+    slurm: str | None = None
+    resources: str = ""  # that a task needs of a worker of the cluster, such as GPU=1
 
 
 def jobs_of(study: Sequence[RunConfig], todo: Sequence[RunConfig], flops: dict[str, float]) -> list[Job]:
@@ -90,11 +93,29 @@ def train_study(study: Study, jobs: int, settings: WorkerSettings) -> list[Failu
     say(f"study {study.name}: {len(study.configs)} runs{known}; {len(todo)} to train")
     if not todo:
         return []
+    if settings.scheduler or settings.slurm:
+        return _train_on_cluster(study, todo, jobs, settings)
     from eestudy.plan import prepare  # torch
 
     first = {config.replace(seed=0).id: config for config in reversed(todo)}
     waiting = jobs_of(study.configs, todo, {name: prepare(each).training_flops for name, each in first.items()})
     return list(_Pool(min(jobs, len(waiting)), settings).results(waiting))
+
+
+def _train_on_cluster(study: Study, todo: list[RunConfig], jobs: int, settings: WorkerSettings) -> list[Failure]:
+    from eestudy import cluster  # torch
+
+    seeds = {name: len({config.seed for config in group}) for name, group in grouped(study.configs, SHARING).items()}
+    compiles = {
+        config: "step" if settings.compile == "auto" and settings.device == "cpu" and seeds[name] >= SEEDS_TO_COMPILE
+        else settings.compile
+        for name, group in grouped(todo, SHARING).items()
+        for config in group
+    }  # fmt: skip
+    resources = cluster.resources_of(settings.resources)
+    with cluster.connected(settings.scheduler, settings.slurm, jobs) as client:
+        about = settings.store, settings.records, settings.device, resources
+        return list(cluster.train_on(client, compiles, *about))
 
 
 def train_here(study: Study, settings: WorkerSettings) -> None:

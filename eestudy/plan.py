@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -37,6 +38,7 @@ class Plan:
     phase_ids: tuple[str, ...]
     step_flops: dict[str, float]  # of one sample, by phase name
     once_flops: float  # of what the phases compute once, beside their steps
+    contents: tuple[dict[str, Any], ...]  # what the phases' ids are hashed of, beside seed and parent
 
     @cached_property
     def data(self) -> data.DataSet:
@@ -54,6 +56,34 @@ class Plan:
 
 def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
     """Checks that a config's parts fit together, else EestudyError; reads no data but what packages bring along."""
+    facts, method = _checked(config)
+    network = build_model(method, facts, model)
+    return _planned_on(network, facts, method, fingerprint(network) if model else None)
+
+
+def outlined(config: RunConfig) -> Plan:
+    """As `prepare`, for planning alone: a study of 100,000 runs builds a network for each shape, not for each run.
+
+    Its `model` has the run's shapes and nobody's weights: it is for reading.
+    """
+    plan = _of_all_seeds(config.model_copy(update={"seed": 0}))
+    return replace(plan, config=config, phase_ids=_chained(plan.contents, config.seed))
+
+
+@lru_cache(maxsize=64)
+def _of_all_seeds(config: RunConfig) -> Plan:
+    facts, method = _checked(config)
+    network = _shaped(config.model_copy(update=_UNCOUNTED))
+    method.check(network)
+    return _planned_on(network, facts, method, None)
+
+
+@lru_cache(maxsize=8)
+def _shaped(config: RunConfig) -> MultiExit:
+    return build_model(MethodOfRun(config), outline_of(config))
+
+
+def _checked(config: RunConfig) -> tuple[data.Outline, MethodOfRun]:
     facts = outline_of(config)
     check_augmentation(config.augmentation, facts.input_shape, facts.dtype)
     check_loss(config, facts)
@@ -62,25 +92,49 @@ def prepare(config: RunConfig, model: MultiExit | None = None) -> Plan:
         raise EestudyError(
             f"method: {config.method} works with probabilities of classes, and {facts.name} is multi-label; give sdn"
         )
-    network = build_model(method, facts, model)
-    chosen = method.settings(network.backbone.kind)
+    return facts, method
+
+
+def _planned_on(network: MultiExit, facts: data.Outline, method: MethodOfRun, own: str | None) -> Plan:
+    config, chosen = method.config, method.settings(network.backbone.kind)
     phases = phases_of(config, stages_of(network))
     phases = configured(phases, chosen, network.num_exits, method.identity, method.implied)
     check_phases(network, phases)
-    own = fingerprint(network) if model else None
     flops = {phase.name: _counted(method, network, phase, own) for phase in phases}
     joint = step_flops(network, together_phase(1.0)) if config.match == "flops" else None
     phases = resolve(phases, config, flops, joint)
     once = sum(once_flops(network, phase, facts.train) for phase in phases)
+    contents = tuple(_content(chosen, phase, network, own) for phase in phases)
+    ids = _chained(contents, config.seed)
+    return Plan(config, method, facts, network, phases, ids, flops, once, contents)
+
+
+def _chained(contents: Sequence[dict[str, Any]], seed: int) -> tuple[str, ...]:
+    """The phases' ids, each of which has its parent's in it. contents: see `_content`."""
     ids: list[str] = []
-    for phase in phases:
-        ids.append(_phase_id(chosen, phase, ids[-1] if ids else None, network, own))
-    return Plan(config, method, facts, network, phases, tuple(ids), flops, once)
+    for content in contents:
+        own = {**content, "parent": ids[-1] if ids else None, "seed": seed}
+        ids.append(f"{content['phase']['name']}-{content_hash(own)}")
+    return tuple(ids)
 
 
 _COUNTED: dict[tuple[RunConfig, str, str | None], float] = {}
 # Settings that no step's FLOPs depend on, and in their place a value: runs that differ in them are counted together.
-_UNCOUNTED = {name: RunConfig.model_fields[name].default for name in ("seed", "epochs", "lr", "lr_scale", "train_size")}
+_UNCOUNTED = {
+    name: RunConfig.model_fields[name].default
+    for name in (
+        "seed",
+        "epochs",
+        "lr",
+        "lr_scale",
+        "train_size",
+        "weight_decay",
+        "momentum",
+        "schedule",
+        "warmup",
+        "clip",
+    )
+}
 
 
 def _counted(method: MethodOfRun, network: MultiExit, phase: Phase, own: str | None) -> float:
@@ -190,17 +244,15 @@ def fingerprint(model: MultiExit) -> str:
     return content.hexdigest()[:DIGITS]
 
 
-def _phase_id(config: RunConfig, phase: Phase, parent: str | None, network: MultiExit, own: str | None) -> str:
-    """Content address of a phase: of all that decides the weights it ends with, and what it leaves on the way.
+def _content(config: RunConfig, phase: Phase, network: MultiExit, own: str | None) -> dict[str, Any]:
+    """What a phase's content address is made of beside seed and parent: all that decides its weights.
 
     config: as its method settles it. Where the phase stands in its run is said by its parent. Heads that take no part
     are not in it, nor is the strategy's name: so disjoint and mixed share their first phase. own: `fingerprint`.
     """
     content: dict[str, Any] = {
         "schema": SCHEMA,
-        "parent": parent,
         "phase": phase.identity(),
-        "seed": config.seed,
         "data": data.identity(config.dataset, config.train_size, **config.dataset_args),
         "backbone": {"name": config.architecture, **_given(config, "architecture_args")},
     }
@@ -208,7 +260,7 @@ def _phase_id(config: RunConfig, phase: Phase, parent: str | None, network: Mult
         content["backbone"]["content"] = own
     if phase.uses_heads:
         content["heads"] = {"after": network.exit_stages, **_given(config, "head", "head_layers", "head_args")}
-    return f"{phase.name}-{content_hash(content)}"
+    return content
 
 
 def _given(config: RunConfig, *names: str) -> dict[str, Any]:

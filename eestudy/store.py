@@ -227,6 +227,10 @@ class Store:
         """`kind` is "phases", "runs", "dynamics" or "evaluations"."""
         return Folder(self.path / kind / folder_id, self.path / "locks" / f"{kind}-{folder_id}.lock")
 
+    def done(self, kind: str) -> set[str]:
+        """Ids of a kind's folders that are done: one look at the disk, for studies of many runs."""
+        return {path.parent.name for path in (self.path / kind).glob("*/done")}
+
     def whole(self, folder: Folder) -> bool:
         """Whether `folder` is done and as it was written; changes nothing and needs no lock."""
         try:

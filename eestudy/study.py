@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import types
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def _expand(path: str | Path, blocks: Any, common: Mapping[str, Any], seeds: Any
                     configs.append(settled(RunConfig(**dict(zip(map(str, axes), values, strict=True)), seed=seed)))
                 except EestudyError as error:
                     raise EestudyError(f"{path}: {error}") from None
-    repeated = [config.id for config in configs if configs.count(config) > 1]
+    repeated = [run_id for run_id, count in Counter(config.id for config in configs).items() if count > 1]
     if repeated:
         raise EestudyError(f"{path}: grid: the run {repeated[0]} is asked for twice")
     # Runs that share a phase should not start side by side, where one would wait for the other: strategy by strategy.

@@ -46,14 +46,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": _STUDIED | {"plan"},
     "analysis": _STUDIED | {"plan", "runs", "records", "progress"},
     "export": _GROUND | {"models", "evaluation", "environment"},
-    "jobs": _RUN - {"report"},
+    "cluster": (_RUN | {"bundles"}) - {"report"},
+    "jobs": (_RUN | {"cluster"}) - {"report"},
     "book": _RUN - {"report"},
     "adapting": _RUN | {"export"},
     "cell_pages": _RUN | {"book"},
     "refresh": _RUN | {"book", "chapters", "cell_pages"},
     "status": _STORED | {"records", "plan"},
     "doctor": _TRAINED | {"environment"},
-    "cli": _RUN | {"jobs", "bundles", "book", "refresh", "status", "doctor", "adapting"},
+    "stopping": set(),
+    "cli": _RUN | {"stopping", "jobs", "bundles", "book", "refresh", "status", "doctor", "adapting"},
     "__main__": {"cli"},
     "__init__": set(),  # its names are looked up when they are first used
 }

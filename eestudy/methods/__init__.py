@@ -120,11 +120,15 @@ class MethodOfRun:
 
     def change(self, network: MultiExit, phases: Sequence[Phase]) -> None:
         """Makes a network of plain heads the method's, in place. EestudyError where that cannot work."""
+        self.check(network)
+        if self.method.change:
+            self.method.change(network, self.config, self.args, phases)
+
+    def check(self, network: MultiExit) -> None:
+        """EestudyError where the run's settings and the method cannot go together."""
         why = self.method.refuse(self.config, network) if self.method.refuse else None
         if why:
             raise EestudyError(f"method: {self.config.method} {why}")
-        if self.method.change:
-            self.method.change(network, self.config, self.args, phases)
 
     def hooks(self, phase: Phase) -> Hooks | None:
         """What the phase trains with; None: as all do."""
