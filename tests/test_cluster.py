@@ -17,6 +17,7 @@ from eestudy import cluster
 from eestudy.analysis.run_record import record_of
 from eestudy.cli import main
 from eestudy.config import EestudyError
+from eestudy.progress import Failure
 from eestudy.records import Records, agree
 from eestudy.runs import Run
 from eestudy.store import Store
@@ -103,7 +104,9 @@ def machines(tmp_path):
 def test_a_study_survives_what_happens_to_its_cluster(machines, tmp_path):
     (tmp_path / "tiny.yaml").write_text(STUDY)
     study = load_study(tmp_path / "tiny.yaml")
-    store, records, failures, raised = Store(tmp_path / "here"), Records(tmp_path / "results"), [], []
+    store, records = Store(tmp_path / "here"), Records(tmp_path / "results")
+    failures: list[Failure] = []
+    raised: list[BaseException] = []
     machines.worker("one")
     machines.worker("two")
     with cluster.connected(machines.address, None, 0) as client:

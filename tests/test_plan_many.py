@@ -20,7 +20,7 @@ grid:
 
 def test_a_network_is_built_for_a_shape_and_not_for_a_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    built = Counter()
+    built: Counter[str] = Counter()
     build = planning.build_model
     monkeypatch.setattr(planning, "build_model", lambda *given: built.update(["network"]) or build(*given))
     for cached in (planning._of_all_seeds, planning._shaped):
