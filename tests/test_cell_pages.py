@@ -28,7 +28,7 @@ def test_each_training_of_a_complete_cell_has_its_page():
     assert named == {path.name for path in FOLDER.glob("*.ipynb")}
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", list(pages()), ids=lambda page: page.name)
 def test_a_page_shows_its_records(page):
     path = FOLDER / f"{page.name}.ipynb"
     html = outputs(path)
