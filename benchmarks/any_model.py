@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import tempfile
@@ -151,14 +152,10 @@ def tried(make: Callable[[], tuple[nn.Module, tuple[int, ...]]]) -> dict[str, An
     picked = torch.stack(logits)[torch.from_numpy(wanted) - 1, torch.arange(len(x))]
     near = torch.allclose(answers, picked, 1e-4, 1e-5)
     found["predict equals the simulation"] = near and bool((exit_index.numpy() == wanted).all())
-    network.train()
-    loss = sum(each.square().mean() for each in network(x))
-    assert isinstance(loss, Tensor)
-    loss.backward()
-    found["trains"] = all(
-        bool(weight.grad.isfinite().all()) for weight in network.parameters() if weight.grad is not None
-    )
-    network.eval()
+    copied = copy.deepcopy(network).train()  # a pass in training moves BatchNorm's statistics
+    torch.stack([each.square().mean() for each in copied(x)]).sum().backward()
+    gradients = [weight.grad for weight in copied.parameters() if weight.grad is not None]
+    found["trains"] = bool(gradients) and all(bool(gradient.isfinite().all()) for gradient in gradients)
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(said):
             export(network, folder, rule)

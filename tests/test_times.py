@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from eestudy import EestudyError, RunConfig
 from eestudy import evaluation as ev
-from eestudy.models import Backbone, ExitTimes, MultiExit, exit_costs, times
-from eestudy.models.times import of_leaving
+from eestudy.models import Backbone, MultiExit, exit_costs, times
+from eestudy.models.times import ExitTimes, of_leaving
 from tests.evaluation.test_clock import Slow, Time
 
 STAGES, CLASSIFIER, HEAD, COPY, RULE = (60.0, 20.0, 10.0), 10.0, 5.0, 4.0, 3.0  # milliseconds of a batch

@@ -8,11 +8,10 @@ from eestudy.config import EestudyError, check_name
 from eestudy.models.backbone import Backbone
 from eestudy.models.heads import HEADS, check_args
 from eestudy.models.multi_exit import ExitCosts, MultiExit, check_network, exit_costs
-from eestudy.models.times import ExitTimes
 from eestudy.registry import ARCHITECTURES
 
 __all__ = [
-    "HEADS", "Backbone", "ExitCosts", "ExitTimes", "MultiExit", "build_backbone", "check_network", "exit_costs"
+    "HEADS", "Backbone", "ExitCosts", "MultiExit", "build_backbone", "check_network", "exit_costs"
 ]  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from eestudy.models.backbone import Backbone, counted, device_of, mode, stage_fl
 from eestudy.models.heads import Head, build_head
 from eestudy.models.own_heads import CLASSIFIER, Heads, own_heads, smaller_sides
 from eestudy.models.placement import Placement, exit_stages
-from eestudy.models.times import ExitTimes, exit_times
 from eestudy.registry import imported
 
 # Gets the logits (b, C) of exits 1..k of the samples still inside; says who leaves at exit k, bool (b,).
@@ -137,9 +136,7 @@ class MultiExit(nn.Module):
         kept._modules = {**self._modules, "heads": nn.ModuleDict({str(at): self.head(at) for at in kept.exit_stages})}
         return kept
 
-    def costs(
-        self, unit: str = "flops", batch_size: int = 1, rule: Rule | None = None, repeats: int = 30
-    ) -> ExitCosts | ExitTimes:
+    def costs(self, unit: str = "flops", batch_size: int = 1, rule: Rule | None = None, repeats: int = 30) -> Any:
         """What each part costs, and leaving at each exit: "flops" counts (ExitCosts), "ms" measures (ExitTimes).
 
         Milliseconds are of one sample in a batch of `batch_size`, on the device where the weights are: `repeats` times,
@@ -150,7 +147,7 @@ class MultiExit(nn.Module):
             raise EestudyError("unit: 'mJ' needs counters of energy, which eestudy does not read; valid: flops, ms")
         if check_name("unit", unit, ("flops", "ms")) == "flops":
             return exit_costs(self)
-        return exit_times(self, batch_size, rule, repeats)
+        return imported("models.times:exit_times")(self, batch_size, rule, repeats)
 
     def deploy(self, budget: float, unit: str = "%", validation: Any = None, **settings: Any) -> Any:
         """Thresholds, temperatures and the exits worth having for a budget: `eestudy.export.deploy`, see there."""

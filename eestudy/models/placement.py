@@ -9,7 +9,7 @@ from typing import Any
 from eestudy.config import EestudyError
 from eestudy.environment import say
 from eestudy.models.backbone import Backbone, device_of, stage_flops
-from eestudy.models.times import noise, part_times
+from eestudy.registry import imported
 
 # "all" but the last, their numbers, {"every": n}, or per cents of the plain backbone: {"flops": [..]} or,
 # measured on this device for one sample when the network is made, {"time": [..]}.
@@ -51,6 +51,8 @@ def _at_shares(unit: str, shares: Any, backbone: Backbone) -> tuple[int, ...]:
         *stages, classifier = map(float, stage_flops(backbone))
     else:
         parts = dict(enumerate((*backbone.stages, backbone.classifier)))
+        # By name, as few ask for times.
+        noise, part_times = (imported(f"models.times:{name}") for name in ("noise", "part_times"))
         x = noise(backbone.dry_input()).to(device_of(backbone))
         *stages, classifier = (median for median, *_ in part_times(backbone, parts, x).values())
     whole = sum(stages) + classifier
