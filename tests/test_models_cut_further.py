@@ -355,3 +355,17 @@ def test_a_head_reads_in_training_what_it_reads_in_evaluation():
         state = network.advance(2, network.advance(1, x))
         assert torch.equal(network.backbone.features(state), given[-1]), training
     hook.remove()
+
+
+def test_a_module_that_is_given_a_parameter_is_counted():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.given, self.drop = nn.Parameter(torch.ones(8)), nn.Dropout()
+            self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(self.second(self.first(x) + self.drop(self.given)))
+
+    network = eestudy.add_exits(Net(), after=["first"], input_shape=(8,))
+    assert network.costs().backbone == 2 * (8 * 8 + 8 * 8 + 8 * 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -135,9 +135,20 @@ def counted(call: Callable[..., Any], *inputs: Any) -> tuple[Any, int]:
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter, which leaves out the fused LSTM that a processor runs; here it counts, its backward twice."""
+    """torch's counter, which leaves out the fused LSTM that a processor runs; here it counts, its backward twice.
+
+    Of the whole alone: to tell modules apart it hooks on their inputs' gradients, which fails without gradients where a
+    module is given a parameter.
+    """
     layers = torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten.mkldnn_rnn_layer_backward
-    return FlopCounterMode(display=False, custom_mapping={layers[0]: _lstm_flops, layers[1]: _lstm_backward_flops})
+    mapping = {layers[0]: _lstm_flops, layers[1]: _lstm_backward_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    counter.mod_tracker = _Whole()  # type: ignore[assignment]
+    return counter
+
+
+class _Whole(nullcontext[None]):
+    parents = frozenset({"Global"})
 
 
 def _lstm_flops(x: tuple[int, int, int], weight: tuple[int, int], *_: Any, **__: Any) -> int:
